@@ -1,0 +1,21 @@
+"""Child registries of mmengine's, scope ``mmlk``.
+
+mmengine imports ``<scope>.registry`` when it meets a scoped type, and a registry imports its ``locations`` when it is
+first asked for a name. So ``type='mmlk.RepLKNet'`` builds under any default scope with nothing imported by hand.
+"""
+from mmlk._require import require
+
+require('mmengine', 'mmcv')
+
+from mmengine import registry as _root  # noqa: E402
+from mmengine.registry import Registry  # noqa: E402
+
+__all__ = ['HOOKS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'WEIGHT_INITIALIZERS']
+
+MODELS = Registry('model', parent=_root.MODELS, scope='mmlk', locations=['mmlk.backbones'])
+HOOKS = Registry('hook', parent=_root.HOOKS, scope='mmlk', locations=['mmlk.engine'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor', parent=_root.OPTIM_WRAPPER_CONSTRUCTORS, scope='mmlk',
+    locations=['mmlk.engine'])
+WEIGHT_INITIALIZERS = Registry(
+    'weight initializer', parent=_root.WEIGHT_INITIALIZERS, scope='mmlk', locations=['mmlk.weights'])
