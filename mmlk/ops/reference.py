@@ -1,0 +1,27 @@
+"""The operator written from its definition: slow, and obviously right."""
+import torch
+from torch import Tensor
+
+
+def depthwise_conv2d_reference(input: Tensor, weight: Tensor, bias: Tensor = None) -> Tensor:
+    """Sum over kernel taps of shifted, scaled copies of a zero-padded input, in float64.
+
+    Args:
+        input: (N, C, H, W).
+        weight: (C, 1, kh, kw). Tap (i, j) reads the pixel at offset (i - (kh - 1) // 2, j - (kw - 1) // 2).
+        bias: (C,) or None.
+
+    Returns:
+        (N, C, H, W), float64.
+    """
+    x, w = input.double(), weight.double()
+    _, _, height, width = x.shape
+    kh, kw = w.shape[-2:]
+    top, left = (kh - 1) // 2, (kw - 1) // 2
+    padded = x.new_zeros(*x.shape[:2], height + kh - 1, width + kw - 1)
+    padded[:, :, top:top + height, left:left + width] = x
+    out = torch.zeros_like(x)
+    for i in range(kh):
+        for j in range(kw):
+            out = out + padded[:, :, i:i + height, j:j + width] * w[:, 0, i, j].reshape(1, -1, 1, 1)
+    return out if bias is None else out + bias.double().reshape(1, -1, 1, 1)

@@ -1,0 +1,27 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def repo() -> Path:
+    """The root of the checkout."""
+    return REPO
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real images that the repository does not hold; tests that need them are skipped where they are missing."""
+    path = Path(os.environ.get('MMLK_SHARED_DATA', REPO.parent / 'shared' / 'data'))
+    if not path.is_dir():
+        pytest.skip(f'real images are not at {path}; set MMLK_SHARED_DATA to their folder')
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
