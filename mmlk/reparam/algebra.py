@@ -1,0 +1,42 @@
+"""The algebra of linear branches: functions from (kernel, bias) to (kernel, bias), computed in float64."""
+from typing import Tuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+KernelBias = Tuple[Tensor, Tensor]
+
+
+def foldable(norm: nn.Module) -> bool:
+    """Whether in eval mode this norm is a fixed affine map of each channel."""
+    return isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.running_mean is not None
+
+
+def fold_bn(conv: nn.Conv2d, bn: _BatchNorm) -> KernelBias:
+    """The convolution that equals ``bn(conv(x))`` in eval mode.
+
+    Returns:
+        kernel, shaped as ``conv.weight``, and bias (C,), both float64.
+    """
+    scale = (bn.running_var.double() + bn.eps).rsqrt()
+    if bn.weight is not None:
+        scale = scale * bn.weight.double()
+    shift = -bn.running_mean.double() if conv.bias is None else conv.bias.double() - bn.running_mean.double()
+    bias = shift * scale
+    if bn.bias is not None:
+        bias = bias + bn.bias.double()
+    return conv.weight.double() * scale.reshape(-1, 1, 1, 1), bias
+
+
+def pad_kernel(kernel: Tensor, size: Tuple[int, int]) -> Tensor:
+    """The kernel in the middle of a larger odd one, zeros around it: the same map under "same" padding.
+
+    Raises:
+        ValueError: A size is even, or smaller than the kernel.
+    """
+    kh, kw = kernel.shape[-2:]
+    if any(big < small or big % 2 == 0 or small % 2 == 0 for big, small in zip(size, (kh, kw))):
+        raise ValueError(f'cannot centre a {kh}x{kw} kernel in {size[0]}x{size[1]}: both must be odd, the second larger')
+    dh, dw = (size[0] - kh) // 2, (size[1] - kw) // 2
+    return F.pad(kernel, (dw, dw, dh, dh))
