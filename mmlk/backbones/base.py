@@ -1,0 +1,164 @@
+"""What every backbone shares: argument checks, freezing, checkpointing, stage and layer ids."""
+from contextlib import contextmanager, nullcontext
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from mmlk.reparam import MergeableBranches
+
+Arch = Union[str, Dict[str, Any]]
+
+
+def resolve_arch(arch: Arch, known: Dict[str, Dict[str, Any]], fields: Sequence[str], family: str) -> Dict[str, Any]:
+    """The arch's dict, a copy, whether given by name or as a dict.
+
+    Raises:
+        ValueError: An unknown name, or a dict with an unknown key.
+        TypeError: Neither a name nor a dict.
+    """
+    if isinstance(arch, str):
+        if arch not in known:
+            raise ValueError(f"unknown arch '{arch}' of {family}; there are {', '.join(known)}, or pass a dict")
+        return dict(known[arch])
+    if not isinstance(arch, dict):
+        raise TypeError(f'arch of {family} is a name or a dict, got {type(arch).__name__}')
+    unknown = sorted(set(arch) - set(fields))
+    if unknown:
+        raise ValueError(f"unknown keys in arch of {family}: {', '.join(unknown)}; it takes {', '.join(fields)}")
+    return dict(arch)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module):
+    """Run without touching BatchNorm's running statistics: a recomputed forward must not count its batch twice."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, (momentum, count) in zip(norms, before):
+            m.momentum = momentum
+            if count is not None:
+                m.num_batches_tracked.copy_(count)
+
+
+class BaseBackbone(BaseModule):
+    """Base of the backbones: ``forward`` of (N, in_channels, H, W) gives one map per out index.
+
+    A subclass calls ``super().__init__`` first, builds itself, and calls ``self.finish()`` last. It answers
+    ``parts``, ``layer_id`` and ``num_layers``.
+
+    Args:
+        stage_channels: Channels of every stage of the arch.
+        in_channels: Channels of the image.
+        out_indices: Stages whose maps are returned, in the given order. Stages past the last of them are not built.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0; in [0, 1).
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages (no gradient, eval mode).
+        norm_cfg: Norm layer, as mmcv's ``build_norm_layer`` takes it.
+        norm_eval: Keep BatchNorm's running statistics fixed in training.
+        with_cp: Recompute blocks in backward to save memory, at the price of a second forward.
+        init_cfg: As mmengine's; ``dict(type='mmlk.Pretrained', checkpoint=...)`` loads weights, loudly.
+
+    Raises:
+        ValueError: An argument is out of range; the message says which and what it may be.
+    """
+
+    #: fnmatch patterns of keys that a pretraining file need not hold (norms that only dense prediction adds)
+    optional_weights: Tuple[str, ...] = ()
+
+    def __init__(self, stage_channels: Sequence[int], in_channels: int, out_indices: Sequence[int],
+                 drop_path_rate: float, frozen_stages: int, norm_cfg: dict, norm_eval: bool, with_cp: bool,
+                 init_cfg: Optional[dict]):
+        super().__init__(init_cfg=init_cfg)
+        name, stages = type(self).__name__, len(stage_channels)
+        indices = tuple(out_indices) if isinstance(out_indices, (list, tuple)) else None
+        if not indices or len(set(indices)) != len(indices) or not set(indices) <= set(range(stages)):
+            raise ValueError(f'{name}: out_indices must be different numbers in 0..{stages - 1}, got {out_indices}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'{name}: drop_path_rate must be in [0, 1), got {drop_path_rate}')
+        self.num_stages = max(indices) + 1
+        if not -1 <= frozen_stages <= self.num_stages:
+            raise ValueError(f'{name}: frozen_stages must be in -1..{self.num_stages}, got {frozen_stages}')
+        if in_channels < 1:
+            raise ValueError(f'{name}: in_channels must be positive, got {in_channels}')
+        self.out_indices = indices
+        self.out_channels = tuple(stage_channels[i] for i in indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self._norm_cfg = dict(norm_cfg)
+
+    def norm_layer(self, channels: int) -> nn.Module:
+        """A norm of the configured type."""
+        return build_norm_layer(self._norm_cfg, channels)[1]
+
+    def finish(self) -> None:
+        """Freeze what is to be frozen; the last call of a subclass's constructor."""
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+
+    @property
+    def merged(self) -> bool:
+        """Whether no block holds parallel branches any more."""
+        return all(m.merged for m in self.modules() if isinstance(m, MergeableBranches))
+
+    def parts(self, stage_id: int) -> List[nn.Module]:
+        """Modules of the stem (0), or of stage ``stage_id - 1`` with the downsampling before it."""
+        raise NotImplementedError
+
+    @property
+    def num_layers(self) -> int:
+        """Largest layer id of a parameter."""
+        raise NotImplementedError
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter for layer-wise learning-rate decay: 0 for the stem, up to ``num_layers``.
+
+        Args:
+            name: As in ``self.named_parameters()``.
+
+        Raises:
+            KeyError: The backbone has no such parameter.
+        """
+        raise NotImplementedError
+
+    def stage_id(self, name: str) -> int:
+        """Depth of a parameter for stage-wise decay: 0 for the stem, i + 1 for stage i and the downsampling before it.
+
+        Raises:
+            KeyError: The backbone has no such parameter.
+        """
+        parameter = dict(self.named_parameters()).get(name)
+        for stage in range(self.num_stages + 1):
+            for part in self.parts(stage):
+                if any(parameter is p for p in part.parameters()):
+                    return stage
+        raise KeyError(f"{type(self).__name__} has no parameter '{name}'")
+
+    def _frozen_modules(self) -> List[nn.Module]:
+        return [part for stage in range(self.frozen_stages + 1) for part in self.parts(stage)]
+
+    def train(self, mode: bool = True) -> 'BaseBackbone':
+        super().train(mode)
+        if mode:
+            for module in self._frozen_modules():
+                module.eval()
+            if self.norm_eval:
+                for module in self.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
+        return self
+
+    def run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """``block(x)``, recomputed in backward when ``with_cp``."""
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False,
+                              context_fn=lambda: (nullcontext(), _statistics_kept(block)))
+        return block(x)

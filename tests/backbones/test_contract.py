@@ -1,0 +1,201 @@
+"""What every backbone of the registry answers for. A new family adds a tiny arch here and gets these tests."""
+import copy
+import inspect
+
+import pytest
+import torch
+from mmengine.registry import MODELS as ROOT
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmlk.registry import MODELS
+from mmlk.reparam import merge
+from tests.utils import fill, image, relative_error
+
+TINY = {
+    'RepLKNet': dict(large_kernel_sizes=(31, 29, 27, 13), layers=(1, 1, 2, 1), channels=(8, 16, 24, 32),
+                     small_kernel=5),
+}
+SHARED = ['arch', 'in_channels', 'out_indices', 'drop_path_rate', 'frozen_stages', 'norm_cfg', 'norm_eval', 'with_cp',
+          'merged', 'init_cfg']
+STRIDES = (4, 8, 16, 32)
+
+
+@pytest.fixture(params=sorted(TINY))
+def family(request):
+    return request.param
+
+
+def build(family, **kwargs):
+    return MODELS.build(dict(type=f'mmlk.{family}', **{'arch': copy.deepcopy(TINY[family]), **kwargs}))
+
+
+def grads(net):
+    return {name: p.grad for name, p in net.named_parameters()}
+
+
+def test_every_registered_backbone_is_tested():
+    MODELS.import_from_location()
+    assert set(MODELS.module_dict) == set(TINY)
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmlk'])
+def test_builds_from_any_registry_by_scoped_name(family, scope):
+    registry = ROOT if scope == 'mmengine' else MODELS
+    assert type(registry.build(dict(type=f'mmlk.{family}', arch=TINY[family]))).__name__ == family
+
+
+def test_takes_the_shared_arguments(family):
+    signature = inspect.signature(MODELS.get(family).__init__)
+    assert [name for name in signature.parameters if name in SHARED] == SHARED
+
+
+@pytest.mark.parametrize('size', [(64, 64), (333, 500), (75, 32), (33, 97)])
+def test_any_size(family, size):
+    net = build(family).eval()
+    with torch.no_grad():
+        maps = net(image(1, 3, *size))
+    assert [tuple(m.shape) for m in maps] == [
+        (1, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(net.out_channels, STRIDES)]
+
+
+def test_769(family):
+    with torch.device('meta'):
+        net = build(family)
+    assert [m.shape[-1] for m in net(torch.empty(1, 3, 769, 769, device='meta'))] == [193, 97, 49, 25]
+
+
+def test_every_parameter_receives_a_gradient(family):
+    for indices in ((0, 1, 2, 3), (1, ), (0, 2)):
+        net = fill(build(family, out_indices=indices))
+        sum((m**2).sum() for m in net(image(2, 3, 64, 64))).backward()
+        lost = [name for name, g in grads(net).items() if g is None or not g.abs().sum() > 0]
+        assert not lost, lost
+
+
+def test_in_channels(family):
+    assert build(family, in_channels=5).eval()(image(1, 5, 32, 32))[0].shape[1] == TINY[family]['channels'][0]
+    with pytest.raises(ValueError, match='in_channels must be positive, got 0'):
+        build(family, in_channels=0)
+
+
+def test_out_indices(family):
+    full, some = fill(build(family)).eval(), fill(build(family, out_indices=(2, 0))).eval()
+    x = image(1, 3, 64, 64)
+    with torch.no_grad():
+        a, b = full(x), some(x)
+    assert torch.equal(a[2], b[0]) and torch.equal(a[0], b[1]) and len(b) == 2
+    assert some.out_channels == (full.out_channels[2], full.out_channels[0])
+    for wrong in ((), (4, ), (-1, ), (0, 0), 3):
+        with pytest.raises(ValueError, match='out_indices must be different numbers in 0..3'):
+            build(family, out_indices=wrong)
+
+
+def test_drop_path_rate(family):
+    x = image(4, 3, 64, 64)
+    still, dropping = (fill(build(family, drop_path_rate=rate)) for rate in (0.0, 0.9))
+    rates = [m.drop_prob for m in dropping.modules() if type(m).__name__ == 'DropPath']
+    assert rates == sorted(rates) and rates[0] == 0 and rates[-1] == pytest.approx(0.9)
+    assert relative_error(dropping(x)[-1], still(x)[-1]) > 0.05
+    with torch.no_grad():
+        assert torch.equal(fill(dropping).eval()(x)[-1], fill(build(family)).eval()(x)[-1])
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(ValueError, match='drop_path_rate must be in'):
+            build(family, drop_path_rate=wrong)
+
+
+@pytest.mark.parametrize('frozen', [-1, 0, 1, 3, 4])
+def test_frozen_stages(family, frozen):
+    net = fill(build(family, frozen_stages=frozen)).train()
+    before = copy.deepcopy(net.state_dict())
+    out = net(image(2, 3, 64, 64))
+    if frozen < 4:
+        sum((m**2).sum() for m in out).backward()
+    for name, p in net.named_parameters():
+        is_frozen = net.stage_id(name) <= frozen
+        assert p.requires_grad is not is_frozen
+        assert (p.grad is None) is is_frozen
+    for name, module in net.named_modules():
+        if isinstance(module, _BatchNorm):
+            moved = not torch.equal(before[f'{name}.running_mean'], module.running_mean)
+            assert moved is (net.stage_id(f'{name}.weight') > frozen), name
+    for wrong in (-2, 5):
+        with pytest.raises(ValueError, match='frozen_stages must be in -1..4'):
+            build(family, frozen_stages=wrong)
+
+
+def test_norm_cfg_reaches_every_norm_and_is_not_written_to(family):
+    cfg = dict(type='GN', num_groups=4, requires_grad=False)
+    net = build(family, norm_cfg=cfg)
+    norms = [m for m in net.modules() if isinstance(m, (_BatchNorm, nn.GroupNorm))]
+    assert norms and all(isinstance(m, nn.GroupNorm) and m.num_groups == 4 for m in norms)
+    assert not any(p.requires_grad for m in norms for p in m.parameters())
+    assert cfg == dict(type='GN', num_groups=4, requires_grad=False)
+    sync = build(family, norm_cfg=dict(type='SyncBN', momentum=0.02))
+    assert all(isinstance(m, nn.SyncBatchNorm) and m.momentum == 0.02
+               for m in sync.modules() if isinstance(m, _BatchNorm))
+
+
+@pytest.mark.parametrize('norm_eval', [True, False])
+def test_norm_eval(family, norm_eval):
+    net = fill(build(family, norm_eval=norm_eval)).train()
+    before = copy.deepcopy(dict(net.named_buffers()))
+    net(image(2, 3, 64, 64))
+    for name, buffer in net.named_buffers():
+        assert torch.equal(buffer, before[name]) is norm_eval, name
+
+
+def test_with_cp_gives_the_same_gradients_and_statistics(family):
+    x = image(2, 3, 64, 48)
+    plain, saving = (fill(build(family, with_cp=with_cp)).train() for with_cp in (False, True))
+    saved = {True: 0, False: 0}
+    for net in (plain, saving):
+        def pack(t, net=net):
+            saved[net is saving] += t.numel()
+            return t
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            out = net(x)
+        sum((m**2).mean() for m in out).backward()
+    assert saved[True] < 0.5 * saved[False], 'nothing was saved'
+    for (name, a), b in zip(grads(saving).items(), grads(plain).values()):
+        torch.testing.assert_close(a, b, msg=name)
+    for (name, a), b in zip(saving.named_buffers(), plain.buffers()):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+
+
+def test_merged_form_loads_and_equals(family):
+    net = fill(build(family)).train()
+    merged = merge(net)
+    built = build(family, merged=True).eval()
+    built.load_state_dict(merged.state_dict())
+    assert built.merged and not net.merged
+    x = image(1, 3, 64, 80)
+    with torch.no_grad():
+        for a, b in zip(built(x), net.eval()(x)):
+            assert relative_error(a, b) < 2e-6
+
+
+def test_init_cfg(family, tmp_path):
+    donor = fill(build(family))
+    torch.save(donor.state_dict(), tmp_path / 'donor.pth')
+    net = build(family, init_cfg=dict(type='mmlk.Pretrained', checkpoint=str(tmp_path / 'donor.pth')))
+    net.init_weights()
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, donor.state_dict()[name]), name
+
+
+def test_layer_and_stage_ids_cover_every_parameter(family):
+    net = build(family)
+    names = [name for name, _ in net.named_parameters()]
+    layers, stages = [net.layer_id(n) for n in names], [net.stage_id(n) for n in names]
+    assert set(layers) == set(range(net.num_layers + 1))
+    assert set(stages) == set(range(net.num_stages + 1))
+    for ask in (net.layer_id, net.stage_id):
+        with pytest.raises(KeyError, match="no parameter 'head.weight'"):
+            ask('head.weight')
+
+
+def test_arguments_are_not_written_to(family):
+    arch, cfg = copy.deepcopy(TINY[family]), dict(type='BN')
+    build(family, arch=arch, norm_cfg=cfg)
+    assert arch == TINY[family] and cfg == dict(type='BN')
