@@ -1,0 +1,111 @@
+"""Layer-wise and stage-wise learning-rate decay for any backbone that answers ``layer_id`` and ``stage_id``."""
+import logging
+from io import StringIO
+from typing import Dict, List, Optional, Tuple
+
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from mmlk.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+_KEYS = ('decay_rate', 'decay_type', 'custom_keys', 'norm_decay_mult', 'bias_decay_mult')
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Parameter groups whose learning rate falls by ``decay_rate`` with each step towards the image.
+
+    The idea is BEiT's (arXiv:2106.08254, appendix) and ConvNeXt's (arXiv:2201.03545). A parameter at depth d of a
+    backbone of depth D has ``lr * decay_rate ** (D + 1 - d)``; whatever is not in the backbone has ``lr``. Depth is asked
+    of the backbone, ``layer_id`` or ``stage_id``.
+
+    ``paramwise_cfg`` takes:
+
+    - ``decay_rate``: in (0, 1].
+    - ``decay_type``: ``'layer_wise'`` (default) or ``'stage_wise'``.
+    - ``norm_decay_mult``, ``bias_decay_mult``: weight decay of norms (and any one-dimensional parameter, layer scale
+      too) and of biases, relative to the optimizer's; both 0 unless given.
+    - ``custom_keys``: {substring of a parameter name: dict(lr_mult=..., decay_mult=...)}, the longest matching key
+      first, as in mmengine. ``lr_mult`` multiplies what layer decay gives; ``decay_mult`` replaces the rule above.
+
+    Every trainable parameter is in exactly one group; frozen ones are in none. The groups are logged as a table.
+
+    Raises:
+        ValueError: ``paramwise_cfg`` is missing ``decay_rate``, holds an unknown key, or a value is out of range.
+        TypeError: The model has no backbone that answers ``layer_id`` and ``stage_id``.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: Optional[dict] = None):
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        cfg = dict(paramwise_cfg or {})
+        unknown = sorted(set(cfg) - set(_KEYS))
+        if unknown:
+            raise ValueError(f"unknown keys in paramwise_cfg: {', '.join(unknown)}; it takes {', '.join(_KEYS)}")
+        self.decay_rate = cfg.get('decay_rate')
+        if self.decay_rate is None or not 0 < self.decay_rate <= 1:
+            raise ValueError(f'paramwise_cfg needs decay_rate in (0, 1], got {self.decay_rate}')
+        self.decay_type = cfg.get('decay_type', 'layer_wise')
+        if self.decay_type not in ('layer_wise', 'stage_wise'):
+            raise ValueError(f"decay_type is 'layer_wise' or 'stage_wise', got {self.decay_type!r}")
+        if self.base_lr is None:
+            raise ValueError('layer decay scales lr: give the optimizer one')
+
+    def add_params(self, params: List[dict], module: nn.Module, **kwargs) -> None:
+        """Fill ``params`` with one group per (depth, multipliers)."""
+        depth_of, deepest = self._depths(module)
+        custom_keys = self.paramwise_cfg.get('custom_keys', {})
+        ordered = sorted(sorted(custom_keys), key=len, reverse=True)
+        base_wd = self.base_wd or 0.0
+        groups: Dict[Tuple, dict] = {}
+        norms = {id(p) for m in module.modules() if _is_norm(m) for p in m.parameters(recurse=False)}
+        for name, param in module.named_parameters():
+            if not param.requires_grad:
+                continue
+            depth = depth_of.get(id(param), deepest + 1)
+            lr = self.base_lr * self.decay_rate**(deepest + 1 - depth)
+            if id(param) in norms or (param.ndim <= 1 and not name.endswith('.bias')):
+                decay = self.paramwise_cfg.get('norm_decay_mult', 0.0)
+            elif name.endswith('.bias'):
+                decay = self.paramwise_cfg.get('bias_decay_mult', 0.0)
+            else:
+                decay = 1.0
+            custom = next((custom_keys[key] for key in ordered if key in name), {})
+            lr *= custom.get('lr_mult', 1.0)
+            decay = custom.get('decay_mult', decay)
+            group = groups.setdefault((depth, lr, decay), dict(
+                params=[], param_names=[], lr=lr, weight_decay=base_wd * decay, depth=depth))
+            group['params'].append(param)
+            group['param_names'].append(name)
+        params.extend(groups[key] for key in sorted(groups))
+        print_log(self._table(params), logger='current', level=logging.INFO)
+
+    def _depths(self, module: nn.Module) -> Tuple[Dict[int, int], int]:
+        """Depth by parameter of the backbone, and the deepest."""
+        backbone = getattr(module, 'backbone', module)
+        if not (hasattr(backbone, 'layer_id') and hasattr(backbone, 'stage_id')):
+            raise TypeError(f'{type(backbone).__name__} does not answer layer_id(parameter_name) and stage_id(...); '
+                            'a backbone of mmlk does, and mmlk.backbones.BaseBackbone says what to write')
+        if self.decay_type == 'layer_wise':
+            ask, deepest = backbone.layer_id, backbone.num_layers
+        else:
+            ask, deepest = backbone.stage_id, backbone.num_stages
+        return {id(p): ask(name) for name, p in backbone.named_parameters()}, deepest
+
+    @staticmethod
+    def _table(params: List[dict]) -> str:
+        table = Table('depth', 'lr', 'weight decay', 'tensors', 'parameters', 'first')
+        for group in params:
+            table.add_row(str(group['depth']), f"{group['lr']:.3g}", f"{group['weight_decay']:.3g}",
+                          str(len(group['params'])), f"{sum(p.numel() for p in group['params']):,}",
+                          group['param_names'][0])
+        text = StringIO()
+        Console(width=120, file=text).print(table)
+        return 'Parameter groups of layer decay\n' + text.getvalue()
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm,
+                               nn.LayerNorm))

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from torch import nn
+
+from mmlk.backbones import RepLKNet
+
+TINY = dict(large_kernel_sizes=(31, 29, 27, 13), layers=(1, 1, 4, 1), channels=(8, 16, 24, 32), small_kernel=5)
+
+
+class Model(nn.Module):
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.backbone = RepLKNet(TINY, **kwargs)
+        self.head = nn.Sequential(nn.Conv2d(32, 4, 1), nn.GroupNorm(2, 4))
+
+
+def build(model, **paramwise):
+    constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(dict(
+        type='mmlk.LayerDecayOptimWrapperConstructor',
+        optim_wrapper_cfg=dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05)),
+        paramwise_cfg=paramwise))
+    return constructor(model).optimizer
+
+
+def setting(optimizer, parameter):
+    found = [g for g in optimizer.param_groups if any(p is parameter for p in g['params'])]
+    assert len(found) == 1
+    return found[0]['lr'], found[0]['weight_decay']
+
+
+@pytest.mark.parametrize('decay_type', ['layer_wise', 'stage_wise'])
+def test_every_trainable_parameter_is_in_exactly_one_group(decay_type):
+    model = Model(frozen_stages=1)
+    groups = build(model, decay_rate=0.9, decay_type=decay_type).param_groups
+    placed = [id(p) for g in groups for p in g['params']]
+    assert sorted(placed) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert len({(g['lr'], g['weight_decay']) for g in groups}) == len(groups), 'two groups with the same settings'
+
+
+def test_layer_wise_rates_fall_with_depth():
+    model = Model()
+    optimizer = build(model, decay_rate=0.8)
+    backbone = model.backbone
+    assert backbone.num_layers == 5
+    depth = {backbone.stem[0].conv.weight: 0, backbone.stages[0].blocks[0].pw1.conv.weight: 1,
+             backbone.transitions[0][0].conv.weight: 1, backbone.stages[1].blocks[1].pw2.conv.weight: 2,
+             backbone.stages[2].blocks[3].pw1.conv.weight: 3, backbone.stages[2].blocks[4].pw1.conv.weight: 4,
+             backbone.stages[3].blocks[0].large_kernel.small_conv.conv.weight: 5, model.head[0].weight: 6}
+    for parameter, layer in depth.items():
+        assert setting(optimizer, parameter) == (pytest.approx(1e-3 * 0.8**(6 - layer)), 0.05)
+
+
+def test_stage_wise_rates():
+    model = Model()
+    optimizer = build(model, decay_rate=0.5, decay_type='stage_wise')
+    assert setting(optimizer, model.backbone.stem[0].conv.weight)[0] == pytest.approx(1e-3 * 0.5**5)
+    assert setting(optimizer, model.backbone.transitions[0][0].conv.weight)[0] == pytest.approx(1e-3 * 0.5**3)
+    assert setting(optimizer, model.backbone.stages[3].blocks[1].pw2.conv.weight)[0] == pytest.approx(1e-3 * 0.5)
+    assert setting(optimizer, model.head[0].weight)[0] == pytest.approx(1e-3)
+
+
+def test_norms_and_biases_have_no_decay_unless_asked():
+    model = Model()
+    norm, bias, weight = model.backbone.stem[0].bn.weight, model.head[0].bias, model.head[0].weight
+    optimizer = build(model, decay_rate=1.0)
+    assert [setting(optimizer, p)[1] for p in (norm, bias, weight, model.head[1].bias)] == [0, 0, 0.05, 0]
+    optimizer = build(model, decay_rate=1.0, norm_decay_mult=1.0, bias_decay_mult=0.5)
+    assert [setting(optimizer, p)[1] for p in (norm, bias, model.head[1].bias)] == [0.05, 0.025, 0.05]
+
+
+def test_custom_keys_longest_first():
+    model = Model()
+    optimizer = build(model, decay_rate=0.5, custom_keys={
+        'head': dict(lr_mult=10), 'head.1': dict(lr_mult=2, decay_mult=1), 'stem': dict(decay_mult=0)})
+    assert setting(optimizer, model.head[0].weight) == (pytest.approx(1e-2), 0.05)
+    assert setting(optimizer, model.head[1].weight) == (pytest.approx(2e-3), 0.05)
+    assert setting(optimizer, model.backbone.stem[0].conv.weight)[1] == 0
+
+
+def test_table_of_groups_is_logged(capsys):
+    from mmengine.logging import MMLogger
+    MMLogger.get_instance('layer_decay_test')
+    build(Model(), decay_rate=0.9)
+    out = capsys.readouterr()
+    text = out.out + out.err
+    assert 'Parameter groups of layer decay' in text and 'backbone.stem.0.conv.weight' in text
+
+
+@pytest.mark.parametrize('paramwise, problem', [
+    ({}, 'needs decay_rate in'), (dict(decay_rate=1.5), 'needs decay_rate in'),
+    (dict(decay_rate=0.9, decay_type='block_wise'), "'layer_wise' or 'stage_wise', got 'block_wise'"),
+    (dict(decay_rate=0.9, num_layer=6), 'unknown keys in paramwise_cfg: num_layer'),
+])
+def test_wrong_settings_are_refused(paramwise, problem):
+    with pytest.raises(ValueError, match=problem):
+        build(Model(), **paramwise)
+
+
+def test_a_backbone_without_depths_is_refused():
+    model = nn.Module()
+    model.backbone = nn.Conv2d(3, 3, 1)
+    with pytest.raises(TypeError, match='Conv2d does not answer layer_id'):
+        build(model, decay_rate=0.9)
+
+
+def test_trains():
+    model = Model()
+    optimizer = build(model, decay_rate=0.9)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    model.head(model.backbone(torch.randn(2, 3, 64, 64))[-1]).square().sum().backward()
+    optimizer.step()
+    assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters())
