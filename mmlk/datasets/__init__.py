@@ -1,0 +1,1 @@
+"""Demo scenes, and checks of the data that a config points at."""

@@ -1,0 +1,187 @@
+"""Is the data that a config asks for there? Answered before anything is built, without opening an image."""
+import os
+import os.path as osp
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+SPLITS = ('train', 'val', 'test')
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A dataset's folders as they lie on disk, and where to get them."""
+    title: str
+    tree: str
+    source: str
+    suffixes: Dict[str, str]  # by key of data_prefix, where the config itself names none
+
+
+LAYOUTS = {
+    'ade20k': Layout(
+        title='ADE20K',
+        tree='images/training/*.jpg          images/validation/*.jpg\n'
+             'annotations/training/*.png     annotations/validation/*.png   (0 unlabelled, classes from 1)',
+        source='http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip, unpacked',
+        suffixes=dict(img_path='.jpg', seg_map_path='.png')),
+    'cityscapes': Layout(
+        title='Cityscapes',
+        tree='leftImg8bit/{train,val}/<city>/*_leftImg8bit.png\n'
+             'gtFine/{train,val}/<city>/*_gtFine_labelTrainIds.png   (classes from 0, 255 ignored)',
+        source='leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from '
+               'https://www.cityscapes-dataset.com (with an account). The *_labelTrainIds.png are not in '
+               'them: make them with `pip install cityscapesscripts` and '
+               '`CITYSCAPES_DATASET=<data_root> csCreateTrainIdLabelImgs`',
+        suffixes=dict(img_path='_leftImg8bit.png', seg_map_path='_gtFine_labelTrainIds.png')),
+    'coco': Layout(
+        title='COCO',
+        tree='train2017/*.jpg     annotations/instances_train2017.json\n'
+             'val2017/*.jpg       annotations/instances_val2017.json',
+        source='https://cocodataset.org/#download: 2017 Train images, 2017 Val images, '
+               '2017 Train/Val annotations',
+        suffixes={}),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something a run would fail on: the settings of the config concerned, and what to tell a person."""
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class _Loss(NamedTuple):
+    """One path that is not there, and the setting of the config that leads to it."""
+    what: str
+    setting: str
+    root: str
+    layout: Optional[str]
+
+
+def missing(cfg: dict, splits: Sequence[str] = SPLITS) -> List[Problem]:
+    """Folders and files that the config's datasets and evaluators name and that are not there.
+
+    Looks through dataset wrappers. Leaves out paths on remote storage (``backend_args``, or ``://`` in them).
+
+    Args:
+        cfg: A whole config of mmseg or mmdet.
+        splits: Which of the ``<split>_dataloader`` and ``<split>_evaluator`` to look at.
+
+    Returns:
+        One problem per dataset root, however many of its paths and splits it is about; none if all is there.
+    """
+    losses: List[_Loss] = []
+    for split in splits:
+        root, layout = '', None
+        for where, dataset in datasets(cfg, split):
+            root, layout = dataset.get('data_root') or '', layout_of(dataset)
+            losses += [_Loss(what, f'{where}.{key}', root, layout) for what, key in _lost_of(dataset, layout)]
+        for where, evaluator in _evaluators(cfg, split):
+            ann_file = evaluator.get('ann_file')
+            if ann_file and not _is_remote(evaluator, ann_file) and not osp.isfile(ann_file):
+                losses.append(_Loss(f'no file {ann_file}', f'{where}.ann_file', root, layout))
+
+    groups: Dict[Tuple[str, Optional[str]], List[_Loss]] = {}
+    for loss in losses:
+        groups.setdefault((loss.root, loss.layout), []).append(loss)
+    return [_explain(root, layout, group) for (root, layout), group in groups.items()]
+
+
+def datasets(cfg: dict, split: str) -> Iterator[Tuple[str, dict]]:
+    """(dotted place in the config, config) of the datasets of ``<split>_dataloader``, inside any wrappers."""
+    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
+    if dataset:
+        yield from _unwrap(f'{split}_dataloader.dataset', dataset)
+
+
+def _unwrap(where: str, dataset: dict) -> Iterator[Tuple[str, dict]]:
+    inner = dataset.get('dataset')
+    if inner is not None:
+        yield from _unwrap(f'{where}.dataset', inner)
+    elif dataset.get('datasets') is not None:
+        for place, part in enumerate(dataset['datasets']):
+            yield from _unwrap(f'{where}.datasets.{place}', part)
+    else:
+        yield where, dataset
+
+
+def _evaluators(cfg: dict, split: str) -> Iterator[Tuple[str, dict]]:
+    evaluator = cfg.get(f'{split}_evaluator') or []
+    if isinstance(evaluator, (list, tuple)):
+        yield from ((f'{split}_evaluator.{place}', part) for place, part in enumerate(evaluator))
+    else:
+        yield f'{split}_evaluator', evaluator
+
+
+def layout_of(dataset: dict) -> Optional[str]:
+    """The key of ``LAYOUTS`` for a dataset's config, by its class or its folders; None if unknown."""
+    name = type_name(dataset)
+    images = str((dataset.get('data_prefix') or {}).get('img_path', ''))
+    if 'ADE20K' in name or images.rstrip('/') in ('images/training', 'images/validation'):
+        return 'ade20k'
+    if 'Cityscapes' in name or images.startswith('leftImg8bit'):
+        return 'cityscapes'
+    return 'coco' if 'Coco' in name else None
+
+
+def type_name(dataset: dict) -> str:
+    """The name of a dataset's class, without its scope; configs may hold the class itself."""
+    kind = dataset.get('type', '')
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
+
+
+def _lost_of(dataset: dict, layout: Optional[str]) -> Iterator[Tuple[str, str]]:
+    """(what is missing, the key of the dataset's config to change) for one dataset."""
+    root = dataset.get('data_root') or ''
+    if _is_remote(dataset, root):
+        return
+    if root and not osp.isdir(root):
+        yield f'no folder {root}', 'data_root'
+        return
+    ann_file = dataset.get('ann_file')
+    if ann_file and not _is_remote(dataset, ann_file) and not osp.exists(osp.join(root, ann_file)):
+        yield f'no file {osp.join(root, ann_file)}', 'data_root' if root else 'ann_file'
+    suffixes = dict(LAYOUTS[layout].suffixes) if layout else {}
+    for key, option in (('img_path', 'img_suffix'), ('seg_map_path', 'seg_map_suffix')):
+        suffixes[key] = dataset.get(option, suffixes.get(key, ''))
+    for key, prefix in (dataset.get('data_prefix') or {}).items():
+        if not isinstance(prefix, str) or _is_remote(dataset, prefix):
+            continue
+        folder, suffix = osp.join(root, prefix), suffixes.get(key, '')
+        setting = 'data_root' if root else f'data_prefix.{key}'
+        if not osp.isdir(folder):
+            yield f'no folder {folder}', setting
+        elif not _holds_file(folder, suffix):
+            yield f'no file *{suffix} in folder {folder}', setting
+
+
+def _holds_file(folder: str, suffix: str) -> bool:
+    return any(name.endswith(suffix) for _, _, names in os.walk(folder, followlinks=True) for name in names)
+
+
+def _is_remote(entry: dict, path: str) -> bool:
+    backend = (entry.get('backend_args') or {}).get('backend', 'local')
+    return backend != 'local' or '://' in str(path)
+
+
+def _explain(root: str, layout: Optional[str], losses: List[_Loss]) -> Problem:
+    """One message for everything that is missing of a dataset."""
+    found_by: Dict[str, List[str]] = {}
+    for loss in losses:
+        found_by.setdefault(loss.what, []).append(loss.setting.split('.')[0])
+    settings = list(dict.fromkeys(loss.setting for loss in losses))
+    title = LAYOUTS[layout].title if layout else 'dataset'
+    lines = [f'Data of this config is missing ({title}, data_root {root or "not set"}; '
+             f'looked for from {os.getcwd()}):']
+    lines += [f'  {what}   ({", ".join(dict.fromkeys(users))})' for what, users in found_by.items()]
+    if layout:
+        lines += [f'Expected under {root}:', *(f'  {line}' for line in LAYOUTS[layout].tree.splitlines())]
+    if layout and 'demo' in Path(root).parts:
+        lines.append(f'Make it: python tools/make_demo_data.py --layout {layout} --out {root}')
+    elif layout:
+        lines.append(f'Get it: {LAYOUTS[layout].source}.')
+    lines.append('If it lies elsewhere: --cfg-options ' + ' '.join(f'{name}=...' for name in settings))
+    return Problem(', '.join(settings), '\n'.join(lines))

@@ -1,0 +1,165 @@
+"""Write the demo scenes to disk in the folder layouts of ADE20K, Cityscapes and COCO.
+
+The same parameters give the same bytes wherever numpy and Pillow are the same. A manifest in the folder holds
+the parameters, so that a folder can be recognised as our own, as complete, and as what was asked for.
+"""
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Callable, Dict, Iterable, List, Tuple
+
+import numpy as np
+from PIL import Image
+
+from mmlk.datasets import scenes
+from mmlk.datasets.scenes import CLASSES, SPLITS, Scene, draw
+
+GENERATOR = 'mmlk.datasets.scenes'
+GENERATOR_VERSION = 1  # to be raised whenever the same manifest would give other bytes
+MANIFEST = 'demo_data.json'
+
+# Each layout's folders at the top: all that is ever deleted before a folder is written again.
+TOP_FOLDERS = {
+    'ade20k': ('images', 'annotations'),
+    'cityscapes': ('leftImg8bit', 'gtFine'),
+    'coco': ('train2017', 'val2017', 'annotations'),
+}
+
+
+class NotOurs(Exception):
+    """The folder to write to holds something that this module did not write."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to write: a key of ``TOP_FOLDERS``, the seed, scenes per split, and (height, width) in pixels."""
+    layout: str
+    seed: int
+    train: int
+    val: int
+    size: Tuple[int, int]
+
+    def manifest(self) -> dict:
+        """All that decides what is drawn, as it comes back from JSON."""
+        tuning = {name.lower(): getattr(scenes, name) for name in
+                  ('CLASSES', 'OBJECTS', 'EXTENT', 'MIN_VISIBLE', 'RING_HOLE', 'BAR_WIDTH')}
+        content = dict(asdict(self), **tuning, generator=GENERATOR, version=GENERATOR_VERSION)
+        return json.loads(json.dumps(content))
+
+
+def write(plan: Plan, out: Path, overwrite: bool = False,
+          track: Callable[[Iterable, str], Iterable] = lambda items, what: items) -> bool:
+    """Draw the scenes of a plan and write them under a folder.
+
+    Args:
+        plan: What to write.
+        out: The dataset's root; made where it is missing.
+        overwrite: Write even if the folder holds files that are not ours. The layout's own top folders in it
+            are deleted first, everything else in it stays.
+        track: Wraps the loop over a split's scenes, given what to call it; for a progress bar.
+
+    Returns:
+        Whether anything was written: False if the folder already holds exactly this plan, complete.
+
+    Raises:
+        NotOurs: If the folder holds files of another origin and ``overwrite`` is False.
+    """
+    found = _read_manifest(out)
+    if found == dict(plan.manifest(), complete=True) and not overwrite:
+        return False
+    if found is None and not overwrite and out.exists() and any(out.iterdir()):
+        raise NotOurs(f'{out} is not empty, and what it holds was not written by this tool '
+                      f'(it has no readable {MANIFEST})')
+    layouts = {plan.layout} | ({found['layout']} if found else set())
+    for folder in sorted({folder for layout in layouts for folder in TOP_FOLDERS[layout]}):
+        if (out / folder).exists():
+            shutil.rmtree(out / folder)
+
+    # Written before the first scene, so that an interrupted run can simply be started again.
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(out / MANIFEST, dict(plan.manifest(), complete=False))
+    for split, count in zip(SPLITS, (plan.train, plan.val)):
+        indices = track(range(count), f'{plan.layout} {split}')
+        drawn = ((index, draw(plan.seed, split, index, plan.size)) for index in indices)
+        _WRITERS[plan.layout](out, split, drawn)
+    _write_json(out / MANIFEST, dict(plan.manifest(), complete=True))
+    return True
+
+
+def _read_manifest(out: Path):
+    """The manifest of one of our own folders, or None."""
+    try:
+        found = json.loads((out / MANIFEST).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(found, dict) and found.get('generator') == GENERATOR
+    return found if ours and found.get('layout') in TOP_FOLDERS else None
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, separators=(',', ':')) + '\n', encoding='utf-8')
+
+
+def _save_jpg(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, quality=92, subsampling=0)
+
+
+def _save_png(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+def _write_ade20k(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> None:
+    """Label 0 means "not labelled" there, so the classes, ground too, are 1..K (``reduce_zero_label``)."""
+    folder = {'train': 'training', 'val': 'validation'}[split]
+    for index, scene in drawn:
+        name = f'ADE_{split}_{index + 1:08d}'
+        _save_jpg(out / 'images' / folder / f'{name}.jpg', scene.image)
+        _save_png(out / 'annotations' / folder / f'{name}.png', scene.labels + np.uint8(1))
+
+
+def _write_cityscapes(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> None:
+    """Train ids 0..K-1, under a single city called "demo"."""
+    for index, scene in drawn:
+        name = f'demo_{index:06d}_000019'
+        _save_png(out / 'leftImg8bit' / split / 'demo' / f'{name}_leftImg8bit.png', scene.image)
+        _save_png(out / 'gtFine' / split / 'demo' / f'{name}_gtFine_labelTrainIds.png', scene.labels)
+
+
+def _write_coco(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> None:
+    """Boxes, areas and masks are those of the visible part; ground is no category."""
+    images: List[dict] = []
+    annotations: List[dict] = []
+    for index, scene in drawn:
+        height, width = scene.labels.shape
+        image = dict(id=index + 1, file_name=f'{index + 1:012d}.jpg', height=height, width=width)
+        images.append(image)
+        _save_jpg(out / f'{split}2017' / image['file_name'], scene.image)
+        for label, mask in scene.objects:
+            rows, columns = np.nonzero(mask)
+            left, top = int(columns.min()), int(rows.min())
+            annotations.append(dict(
+                id=len(annotations) + 1, image_id=image['id'], category_id=label, iscrowd=0,
+                area=int(mask.sum()),
+                bbox=[left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top],
+                segmentation=dict(size=[height, width], counts=run_lengths(mask))))
+    categories = [dict(id=label, name=name, supercategory='shape')
+                  for label, name in enumerate(CLASSES) if label]
+    path = out / 'annotations' / f'instances_{split}2017.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(path, dict(info=dict(description='mmlk demo scenes'), licenses=[], categories=categories,
+                           images=images, annotations=annotations))
+
+
+def run_lengths(mask: np.ndarray) -> List[int]:
+    """COCO's uncompressed run lengths of a (H, W) bool mask: column by column, zeros first."""
+    flat = mask.ravel(order='F')
+    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
+_WRITERS: Dict[str, Callable[[Path, str, Iterable[Tuple[int, Scene]]], None]] = {
+    'ade20k': _write_ade20k, 'cityscapes': _write_cityscapes, 'coco': _write_coco}

@@ -1,0 +1,134 @@
+import shutil
+
+import pytest
+from mmengine.config import Config
+
+from mmlk.datasets.check import LAYOUTS, datasets, layout_of, missing
+from mmlk.datasets.layouts import Plan, write
+
+SEG_FOLDERS = {
+    'ade20k': {'train': ('images/training', 'annotations/training'),
+               'val': ('images/validation', 'annotations/validation')},
+    'cityscapes': {'train': ('leftImg8bit/train', 'gtFine/train'), 'val': ('leftImg8bit/val', 'gtFine/val')},
+}
+
+
+def config(layout, root):
+    """A config of the stock dataset class of a layout, as mmengine would hand it over."""
+    def dataset(split):
+        if layout == 'coco':
+            ann_file = f'annotations/instances_{split}2017.json'
+            return dict(type='CocoDataset', data_root=root, ann_file=ann_file,
+                        data_prefix=dict(img=f'{split}2017/'))
+        images, labels = SEG_FOLDERS[layout][split]
+        return dict(type={'ade20k': 'ADE20KDataset', 'cityscapes': 'mmseg.CityscapesDataset'}[layout],
+                    data_root=root, data_prefix=dict(img_path=images, seg_map_path=labels))
+    evaluator = dict(type='IoUMetric')
+    if layout == 'coco':
+        evaluator = dict(type='CocoMetric', ann_file=f'{root}/annotations/instances_val2017.json')
+    val = dict(dataset=dataset('val'))
+    return Config(dict(train_dataloader=dict(dataset=dataset('train')), val_dataloader=val,
+                       test_dataloader=val, val_evaluator=evaluator, test_evaluator=evaluator))
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    """One small dataset per layout, not to be changed."""
+    folder = tmp_path_factory.mktemp('written')
+    for layout in LAYOUTS:
+        write(Plan(layout, seed=0, train=2, val=1, size=(32, 32)), folder / layout)
+    return folder
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_nothing_is_missing_from_a_whole_dataset(layout, written):
+    assert missing(config(layout, str(written / layout))) == []
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_one_message_for_a_root_that_is_not_there(layout, tmp_path):
+    root = str(tmp_path / 'no' / 'where')
+    problems = missing(config(layout, root))
+    assert len(problems) == 1
+    message = str(problems[0])
+    assert message.count(f'no folder {root} ') == 1
+    for part in ('train_dataloader, val_dataloader, test_dataloader', LAYOUTS[layout].title,
+                 LAYOUTS[layout].source, *LAYOUTS[layout].tree.splitlines(),
+                 'train_dataloader.dataset.data_root=...'):
+        assert part in message
+    assert ('val_evaluator.ann_file=...' in message) == (layout == 'coco')
+
+
+def test_demo_data_is_made_not_fetched():
+    message = str(missing(config('cityscapes', 'no/data/demo/cityscapes'))[0])
+    assert 'python tools/make_demo_data.py --layout cityscapes --out no/data/demo/cityscapes' in message
+    assert 'cityscapes-dataset.com' not in message
+
+
+@pytest.mark.parametrize('layout, gone, told', [
+    ('ade20k', 'annotations/training', 'no folder {root}/annotations/training   (train_dataloader)'),
+    ('ade20k', 'images/validation/*.jpg',
+     'no file *.jpg in folder {root}/images/validation   (val_dataloader, test_dataloader)'),
+    # Cityscapes as downloaded: gtFine is there, the train ids are still to be made.
+    ('cityscapes', 'gtFine/train/*/*_labelTrainIds.png',
+     'no file *_gtFine_labelTrainIds.png in folder {root}/gtFine/train   (train_dataloader)'),
+    ('coco', 'annotations/instances_train2017.json',
+     'no file {root}/annotations/instances_train2017.json   (train_dataloader)'),
+    ('coco', 'val2017', 'no folder {root}/val2017/   (val_dataloader, test_dataloader)'),
+])
+def test_the_missing_part_is_named(layout, gone, told, written, tmp_path):
+    root = tmp_path / layout
+    shutil.copytree(written / layout, root)
+    for path in root.glob(gone):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    problems = missing(config(layout, str(root)))
+    assert len(problems) == 1
+    assert told.format(root=root) in str(problems[0])
+
+
+def test_no_image_is_opened(written, tmp_path):
+    shutil.copytree(written / 'ade20k', tmp_path / 'ade20k')
+    for path in (tmp_path / 'ade20k').rglob('*.*g'):
+        path.write_bytes(b'')
+    assert missing(config('ade20k', str(tmp_path / 'ade20k'))) == []
+
+
+def test_only_the_splits_asked_for(written, tmp_path):
+    cfg = config('coco', str(written / 'coco'))
+    cfg.train_dataloader.dataset.data_root = str(tmp_path / 'nowhere')
+    cfg.test_evaluator = [dict(type='CocoMetric', ann_file='not/there.json')]
+    assert missing(cfg, ['val']) == []
+    assert [problem.where for problem in missing(cfg, ['train'])] == ['train_dataloader.dataset.data_root']
+    (problem,) = missing(cfg, ['test'])
+    assert problem.where == 'test_evaluator.0.ann_file' and 'no file not/there.json' in str(problem)
+    assert missing(Config(dict(val_dataloader=None, model=dict()))) == []
+
+
+def test_datasets_are_found_in_their_wrappers():
+    plain = [dict(type='CocoDataset', data_root=name) for name in 'abc']
+    dataset = dict(type='MultiImageMixDataset', dataset=dict(
+        type='RepeatDataset', times=3, dataset=dict(type='ConcatDataset', datasets=[
+            plain[0], dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=plain[1]), plain[2]])))
+    cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+    inside = 'train_dataloader.dataset.dataset.dataset.datasets'
+    places = [f'{inside}.0', f'{inside}.1.dataset', f'{inside}.2']
+    assert list(datasets(cfg, 'train')) == list(zip(places, plain))
+    # The places named can be given to --cfg-options as they are.
+    cfg.merge_from_dict({problem.where: 'elsewhere' for problem in missing(cfg)})
+    assert [found['data_root'] for _, found in datasets(cfg, 'train')] == ['elsewhere'] * 3
+
+
+def test_paths_without_a_root_and_remote_ones(tmp_path):
+    folders = dict(img_path=str(tmp_path / 'images'), seg_map_path='s3://bucket/labels')
+    cfg = dict(train_dataloader=dict(dataset=dict(type='BaseSegDataset', data_prefix=folders)))
+    (problem,) = missing(cfg)
+    assert problem.where == 'train_dataloader.dataset.data_prefix.img_path'
+    cfg['train_dataloader']['dataset']['backend_args'] = dict(backend='petrel')
+    assert missing(cfg) == []
+
+
+def test_layouts_are_recognised():
+    for images, layout in (('leftImg8bit/train', 'cityscapes'), ('images/training/', 'ade20k'),
+                           ('mine', None)):
+        assert layout_of(dict(type='mmseg.BaseSegDataset', data_prefix=dict(img_path=images))) == layout
+    assert layout_of(dict(type='mmdet.CocoDataset')) == 'coco'

@@ -1,0 +1,60 @@
+"""Check the datasets of a config before a run: are they there, can every file be read, do the labels fit.
+
+    python tools/check_data.py configs/upernet_replknet31b_ade20k.py
+"""
+import argparse
+import sys
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mmlk.datasets.audit import audit
+from mmlk.datasets.check import missing
+from mmlk.engine.cli import add_config_options, read_config
+
+EXAMPLES = 5  # lines shown of each kind of problem
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    add_config_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = read_config(args.config, args.cfg_options)
+    problems = missing(cfg)
+    if problems:
+        sys.exit('\n\n'.join(map(str, problems)))
+
+    reports = audit(cfg, track=lambda items, total, what: track(items, description=what, total=total))
+    console = Console(highlight=False, markup=False)
+    for report in reports:
+        console.print('\n' + ', '.join(report.where))
+        table = Table('', '', show_header=False)
+        for name, number in report.counts.items():
+            table.add_row(str(number), name)
+        for kind, lines in report.problems.items():
+            if lines:
+                table.add_row(str(len(lines)), f'PROBLEM: {kind}')
+        console.print(table)
+        if report.unchecked:
+            console.print(f'Not checked: {report.unchecked}')
+        for kind, lines in report.problems.items():
+            for line in lines[:EXAMPLES]:
+                # File names and JSON may hold anything, terminal control codes among it.
+                shown = ''.join(letter if letter.isprintable() else '?' for letter in line)
+                console.print(f'{kind}: {shown}', soft_wrap=True)
+            if len(lines) > EXAMPLES:
+                console.print(f'{kind}: ... and {len(lines) - EXAMPLES} more')
+    found = sum(len(lines) for report in reports for lines in report.problems.values())
+    console.print(f'Problems found: {found}.' if found else 'No problem found.')
+    sys.exit(1 if found else 0)
+
+
+if __name__ == '__main__':
+    main()
