@@ -1,0 +1,136 @@
+"""From a trained checkpoint to a merged one, proved equal before it is written."""
+import os
+import os.path as osp
+from dataclasses import dataclass
+from typing import Any, List, Optional
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+from mmlk import weights
+from mmlk.reparam import MergeableBranches, merge
+from mmlk.weights.read import read
+
+_SIDE = 512  # longest side of the image for the check, px
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What was written and how far the merged features are from the trained ones."""
+
+    checkpoint: str
+    config: str
+    blocks: int
+    parameters: int
+    merged_parameters: int
+    largest_difference: float
+    largest_feature: float
+
+    def __str__(self) -> str:
+        return (f'{self.blocks} blocks merged; parameters {self.parameters:,} -> {self.merged_parameters:,}\n'
+                f'largest difference {self.largest_difference:.3g}, where the largest feature is '
+                f'{self.largest_feature:.3g}\n'
+                f'wrote {self.checkpoint}\nwrote {self.config}')
+
+
+def merge_checkpoint(cfg: Config, checkpoint: str, out: str, image: Optional[str] = None,
+                     tolerance: float = 1e-3) -> MergeResult:
+    """Merge a trained model's branches, check it on a real image, write checkpoint and config.
+
+    Args:
+        cfg: Config that the checkpoint was trained with. Not changed.
+        checkpoint: Trained checkpoint of the whole model.
+        out: Path of the merged checkpoint, ending in ``.pth``; the config goes beside it, ending in ``.py``.
+        image: Path of an image; a photograph that scikit-image ships when None.
+        tolerance: Largest allowed difference of a feature, relative to the largest feature.
+
+    Returns:
+        The figures and the paths written.
+
+    Raises:
+        ValueError: Nothing to merge, the checkpoint or image cannot be read, ``out`` would overwrite the input, or the
+            outputs differ by more than the tolerance. Nothing is written then.
+    """
+    config_out = osp.splitext(out)[0] + '.py'
+    for written, given in ((out, checkpoint), (config_out, cfg.filename)):
+        if given and osp.realpath(written) == osp.realpath(given):
+            raise ValueError(f'{written} is the input itself; write to another name')
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model_cfg = cfg.model.copy()
+    backbone_cfg = model_cfg.get('backbone', {})
+    if 'init_cfg' in backbone_cfg:
+        backbone_cfg['init_cfg'] = None
+    model = MODELS.build(model_cfg)
+    blocks = sum(isinstance(m, MergeableBranches) and not m.merged for m in model.modules())
+    if not blocks:
+        raise ValueError('this model has no parallel branches to merge; its backbone is '
+                         f"{backbone_cfg.get('type', 'not named')}")
+    weights.load(model, checkpoint)
+    merged = merge(model)
+    inputs = _real_input(image, model)
+    pairs = list(zip(_outputs(model.eval(), inputs), _outputs(merged, inputs)))
+    largest = max(a.abs().max().item() for a, _ in pairs)
+    difference = max((a - b).abs().max().item() for a, b in pairs)
+    if not difference <= tolerance * largest:
+        raise ValueError(f'merged and trained outputs differ by {difference:.3g} where the largest is {largest:.3g}, '
+                         f'more than {tolerance:g} of it; nothing was written')
+
+    merged_cfg = Config(cfg.to_dict())
+    merged_cfg.model.backbone.merged = True
+    merged_cfg.model.backbone.init_cfg = None
+    merged_cfg.load_from = None
+    meta = _plain(read(checkpoint).get('meta', {}))
+    os.makedirs(osp.dirname(out) or '.', exist_ok=True)
+    partial = out + '.part'
+    torch.save(dict(state_dict=merged.state_dict(), meta=meta), partial)
+    merged_cfg.dump(config_out)
+    os.replace(partial, out)
+    return MergeResult(out, config_out, blocks, _count(model), _count(merged), difference, largest)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _real_input(path: Optional[str], model: nn.Module) -> Tensor:
+    """A photograph as the model's normalised input, (1, 3, H, W)."""
+    import mmcv
+    if path is None:
+        from skimage import data
+        picture = mmcv.rgb2bgr(data.astronaut())
+    else:
+        try:
+            picture = mmcv.imread(path)
+        except FileNotFoundError:
+            picture = None
+        if picture is None:
+            raise ValueError(f'{path} is not an image that can be read')
+    picture = mmcv.imrescale(picture, (_SIDE, _SIDE))
+    tensor = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+    preprocessor = model.data_preprocessor
+    tensor = tensor.flip(0) if getattr(preprocessor, '_channel_conversion', getattr(
+        preprocessor, 'channel_conversion', False)) else tensor
+    return ((tensor.float() - preprocessor.mean) / preprocessor.std)[None]
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, inputs: Tensor) -> List[Tensor]:
+    """Everything the model computes before boxes: backbone maps, neck maps, a segmentor's logits."""
+    maps = list(model.backbone(inputs)) + list(model.extract_feat(inputs))
+    if hasattr(model, 'encode_decode'):
+        meta = dict(img_shape=inputs.shape[2:], ori_shape=inputs.shape[2:], pad_shape=inputs.shape[2:])
+        maps.append(model.encode_decode(inputs, [meta]))
+    return maps
+
+
+def _plain(value: Any) -> Any:
+    """The part of a checkpoint's meta that is plain data."""
+    if isinstance(value, dict):
+        kept = {k: _plain(v) for k, v in value.items() if isinstance(k, str)}
+        return {k: v for k, v in kept.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool)) else None

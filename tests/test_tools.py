@@ -1,0 +1,144 @@
+"""The command-line tools, run as a person runs them, on tiny scenes and a tiny model."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmlk.datasets.layouts import Plan, write
+
+REPO = Path(__file__).resolve().parent.parent
+UPERNET = 'configs/demo/upernet_replknet-tiny_ade20k.py'
+MASK_RCNN = 'configs/demo/mask_rcnn_replknet-tiny_coco.py'
+
+
+def python(*args, expect=0, **env):
+    """Run a Python program in the checkout; its output when it ends as expected."""
+    done = subprocess.run([sys.executable, *map(str, args)], cwd=REPO, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
+    assert done.returncode == expect, f'exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
+    return done.stdout + done.stderr
+
+
+def data_options(layout, data):
+    options = []
+    for split in ('train', 'val', 'test'):
+        options.append(f'{split}_dataloader.dataset.data_root={data}/')
+        if layout == 'coco' and split != 'train':
+            options.append(f'{split}_evaluator.ann_file={data}/annotations/instances_val2017.json')
+    return options
+
+
+@pytest.fixture(scope='module')
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tools')
+    for layout in ('ade20k', 'coco'):
+        write(Plan(layout, seed=0, train=6, val=3, size=(64, 80)), folder / layout)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def segmentor(work):
+    """A UperNet after four iterations: its work dir, with BatchNorm statistics that have moved."""
+    out = python('tools/train.py', UPERNET, '--work-dir', work / 'seg', '--cfg-options', 'train_cfg.max_iters=4',
+                 'train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=4', 'default_hooks.logger.interval=1',
+                 'train_dataloader.batch_size=2', *data_options('ade20k', work / 'ade20k'))
+    assert len(re.findall(r'Iter\(train\) +\[\d/4\]', out)) == 4 and 'mIoU' in out
+    return work / 'seg'
+
+
+def metrics(work_dir, *names):
+    """Metrics that the newest test of this work dir wrote."""
+    newest = max(work_dir.glob('*/*.json'), key=lambda p: p.stat().st_mtime)
+    values = json.loads(newest.read_text())
+    return [values[name] for name in names]
+
+
+def test_merged_test_equals_and_predictions_are_written(segmentor, work):
+    checkpoint = segmentor / 'iter_4.pth'
+    options = data_options('ade20k', work / 'ade20k')
+    found = {}
+    for name, extra in dict(plain=[], merged=['--merge']).items():
+        out = python('tools/test.py', UPERNET, checkpoint, '--work-dir', work / name, '--out', work / name / 'png',
+                     '--show-dir', work / name / 'show', *extra, '--cfg-options', *options)
+        assert ('parallel branches merged' in out) is (name == 'merged')
+        found[name] = [np.array(Image.open(path)) for path in sorted((work / name / 'png').glob('*.png'))]
+        assert len(list((work / name / 'show').rglob('*.png'))) == 3
+    assert len(found['plain']) == 3 and all(p.shape == (64, 80) for p in found['plain'])
+    for plain, merged in zip(found['plain'], found['merged']):
+        assert (plain != merged).mean() < 0.002
+    assert metrics(work / 'plain', 'aAcc') == pytest.approx(metrics(work / 'merged', 'aAcc'), abs=0.2)
+
+
+def test_merge_tool_writes_a_checkpoint_and_a_config_that_loads_it(segmentor, work):
+    out = python('tools/merge.py', UPERNET, segmentor / 'iter_4.pth', work / 'merge' / 'merged.pth')
+    assert '5 blocks merged' in out
+    difference, = re.findall(r'largest difference ([\d.e+-]+)', out)
+    assert float(difference) < 1e-4
+    state = torch.load(work / 'merge' / 'merged.pth', weights_only=True)
+    assert any('lkb_reparam' in key for key in state['state_dict'])
+    assert not any('lkb_origin' in key for key in state['state_dict'])
+    assert state['meta']['dataset_meta']['classes'][:2] == ['ground', 'disc']
+    out = python('tools/test.py', work / 'merge' / 'merged.py', work / 'merge' / 'merged.pth', '--work-dir',
+                 work / 'merge' / 'test', '--tta', '--cfg-options', *data_options('ade20k', work / 'ade20k'))
+    assert 'mIoU' in out and 'unexpected key' not in out and 'missing keys' not in out
+
+
+def test_merge_tool_refuses_and_writes_nothing(segmentor, work):
+    checkpoint = segmentor / 'iter_4.pth'
+    assert 'is the input itself' in python('tools/merge.py', UPERNET, checkpoint, checkpoint, expect=2)
+    out = python('tools/merge.py', UPERNET, checkpoint, work / 'never.pth', '--tolerance', '0', expect=2)
+    assert 'nothing was written' in out and not list(work.glob('never*'))
+
+
+def test_resume_goes_on_where_it_stopped(segmentor, work):
+    shutil.copytree(segmentor, work / 'resumed')
+    options = ['--cfg-options', 'train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'train_dataloader.batch_size=2',
+               'default_hooks.logger.interval=1', *data_options('ade20k', work / 'ade20k')]
+    (work / 'resumed' / 'last_checkpoint').write_text(str(work / 'resumed' / 'iter_4.pth'))
+    out = python('tools/train.py', UPERNET, '--work-dir', work / 'resumed', '--resume', *options)
+    assert re.findall(r'Iter\(train\) +\[(\d)/6\]', out) == ['5', '6']
+
+
+@pytest.mark.parametrize('toolbox', ['mmseg', 'mmdet'])
+def test_stock_tools_run_our_configs(toolbox, work):
+    tools = Path(__import__(toolbox).__file__).parent / '.mim' / 'tools'
+    if not tools.is_dir():
+        pytest.skip(f'{toolbox} was installed without its tools')
+    if toolbox == 'mmseg':
+        config, layout = UPERNET, 'ade20k'
+        options = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2']
+    else:
+        config, layout = MASK_RCNN, 'coco'
+        options = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1']
+    options = ['--cfg-options', *options, 'train_dataloader.batch_size=3', *data_options(layout, work / layout)]
+    python(tools / 'train.py', config, '--work-dir', work / toolbox, *options)
+    checkpoint = Path((work / toolbox / 'last_checkpoint').read_text().strip())
+    out = python(tools / 'test.py', config, checkpoint, '--work-dir', work / toolbox / 'test', *options)
+    assert ('mIoU' if toolbox == 'mmseg' else 'coco/bbox_mAP') in out
+    if toolbox == 'mmdet':  # and our own test tool on the same detector, merged, with its predictions kept
+        out = python('tools/test.py', config, checkpoint, '--work-dir', work / 'det_test', '--merge', '--out',
+                     work / 'det_test' / 'predictions.pkl', '--show-dir', 'shown', *options)
+        assert 'parallel branches merged' in out and (work / 'det_test' / 'predictions.pkl').stat().st_size > 0
+        assert len(list((work / 'det_test').rglob('shown/*.jpg'))) == 3
+
+
+def test_what_is_missing_ends_in_one_message(work):
+    for arguments, problem in [
+        (['tools/train.py', 'configs/upernet_replknet31b_ade20k.py', '--cfg-options',
+          *data_options('ade20k', work / 'nowhere')], r'nowhere[\s\S]*ADEChallengeData2016\.zip'),
+        (['tools/test.py', UPERNET, work / 'no.pth'], 'error: no checkpoint at .*no.pth'),
+        (['tools/train.py', 'configs/no.py'], 'error: no config at configs/no.py'),
+        (['tools/train.py', UPERNET, '--resume', work / 'no.pth'], 'error: --resume: no checkpoint at .*no.pth'),
+    ]:
+        out = python(*arguments, expect=2)
+        assert re.search(problem, out), out
+        assert 'Traceback' not in out
+    assert not (REPO / 'work_dirs' / 'no').exists()

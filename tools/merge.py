@@ -1,0 +1,35 @@
+"""Merge the parallel branches of a trained model: ``python tools/merge.py CONFIG CHECKPOINT OUT.pth``.
+
+Checks on a real input that the outputs are equal before it writes the checkpoint, and beside it the config that loads it.
+"""
+import argparse
+import os.path as osp
+
+from mmlk.engine.cli import add_config_options, fail, read_config
+from mmlk.engine.merging import merge_checkpoint
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Merge the parallel branches of a trained model')
+    parser.add_argument('config', help='config the checkpoint was trained with')
+    parser.add_argument('checkpoint', help='trained checkpoint')
+    parser.add_argument('out', help='where to write the merged checkpoint, a .pth; its config goes beside it, a .py')
+    parser.add_argument('--image', help='image for the check; a photograph that scikit-image ships by default')
+    parser.add_argument('--tolerance', type=float, default=1e-3,
+                        help='largest allowed difference of a backbone feature, relative to the largest feature')
+    add_config_options(parser)
+    args = parser.parse_args()
+    if not osp.isfile(args.checkpoint):
+        fail(f'no checkpoint at {args.checkpoint}')
+    if osp.splitext(args.out)[1] != '.pth':
+        fail(f'OUT must be a .pth file, got {args.out}')
+    cfg = read_config(args.config, args.cfg_options)
+    try:
+        result = merge_checkpoint(cfg, args.checkpoint, args.out, args.image, args.tolerance)
+    except ValueError as error:
+        fail(str(error))
+    print(result)
+
+
+if __name__ == '__main__':
+    main()

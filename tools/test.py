@@ -1,0 +1,72 @@
+"""Test a segmentor or a detector: ``python tools/test.py CONFIG CHECKPOINT``."""
+import argparse
+import os.path as osp
+
+from mmlk.engine.cli import add_common_arguments, fail, is_detection, load_config, preflight
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Test a segmentor or a detector')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file, or an http(s) URL')
+    add_common_arguments(parser)
+    parser.add_argument('--out', metavar='PATH',
+                        help='save predictions: a folder of label PNGs (segmentation) or a .pkl file (detection)')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw predictions into this folder')
+    parser.add_argument('--tta', action='store_true', help="test-time augmentation by the config's tta_pipeline")
+    parser.add_argument('--merge', action='store_true', help='merge parallel branches before testing')
+    return parser.parse_args()
+
+
+def apply_options(cfg, args):
+    """Put the options into the config, refusing what the config cannot honour."""
+    cfg.load_from = args.checkpoint
+    if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
+        fail(f'no checkpoint at {args.checkpoint}')
+    if args.show_dir:
+        if 'visualization' not in cfg.get('default_hooks', {}):
+            fail("--show-dir needs a 'visualization' hook in the config's default_hooks")
+        cfg.default_hooks.visualization.draw = True
+        if is_detection(cfg):
+            cfg.default_hooks.visualization.test_out_dir = args.show_dir
+        else:
+            cfg.default_hooks.visualization.interval = 1
+            cfg.visualizer.save_dir = args.show_dir
+    if args.out:
+        if not is_detection(cfg):
+            evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+            for evaluator in evaluators:
+                if evaluator['type'] == 'IoUMetric':
+                    evaluator.update(output_dir=args.out, keep_results=True)
+        elif not args.out.endswith(('.pkl', '.pickle')):
+            fail(f'--out of a detector is a .pkl file, got {args.out}')
+    if args.tta:
+        lacking = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+        if lacking:
+            fail(f"--tta needs {' and '.join(lacking)} in the config")
+        dataset = cfg.test_dataloader.dataset
+        while 'dataset' in dataset:
+            dataset = dataset.dataset
+        dataset.pipeline = cfg.tta_pipeline
+        cfg.tta_model.module = cfg.model
+        cfg.model = cfg.tta_model
+    if args.merge:
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmlk.MergeBranchesHook')]
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args)
+    apply_options(cfg, args)
+    preflight(cfg, ('test', ))
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if args.out and is_detection(cfg):
+        from mmdet.evaluation import DumpDetResults
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,53 @@
+"""Train a segmentor or a detector: ``python tools/train.py CONFIG``."""
+import argparse
+import os
+import os.path as osp
+
+from mmlk.engine.cli import add_common_arguments, fail, load_config, preflight
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Train a segmentor or a detector')
+    parser.add_argument('config', help='config file')
+    add_common_arguments(parser)
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='resume from this checkpoint; without a value, from the latest in the work dir')
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help="scale the learning rate by the real batch size over the config's base_batch_size")
+    return parser.parse_args()
+
+
+def apply_options(cfg, args):
+    """Put the options into the config, refusing what the config cannot honour."""
+    if args.amp:
+        wrapper = cfg.optim_wrapper
+        if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
+            fail(f"--amp works with OptimWrapper, the config has {wrapper['type']}")
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            fail('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+        if cfg.load_from and not osp.isfile(cfg.load_from):
+            fail(f'--resume: no checkpoint at {cfg.load_from}')
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args)
+    apply_options(cfg, args)
+    preflight(cfg, ('train', 'val'))
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+    os.makedirs(cfg.work_dir, exist_ok=True)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.train()
+
+
+if __name__ == '__main__':
+    main()
