@@ -1,0 +1,235 @@
+"""From a source (path, URL or catalogue name) to a file on disk, downloaded once."""
+import difflib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Optional, Union
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock
+from mmengine.logging import print_log
+from rich.progress import (BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn,
+                           TransferSpeedColumn)
+
+from .catalog import CATALOG, Entry
+from .errors import WeightsError
+
+TIMEOUT = 30.0  # seconds without a byte
+ATTEMPTS = 4  # in a row that bring nothing
+PAUSE = 2.0  # seconds between attempts
+_BLOCK = 1 << 20
+_FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}  # Windows knows no quota
+
+
+class _NotAFile(Exception):
+    """The server answered with a web page."""
+
+
+class _Redirect(urllib.request.HTTPRedirectHandler):
+    """Follow redirects, but never from https to anything less."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if urlsplit(req.full_url).scheme == 'https' and urlsplit(newurl).scheme != 'https':
+            raise urllib.error.URLError(f'redirected from https to {newurl}')
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def cache_dir() -> Path:
+    """The folder of downloaded weights: ``$MMLK_HOME/weights``, else ``mmlk/weights`` in the user's cache."""
+    home = os.environ.get('MMLK_HOME')
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
+    return (Path(home) if home else cache / 'mmlk').expanduser() / 'weights'
+
+
+def cache_path(entry: Entry) -> Path:
+    """Where a catalogue entry's file is kept; a file put there by hand is used."""
+    return cache_dir() / f'{entry.name}.pth'
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    sha = hashlib.sha256()
+    with path.open('rb') as file:
+        for block in iter(lambda: file.read(_BLOCK), b''):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def find(source: Union[str, Path]) -> Path:
+    """The file that a path, an http(s) URL or a catalogue name stands for, downloaded if need be.
+
+    Raises:
+        WeightsError: There is no such thing, or the download failed.
+    """
+    path, text = Path(source).expanduser(), str(source)
+    if path.is_file():
+        return path
+    if text in CATALOG:
+        return fetch(CATALOG[text])
+    if path.is_dir():
+        raise WeightsError(f'{path.absolute()} is a folder; give the file in it')
+    if isinstance(source, str) and re.match(r'https?://', source, re.IGNORECASE):
+        name = re.sub(r'[^\w.-]', '_', unquote(urlsplit(source).path).rsplit('/', 1)[-1]) or 'weights'
+        # two servers may give different files the same name
+        target = cache_dir() / f'{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}'
+        return download(source, target)
+    near = difflib.get_close_matches(text.lower(), CATALOG, n=3)
+    meant = f'Near names: {", ".join(near)}' if near else '`python tools/weights.py list` shows the names'
+    raise WeightsError(f"no weights '{source}': there is no file {path.absolute()}, and the catalogue has no "
+                       f'such name. {meant}')
+
+
+def fetch(entry: Entry) -> Path:
+    """The file of a catalogue entry, from the cache or the network, checked where a sha256 is known.
+
+    Raises:
+        WeightsError: It cannot be had, or is not what was published.
+    """
+    target = cache_path(entry)
+    try:
+        return download(entry.url, target, entry.sha256)
+    except WeightsError as error:
+        if not entry.page:
+            raise
+        raise WeightsError(f'{error}\nDownload {entry.name} in a browser from {entry.page}, and pass its '
+                           f'path or put it at {target}') from error
+
+
+def download(url: str, target: Path, sha256: str = '') -> Path:
+    """Download to ``target`` by way of ``target.part``, which a later call takes up where it broke off.
+
+    Args:
+        url: An http or https URL; certificates are verified.
+        target: The file to write. If it is there it is checked and not downloaded again.
+        sha256: The digest to expect, or the beginning of it.
+
+    Raises:
+        WeightsError: No connection, an error of the server, a web page in place of a file, a full disk, or
+            another digest than expected; the message says what to do.
+    """
+    if not target.exists():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.with_name(target.name + '.lock').touch()
+        except OSError as error:
+            raise WeightsError(f'{target.parent} cannot be written ({error}); set MMLK_HOME to a folder that '
+                               'can') from error
+        # processes of one machine that start together download once
+        with FileLock(str(target) + '.lock'):
+            if not target.exists():
+                part = Path(f'{target}.part')
+                _receive(url, part, target, sha256)
+                got = digest(part)
+                if not got.startswith(sha256.lower()):
+                    _discard(part)
+                    raise WeightsError(f'{url} gave a file with sha256 {got}, not {sha256}...: damaged on '
+                                       'the way, or not the published one. It was deleted; try again')
+                os.replace(part, target)
+                _discard(part)
+                known = 'as published' if sha256 else 'no reference is known'
+                print_log(f'{target}: sha256 {got}, {known}', logger='current')
+    elif sha256 and not digest(target).startswith(sha256.lower()):
+        raise WeightsError(f'{target} has another sha256 than the published {sha256}...; delete it to '
+                           'download it again, or pass its path to use it as it is')
+    return target
+
+
+def _stamp(part: Path) -> Path:
+    """The file that holds the server's validator of the version that ``part`` is a part of."""
+    return Path(f'{part}.version')
+
+
+def _discard(part: Path) -> None:
+    for path in (part, _stamp(part)):
+        if path.exists():
+            path.unlink()
+
+
+def _receive(url: str, part: Path, target: Path, sha256: str) -> None:
+    """Fill ``part``, over as many connections as it takes."""
+    print_log(f'downloading {url} to {target}', logger='current')
+    failed = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            return _connect(url, part, bool(sha256))
+        except _NotAFile as error:
+            _discard(part)
+            raise WeightsError(f'{url} answered with a web page, not a file (a log-in, a quota or a '
+                               'virus-scan notice?)') from error
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # what is there is not a beginning of what the server has
+                _discard(part)
+            elif error.code < 500 and error.code not in (408, 429):
+                raise WeightsError(f'{url}: the server answered {error.code} {error.reason}') from error
+            reason = f'the server answered {error.code} {error.reason}'
+        except (OSError, HTTPException) as error:
+            if getattr(error, 'errno', None) in _FULL:
+                raise WeightsError(f'no room on the disk of {part.parent} for {url}; free some, or set '
+                                   'MMLK_HOME to a folder on another disk') from error
+            reason = str(getattr(error, 'reason', '') or error or type(error).__name__)
+        after = part.stat().st_size if part.exists() else 0
+        failed = 0 if after > before else failed + 1
+        if failed >= ATTEMPTS:
+            kept = f' {after:,} bytes are kept in {part}; the next call goes on from there.' if after else ''
+            raise WeightsError(f'{url} cannot be downloaded: {reason}.{kept} Without a network, download it '
+                               f'elsewhere and pass its path or put it at {target}')
+        time.sleep(PAUSE)
+
+
+def _connect(url: str, part: Path, verified: bool) -> None:
+    """One connection; returns when ``part`` is whole."""
+    request = urllib.request.Request(url, headers={'User-Agent': 'mmlk', 'Accept-Encoding': 'identity'})
+    stamp, have = _stamp(part), part.stat().st_size if part.exists() else 0
+    version = stamp.read_text() if stamp.exists() else ''
+    # without a version to compare, only a digest can tell whether two halves belong together
+    if have and (version or verified):
+        request.add_header('Range', f'bytes={have}-')
+        if version:
+            request.add_header('If-Range', version)
+    with urllib.request.build_opener(_Redirect()).open(request, timeout=TIMEOUT) as response:
+        now = _version(response)
+        if response.status == 206 and ((version and now != version) or _first_byte(response) != have):
+            _discard(part)
+            raise ConnectionError('the file on the server changed')
+        start = have if response.status == 206 else 0
+        length = response.headers.get('Content-Length')
+        total = start + int(length) if length else None
+        if total and total - start > shutil.disk_usage(part.parent).free:
+            raise OSError(errno.ENOSPC, 'no room')
+        block = response.read(_BLOCK)
+        if start == 0 and ('text/html' in response.headers.get('Content-Type', '')
+                           or re.match(rb'\s*<(!doctype|html)', block[:64], re.IGNORECASE)):
+            raise _NotAFile
+        stamp.write_text(now)
+        with part.open('ab' if start else 'wb') as file, _progress() as progress:
+            task = progress.add_task(part.stem, total=total, completed=start)
+            while block:
+                file.write(block)
+                progress.update(task, advance=len(block))
+                block = response.read(_BLOCK)
+    if total is not None and part.stat().st_size != total:
+        raise ConnectionError(f'the connection closed after {part.stat().st_size:,} of {total:,} bytes')
+
+
+def _version(response: HTTPResponse) -> str:
+    """A strong validator, as If-Range needs (RFC 9110, 13.1.5); empty where the server gives none."""
+    tag = response.headers.get('ETag', '')
+    return tag if tag and not tag.startswith('W/') else response.headers.get('Last-Modified', '')
+
+
+def _first_byte(response: HTTPResponse) -> Optional[int]:
+    match = re.match(r'bytes (\d+)-', response.headers.get('Content-Range', ''))
+    return int(match.group(1)) if match else None
+
+
+def _progress() -> Progress:
+    return Progress(TextColumn('{task.description}'), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+                    TimeRemainingColumn())

@@ -1,0 +1,55 @@
+"""``init_cfg=dict(type='mmlk.Pretrained', checkpoint=...)``."""
+from typing import Any
+
+from mmengine.model import update_init_info
+from torch import nn
+
+from mmlk.registry import WEIGHT_INITIALIZERS
+
+from .errors import WeightsError
+from .load import load
+
+
+def _is_ours(init_cfg: Any) -> bool:
+    kind = init_cfg.get('type')
+    return kind is Pretrained or kind == 'mmlk.Pretrained'
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class Pretrained:
+    """mmengine's ``Pretrained`` with :func:`mmlk.weights.load`: a module that was not filled is an error.
+
+    Args:
+        checkpoint: A path, an http(s) URL or a name of the catalogue.
+        strict: Raise when a parameter or buffer was not filled; else warn.
+        allow_pickle: See :func:`mmlk.weights.read.read`.
+
+    Raises:
+        WeightsError: As ``load``, when called; or another initializer is listed after this one and would undo
+            it.
+    """
+
+    def __init__(self, checkpoint: str, strict: bool = True, allow_pickle: bool = False):
+        self.checkpoint = checkpoint
+        self.strict = strict
+        self.allow_pickle = allow_pickle
+
+    def __call__(self, module: nn.Module) -> None:
+        # mmengine runs only the initializer named 'Pretrained' after the rest of the list and after the
+        # children's own init_weights, either of which would overwrite what is loaded. So: ours is last in its
+        # list, and the children have their turn before it.
+        init_cfg = getattr(module, 'init_cfg', None)
+        if isinstance(init_cfg, list) and any(map(_is_ours, init_cfg)) and not _is_ours(init_cfg[-1]):
+            raise WeightsError(f"init_cfg of {type(module).__name__}: put mmlk.Pretrained last, or "
+                               f"{init_cfg[-1].get('type')} overwrites what it loads")
+        in_init_weights = hasattr(module, '_params_init_info')
+        for child in module.children() if in_init_weights else ():
+            if hasattr(child, 'init_weights') and not getattr(child, 'is_init', False):
+                child.init_weights()
+                child.is_init = True
+        load(module, self.checkpoint, self.strict, self.allow_pickle)
+        if in_init_weights:
+            update_init_info(module, init_info=self._get_init_info())
+
+    def _get_init_info(self) -> str:
+        return f'{type(self).__name__}: load from {self.checkpoint}'

@@ -1,0 +1,210 @@
+"""A weights file to plain Python: dicts, lists, numbers, strings and tensors, and nothing that runs code.
+
+A pickle is a program. torch's restricted unpickler (``weights_only=True``) runs only what is on a list; here
+the list is made of stand-ins, so that the types which training scripts leave beside their weights (arguments,
+logs, numpy numbers) can be read past without the real ones being called, or even installed.
+"""
+import pickle
+import re
+import threading
+import zipfile
+from collections import OrderedDict
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Tuple, Union
+
+import torch
+from torch import serialization
+
+from .errors import WeightsError
+
+Allowed = Union[Callable, Tuple[Callable, str]]
+
+
+class StandIn:
+    """Takes the place of an object in a pickle: keeps its state as plain data and does nothing."""
+
+    state: Any = None
+
+    def __new__(cls, *args: Any) -> 'StandIn':
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class DictStandIn:
+    """Takes the place of a dict subclass: the unpickler fills only the dict types that it knows."""
+
+    def __new__(cls, *args: Any) -> OrderedDict:
+        return OrderedDict(args[0]) if args and isinstance(args[0], dict) else OrderedDict()
+
+
+def _stand_ins(base: type, *names: str) -> List[type]:
+    # torch looks a global up by the module and the name that the allowed object reports
+    split = (name.rpartition('.') for name in names)
+    return [type(name, (base, ), {'__module__': module}) for module, _, name in split]
+
+
+# What files of this field were seen to hold beside tensors, and why each may be met. Calling a stand-in only
+# ever makes an empty object or an ordered dict, so none of them can be turned into an action.
+STAND_INS: List[Allowed] = [
+    # the command line of a training script: the official RepLKNet, ConvNeXt and DeiT files
+    *_stand_ins(StandIn, 'argparse.Namespace'),
+    # the message hub of an mmengine checkpoint: logs in numpy arrays, and methods of the log class, which
+    # pickle names through getattr. The real getattr would hand a pickle any attribute of any allowed object.
+    *_stand_ins(StandIn, 'mmengine.logging.history_buffer.HistoryBuffer', 'builtins.getattr',
+                'builtins.slice'),
+    # numpy numbers and arrays (accuracies, palettes), as numpy 1 and numpy 2 name them. The real dtype takes
+    # its memory layout from the file.
+    *_stand_ins(StandIn, 'numpy.dtype', 'numpy.ndarray',
+                'numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar',
+                'numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct'),
+    # configs stored whole: mmengine, mmcv, addict, and yacs (official Swin files)
+    *_stand_ins(DictStandIn, 'mmengine.config.config.ConfigDict', 'mmcv.utils.config.ConfigDict',
+                'addict.addict.Dict', 'yacs.config.CfgNode'),
+]
+
+_lock = threading.RLock()
+
+
+@contextmanager
+def _allow_only(allowed: List[Allowed]) -> Iterator[None]:
+    """torch's allow-list is one per process: put ours in its place, whatever was added, then put it back."""
+    with _lock:
+        others = serialization.get_safe_globals()
+        serialization.clear_safe_globals()
+        serialization.add_safe_globals(allowed)
+        try:
+            yield
+        finally:
+            serialization.clear_safe_globals()
+            serialization.add_safe_globals(others)
+
+
+def _refused(path: Path, message: str) -> List[str]:
+    """Names of types that the current allow-list lacks; empty when something else stopped the unpickler."""
+    match = re.search(r'GLOBAL (\S+) (?:was not an allowed|whose module)', message)
+    if not match:
+        return []
+    first = match.group(1) if '.' in match.group(1) else f'builtins.{match.group(1)}'
+    try:
+        names = serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # torch < 2.6, or a legacy file: the message still names the first
+        names = []
+    return sorted({first, *names})
+
+
+def _import(name: str, path: Path) -> Allowed:
+    """The object that a pickle names, for a file whose reader said allow_pickle."""
+    parts = name.split('.')
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = import_module('.'.join(parts[:cut]))
+            for part in parts[cut:]:
+                found = getattr(found, part)
+        except (ImportError, AttributeError):
+            continue
+        if isinstance(found, type) and issubclass(found, dict):
+            return _stand_ins(DictStandIn, name)[0]
+        same = f"{found.__module__}.{getattr(found, '__qualname__', '')}" == name
+        return found if same else (found, name)
+    raise WeightsError(f'{path} holds a {name}, which cannot be imported; install the package that has it')
+
+
+def _read_pickle(path: Path, allow_pickle: bool) -> Any:
+    allowed = list(STAND_INS)
+    seen: List[str] = []
+    while True:
+        with _allow_only(allowed):
+            try:
+                # memory-mapped, a training file's optimizer state is never read
+                return torch.load(str(path), map_location='cpu', weights_only=True,
+                                  mmap=zipfile.is_zipfile(path))
+            except pickle.UnpicklingError as error:
+                message = str(error)
+                refused = _refused(path, message)
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:
+                if 'TorchScript' in str(error):
+                    raise WeightsError(f'{path} is a TorchScript program, not weights; save its '
+                                       'state_dict()') from error
+                raise WeightsError(f'{path} cannot be read: truncated, damaged, or not written by torch.save '
+                                   f'({type(error).__name__}: {_last_line(error)})') from error
+        names = [name for name in refused if name not in seen]
+        if not names:
+            raise WeightsError(f'{path} is not a plain weights file, or is damaged ({_last_line(message)})')
+        blocked = [name for name in names if name.split('.')[0] in ('os', 'posix', 'nt', 'sys')]
+        if blocked:
+            raise WeightsError(f'{path} was refused: reading it would call {", ".join(blocked)}, which no '
+                               'weights file needs. Do not trust it')
+        if not allow_pickle:
+            raise WeightsError(
+                f'{path} was refused: reading it would run code of {", ".join(names)}, which is not on the '
+                'list of types that weights need (mmlk/weights/read.py). If you trust whoever made the file, '
+                'say allow_pickle=True; better, save its tensors alone: torch.save(model.state_dict(), ...)')
+        seen += names
+        allowed += [_import(name, path) for name in names]
+
+
+def _last_line(error: object) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if 'WeightsUnpickler error' in line]
+    return (told or lines or [''])[-1][:300]
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise WeightsError(f'{path} is a safetensors file: `pip install safetensors` to read it') from error
+    try:
+        return load_file(str(path))
+    except OSError:
+        raise
+    except Exception as error:
+        raise WeightsError(f'{path} is a damaged safetensors file ({error})') from error
+
+
+def read(path: Union[str, Path], allow_pickle: bool = False) -> Any:
+    """Read a file of ``torch.save`` (zip or the older form) or a safetensors file, onto the CPU.
+
+    Args:
+        path: The file.
+        allow_pickle: Also build the types that the file names beyond ``STAND_INS``, which runs their code.
+            Say it only of files from people you trust.
+
+    Returns:
+        What the file holds; known foreign objects are replaced by a ``StandIn`` or an ordered dict.
+
+    Raises:
+        WeightsError: The file is missing, empty, truncated, something else, or needs a type that is not
+            allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f'{path} is a folder, not a file' if path.is_dir() else f'there is no file {path}')
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        head = file.read(512)
+    if size == 0:
+        raise WeightsError(f'{path} is empty (0 bytes); fetch it again')
+    if head.startswith(b'version https://git-lfs'):
+        raise WeightsError(f'{path} is a git-lfs pointer, not the weights; run `git lfs pull`')
+    if head.lstrip().startswith(b'<'):
+        raise WeightsError(f'{path} is a web page saved in place of the weights; download the file itself')
+    if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 100_000_000:
+        return _read_safetensors(path)
+    if head.startswith(b'PK'):
+        if not zipfile.is_zipfile(path):
+            raise WeightsError(f'{path} is truncated: {size:,} bytes, and the end of the archive is missing. '
+                               'Fetch it again')
+    elif not head.startswith(b'\x80'):
+        raise WeightsError(f'{path} is neither a file of torch.save nor safetensors; it begins with '
+                           f'{head[:16]!r}')
+    return _read_pickle(path, allow_pickle)

@@ -1,0 +1,94 @@
+"""Pretrained and trained weights: what there is, get it, look into a file.
+
+    python tools/weights.py list
+    python tools/weights.py fetch replknet-31b_in1k
+    python tools/weights.py inspect FILE
+"""
+import argparse
+import sys
+from collections import Counter
+from typing import Any, Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from mmlk.weights import WeightsError
+from mmlk.weights.catalog import CATALOG, Triple
+from mmlk.weights.fetch import cache_dir, cache_path, find
+from mmlk.weights.identify import identify
+from mmlk.weights.layouts import find_tensors
+from mmlk.weights.read import StandIn, read
+
+
+def _pixels(triple: Triple) -> str:
+    return '/'.join(f'{value:g}' for value in dict.fromkeys(triple))
+
+
+def show_catalog() -> None:
+    table = Table(box=None)
+    table.add_column('name', no_wrap=True)
+    for title in ('arch', 'holds', 'pretraining', 'size', 'mean', 'std', 'licence', 'sha256', 'here', 'note'):
+        table.add_column(title)
+    for entry in CATALOG.values():
+        table.add_row(entry.name, entry.arch, entry.holds, entry.pretraining, entry.image_size,
+                      _pixels(entry.mean), _pixels(entry.std), entry.licence, entry.sha256 or 'not known',
+                      'yes' if cache_path(entry).exists() else '', entry.note)
+    # a pipe or a file has no width of its own to keep to
+    Console(width=None if sys.stdout.isatty() else 260).print(table)
+    print(f'Files are kept in {cache_dir()}; MMLK_HOME sets another place. URLs and sources: '
+          'mmlk/weights/catalog.py')
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, StandIn):
+        value = value.state
+    if isinstance(value, Mapping):
+        known = [f'{k}={v}' for k, v in value.items() if isinstance(v, (int, float, bool)) or
+                 (isinstance(v, str) and len(v) < 40)]
+        return f'{len(value)} entries: {", ".join(known[:8])}'.rstrip(': ')
+    return str(value)[:80]
+
+
+def inspect(source: str) -> None:
+    path = find(source)
+    payload = read(path)
+    layout = find_tensors(payload, path)
+    tensors = layout.tensors
+    names = list(tensors)
+    kinds = Counter(str(value.dtype).replace('torch.', '') for value in tensors.values())
+    buffers = ('running_mean', 'running_var', 'num_batches_tracked')
+    parameters = sum(value.numel() for name, value in tensors.items() if not name.endswith(buffers))
+    print(f'{path}: {path.stat().st_size:,} bytes')
+    print(f'format      {layout.format}')
+    print(f'looks like  {identify(tensors) or "no family known here"}')
+    print(f'tensors     {len(tensors)} ({", ".join(f"{count} {kind}" for kind, count in kinds.items())})')
+    print(f'parameters  {parameters:,}, running statistics not counted')
+    print(f'first keys  {", ".join(names[:3])}')
+    print(f'last keys   {", ".join(names[-3:])}')
+    for key in [key for key in payload if key in ('meta', 'args', 'epoch', 'iter', 'config', 'cfg')]:
+        print(f'{key:<11} {_brief(payload[key])}')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    commands.add_parser('list', help='the catalogue')
+    fetch = commands.add_parser('fetch', help='download, or find in the cache, and print the path')
+    fetch.add_argument('source', metavar='NAME', help='a name of the catalogue, or a URL')
+    look = commands.add_parser('inspect', help='what a file holds; runs nothing in it')
+    look.add_argument('source', metavar='FILE', help='a path, a name of the catalogue, or a URL')
+    args = parser.parse_args()
+    try:
+        if args.command == 'list':
+            show_catalog()
+        elif args.command == 'fetch':
+            print(find(args.source))
+        else:
+            inspect(args.source)
+    except WeightsError as error:
+        sys.exit(str(error))
+
+
+if __name__ == '__main__':
+    main()
