@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mmlk.datasets.layouts import Plan, write
+from mmlk.weights.read import read
 
 REPO = Path(__file__).resolve().parent.parent
 UPERNET = 'configs/demo/upernet_replknet-tiny_ade20k.py'
@@ -98,6 +99,15 @@ def test_merge_tool_refuses_and_writes_nothing(segmentor, work):
     assert 'nothing was written' in out and not list(work.glob('never*'))
 
 
+def test_a_checkpoint_of_another_model_is_refused_not_tested(segmentor, work):
+    state = read(segmentor / 'iter_4.pth')['state_dict']
+    state.pop('backbone.stages.1.blocks.0.pw1.conv.weight')
+    torch.save(dict(state_dict=state), work / 'lacking.pth')
+    out = python('tools/test.py', UPERNET, work / 'lacking.pth', '--work-dir', work / 'lacking', '--cfg-options',
+                 *data_options('ade20k', work / 'ade20k'), expect=2)
+    assert 'backbone.stages.1.blocks.0.pw1.conv.weight' in out and 'mIoU' not in out and 'Traceback' not in out
+
+
 def test_resume_goes_on_where_it_stopped(segmentor, work):
     shutil.copytree(segmentor, work / 'resumed')
     options = ['--cfg-options', 'train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'train_dataloader.batch_size=2',
@@ -134,9 +144,9 @@ def test_what_is_missing_ends_in_one_message(work):
     for arguments, problem in [
         (['tools/train.py', 'configs/upernet_replknet31b_ade20k.py', '--cfg-options',
           *data_options('ade20k', work / 'nowhere')], r'nowhere[\s\S]*ADEChallengeData2016\.zip'),
-        (['tools/test.py', UPERNET, work / 'no.pth'], 'error: no checkpoint at .*no.pth'),
+        (['tools/merge.py', UPERNET, work / 'no.pth', work / 'out.pth'], 'error: no weights .*there is no file .*no.pth'),
         (['tools/train.py', 'configs/no.py'], 'error: no config at configs/no.py'),
-        (['tools/train.py', UPERNET, '--resume', work / 'no.pth'], 'error: --resume: no checkpoint at .*no.pth'),
+        (['tools/train.py', UPERNET, '--resume', work / 'no.pth'], 'error: no weights .*there is no file .*no.pth'),
     ]:
         out = python(*arguments, expect=2)
         assert re.search(problem, out), out

@@ -5,7 +5,7 @@ Checks on a real input that the outputs are equal before it writes the checkpoin
 import argparse
 import os.path as osp
 
-from mmlk.engine.cli import add_config_options, fail, read_config
+from mmlk.engine.cli import add_config_options, fail, find_checkpoint, read_config
 from mmlk.engine.merging import merge_checkpoint
 
 
@@ -19,13 +19,11 @@ def main():
                         help='largest allowed difference of a backbone feature, relative to the largest feature')
     add_config_options(parser)
     args = parser.parse_args()
-    if not osp.isfile(args.checkpoint):
-        fail(f'no checkpoint at {args.checkpoint}')
     if osp.splitext(args.out)[1] != '.pth':
         fail(f'OUT must be a .pth file, got {args.out}')
     cfg = read_config(args.config, args.cfg_options)
     try:
-        result = merge_checkpoint(cfg, args.checkpoint, args.out, args.image, args.tolerance)
+        result = merge_checkpoint(cfg, find_checkpoint(args.checkpoint), args.out, args.image, args.tolerance)
     except ValueError as error:
         fail(str(error))
     print(result)

@@ -1,14 +1,13 @@
 """Test a segmentor or a detector: ``python tools/test.py CONFIG CHECKPOINT``."""
 import argparse
-import os.path as osp
 
-from mmlk.engine.cli import add_common_arguments, fail, is_detection, load_config, preflight
+from mmlk.engine.cli import add_common_arguments, fail, find_checkpoint, is_detection, load_config, preflight
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description='Test a segmentor or a detector')
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file, or an http(s) URL')
+    parser.add_argument('checkpoint', help='checkpoint: a file, an http(s) URL, or a name that tools/weights.py lists')
     add_common_arguments(parser)
     parser.add_argument('--out', metavar='PATH',
                         help='save predictions: a folder of label PNGs (segmentation) or a .pkl file (detection)')
@@ -20,9 +19,7 @@ def parse_args():
 
 def apply_options(cfg, args):
     """Put the options into the config, refusing what the config cannot honour."""
-    cfg.load_from = args.checkpoint
-    if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
-        fail(f'no checkpoint at {args.checkpoint}')
+    cfg.load_from = None
     if args.show_dir:
         if 'visualization' not in cfg.get('default_hooks', {}):
             fail("--show-dir needs a 'visualization' hook in the config's default_hooks")
@@ -59,12 +56,21 @@ def main():
     cfg = load_config(args)
     apply_options(cfg, args)
     preflight(cfg, ('test', ))
+    checkpoint = find_checkpoint(args.checkpoint)
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
+
+    from mmlk import weights
+    if any('EMAHook' in hook['type'] for hook in cfg.get('custom_hooks', [])):
+        cfg.load_from = checkpoint  # the hook takes its averaged weights from the runner's own loading
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if args.out and is_detection(cfg):
         from mmdet.evaluation import DumpDetResults
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    try:
+        weights.load(runner.model, checkpoint)  # mmengine alone would only warn of what does not fit
+    except weights.WeightsError as error:
+        fail(str(error))
     runner.test()
 
 

@@ -1,9 +1,8 @@
 """Train a segmentor or a detector: ``python tools/train.py CONFIG``."""
 import argparse
 import os
-import os.path as osp
 
-from mmlk.engine.cli import add_common_arguments, fail, load_config, preflight
+from mmlk.engine.cli import add_common_arguments, fail, find_checkpoint, load_config, preflight
 
 
 def parse_args():
@@ -32,9 +31,7 @@ def apply_options(cfg, args):
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-        if cfg.load_from and not osp.isfile(cfg.load_from):
-            fail(f'--resume: no checkpoint at {cfg.load_from}')
+        cfg.load_from = None if args.resume == 'auto' else find_checkpoint(args.resume)
 
 
 def main():

@@ -55,6 +55,22 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def find_checkpoint(source: str) -> str:
+    """The path of a checkpoint given as a path, URL or catalogue name; ends the program when it cannot be had or read.
+
+    It is read once here, through the allow-list of types, so that nothing later unpickles a file that was not looked at.
+    """
+    from mmlk.weights import WeightsError
+    from mmlk.weights.fetch import find
+    from mmlk.weights.read import read
+    try:
+        path = find(source)
+        read(path)
+    except WeightsError as error:
+        fail(str(error))
+    return str(path)
+
+
 def is_detection(cfg: Config) -> bool:
     """Whether the config is one of mmdet."""
     return cfg.get('default_scope') == 'mmdet'
