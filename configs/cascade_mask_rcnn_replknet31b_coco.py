@@ -1,0 +1,12 @@
+# RepLKNet-31B, ImageNet-1K, on COCO: published 52.2 box AP, 45.2 mask AP, 137M, 965G at 1280x800.
+# Source: RepLKNet-pytorch detection/configs/RepLKNet-31B_1Kpretrain_cascade_mask_rcnn_3x_coco.py
+_base_ = [
+    '_base_/backbones/replknet31b.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',
+    '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_replknet.py', '_base_/runtime_det.py',
+]
+model = dict(
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.6,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='replknet-31b_in1k')),
+    neck=dict(in_channels=_base_.channels))

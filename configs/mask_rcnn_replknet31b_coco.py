@@ -1,0 +1,12 @@
+# RepLKNet-31B, ImageNet-1K, on COCO. No Mask R-CNN run was published: mmdet's heads, and the recipe of the
+# Cascade run, RepLKNet-pytorch detection/configs/RepLKNet-31B_1Kpretrain_cascade_mask_rcnn_3x_coco.py
+_base_ = [
+    '_base_/backbones/replknet31b.py', '_base_/models/mask_rcnn.py',
+    '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_replknet.py', '_base_/runtime_det.py',
+]
+model = dict(
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.6,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='replknet-31b_in1k')),
+    neck=dict(in_channels=_base_.channels))

@@ -1,0 +1,15 @@
+# RepLKNet-31B, ImageNet-22K, on ADE20K: published 51.5 mIoU (52.3 multi-scale), 112M, 1829G at 2560x640.
+# Source: RepLKNet-pytorch segmentation/configs/RepLKNet-31B_22Kpretrain_upernet_160k_ade20k_640.py
+_base_ = [
+    '_base_/backbones/replknet31b.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k_640.py', '_base_/schedules/seg_adamw_160k.py', '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.3,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='replknet-31b_in22k')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150),
+    test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(426, 426)))

@@ -1,0 +1,22 @@
+# Swin-B, ImageNet-1K, on ADE20K: published 48.13 mIoU (49.72 multi-scale), 121M, 1188G at 2048x512.
+# Source: mmsegmentation configs/swin/swin-base-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py
+_base_ = [
+    '_base_/backbones/swin-b.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k.py', '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.3,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin/'
+            'swin_base_patch4_window7_224_20220317-e9b98025.pth')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150))
+optim_wrapper = dict(
+    optimizer=dict(lr=6e-5, weight_decay=0.01),
+    paramwise_cfg=dict(custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0))))
+train_dataloader = dict(batch_size=2)  # on 8 GPUs
+auto_scale_lr = dict(base_batch_size=16)
