@@ -1,0 +1,223 @@
+"""The shell scripts, run against stand-ins for python, srun, apt-get and id that note their arguments."""
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / 'tools'
+SCRIPTS = sorted(TOOLS.glob('*.sh')) + [TOOLS.parent / '.ci' / 'run']
+BASH = shutil.which('bash')
+pytestmark = pytest.mark.skipif(BASH is None, reason='no bash here')
+
+
+class Stage:
+    """A folder of stand-ins first on PATH; ``calls`` holds their arguments, one list per call."""
+
+    def __init__(self, folder: Path):
+        self.bin = folder / 'bin'
+        self.bin.mkdir()
+        self.log = folder / 'calls'
+        self.log.touch()
+
+    def add(self, name: str, body: str = '') -> None:
+        path = self.bin / name
+        path.write_text(f'#!{BASH}\n'
+                        f'{{ printf "%s\\x1f" {name} "$@"; printf "\\x1e"; }} >>"{self.log}"\n{body}\n')
+        path.chmod(0o755)
+
+    @property
+    def calls(self):
+        return [call.split('\x1f')[:-1] for call in self.log.read_text().split('\x1e')[:-1]]
+
+    def run(self, script, *arguments, **environment):
+        environment = dict(HOME=os.environ.get('HOME', '/'), PATH=f'{self.bin}:{os.environ["PATH"]}',
+                           **environment)
+        return subprocess.run([BASH, str(script), *arguments], env=environment, stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def stage(tmp_path):
+    return Stage(tmp_path)
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_syntax(script):
+    subprocess.run([BASH, '-n', str(script)], check=True)
+
+
+ODD = ['--cfg-options', 'a.b=[1, 2]', "c='x y'", '*', '']
+
+
+def test_dist_train_passes_everything_on(stage):
+    stage.add('python', 'echo "$PYTHONPATH"')
+    done = stage.run(TOOLS / 'dist_train.sh', 'my config.py', '8', *ODD, PYTHONPATH='/before')
+    assert done.stdout.strip() == f'{TOOLS.parent}:/before'
+    assert stage.calls == [[
+        'python', '-m', 'torch.distributed.run', '--nnodes=1', '--node_rank=0', '--master_addr=127.0.0.1',
+        '--master_port=29500', '--nproc_per_node=8', str(TOOLS / 'train.py'), 'my config.py', *ODD,
+        '--launcher', 'pytorch']]
+
+
+def test_dist_test_on_several_machines(stage):
+    stage.add('python')
+    stage.run(TOOLS / 'dist_test.sh', 'config.py', 'weights.pth', '4', *ODD,
+              NNODES='2', NODE_RANK='1', PORT='3', MASTER_ADDR='first')
+    assert stage.calls == [[
+        'python', '-m', 'torch.distributed.run', '--nnodes=2', '--node_rank=1', '--master_addr=first',
+        '--master_port=3', '--nproc_per_node=4', str(TOOLS / 'test.py'), 'config.py', 'weights.pth', *ODD,
+        '--launcher', 'pytorch']]
+
+
+@pytest.mark.parametrize('script, positional', [
+    ('slurm_train.sh', ['config.py']), ('slurm_test.sh', ['config.py', 'weights.pth'])])
+def test_slurm_passes_everything_on(stage, script, positional):
+    stage.add('srun')
+    tool = TOOLS / script.replace('slurm_', '').replace('.sh', '.py')
+    stage.run(TOOLS / script, 'part', 'a job', *positional, *ODD)
+    stage.run(TOOLS / script, 'part', 'a job', *positional,
+              GPUS='16', CPUS_PER_TASK='2', SRUN_ARGS='-x n1 --qos=q')
+    end = ['python', '-u', str(tool), *positional]
+    assert stage.calls == [
+        ['srun', '-p', 'part', '--job-name=a job', '--gres=gpu:4', '--ntasks=4', '--ntasks-per-node=4',
+         '--cpus-per-task=5', '--kill-on-bad-exit=1', *end, *ODD, '--launcher', 'slurm'],
+        ['srun', '-p', 'part', '--job-name=a job', '--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8',
+         '--cpus-per-task=2', '--kill-on-bad-exit=1', '-x', 'n1', '--qos=q', *end, '--launcher', 'slurm']]
+
+
+@pytest.mark.parametrize('script, arguments', [
+    ('dist_train.sh', ['config.py']), ('dist_test.sh', ['config.py', 'weights.pth']),
+    ('slurm_train.sh', ['part', 'job']), ('slurm_test.sh', ['part', 'job', 'config.py'])])
+def test_too_few_arguments_show_the_usage(stage, script, arguments):
+    stage.add('python')
+    stage.add('srun')
+    done = stage.run(TOOLS / script, *arguments)
+    assert done.returncode == 2 and f'bash tools/{script} ' in done.stderr and not stage.calls
+
+
+# Answers like an environment with the packages in `packages` ("name version" a line); pip is done at once.
+PYTHON = r'''
+state={state}
+case "$*" in
+    "-c import importlib.metadata"*) grep "^${{@: -1}} " $state/packages | cut -d " " -f 2 | grep . ;;
+    "-c import sys; print("*) echo python3.11-dev ;;
+    *Python.h*) [ ! -e $state/no_headers ] ;;
+    -) [ -e $state/up_to_date ] ;;
+    "tools/doctor.py --ops"*) [ -e $state/ops ] ;;
+    *" torch torchvision") sed -i "/^torch /d" $state/packages; echo "torch 2.12.1" >>$state/packages ;;
+    *--no-cache-dir*) touch $state/ops ;;
+    *"-r requirements.txt"*) [ ! -e $state/offline ] || {{ echo "no network here"; exit 1; }} ;;
+    --version) echo "Python 3.11.7" ;;
+esac
+'''
+
+
+@pytest.fixture
+def environment(stage, tmp_path):
+    """A virtual environment whose python is a stand-in, with nothing in it; returns its folder."""
+    (tmp_path / 'packages').touch()
+    stage.add('python', PYTHON.format(state=tmp_path))
+    return tmp_path
+
+
+def install(stage, environment, script='install.sh', *arguments):
+    return stage.run(TOOLS / script, *arguments, VIRTUAL_ENV=str(environment))
+
+
+def pip_calls(stage):
+    calls = [call for call in stage.calls if 'pip' in call and 'install' in call]
+    return [call[call.index('install') + 1:] for call in calls]
+
+
+def test_install_puts_torch_first_then_mmcv_then_the_rest(stage, environment):
+    (environment / 'ops').touch()
+    done = install(stage, environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = pip_calls(stage)
+    assert calls[0] == ['-c', 'requirements.txt', 'torch', 'torchvision']
+    assert calls[3:] == [['-v', '--no-build-isolation', '-c', 'requirements.txt', 'onedl-mmcv'],
+                         ['-r', 'requirements.txt'], ['--no-deps', '--no-build-isolation', '-e', '.']]
+    assert stage.calls[-1] == ['python', 'tools/doctor.py']
+    assert 'for the CPU' in done.stdout and 'installed and proved' in done.stdout
+
+
+def test_a_second_install_only_proves(stage, environment):
+    (environment / 'ops').touch()
+    install(stage, environment)
+    before = len(stage.calls)
+    (environment / 'up_to_date').touch()
+    done = install(stage, environment)
+    assert 'everything was in place already' in done.stdout
+    assert not any('pip' in call for call in stage.calls[before:])
+
+
+REBUILT = ['-v', '--no-build-isolation', '-c', 'requirements.txt', 'onedl-mmcv', '--no-cache-dir',
+           '--force-reinstall', '--no-deps']
+
+
+def test_a_stale_cached_mmcv_is_built_again(stage, environment):
+    done = install(stage, environment)  # the operators work only after --no-cache-dir
+    assert done.returncode == 0 and "that mmcv does not work with torch 2.12.1 on cpu" in done.stdout
+    assert pip_calls(stage)[3:5] == [REBUILT[:5], REBUILT]
+
+
+def test_mmcv_is_built_again_after_torch_changed(stage, environment):
+    (environment / 'packages').write_text('torch 2.9.0\nonedl-mmcv 2.3.6\n')
+    (environment / 'mmlk-mmcv-torch.txt').write_text('2.9.0\n')
+    done = install(stage, environment)
+    assert done.returncode == 0 and 'built for torch 2.9.0: once more for torch 2.12.1' in done.stdout
+    assert pip_calls(stage)[3] == REBUILT
+
+
+def test_a_failing_step_shows_the_end_of_its_output(stage, environment):
+    (environment / 'ops').touch()
+    (environment / 'offline').touch()
+    done = install(stage, environment)
+    assert done.returncode == 1 and 'no network here' in done.stderr
+    assert 'this step failed: 4/4' in done.stderr and str(environment / 'mmlk-install.log') in done.stderr
+
+
+def test_classic_packages_are_not_overwritten(stage, environment):
+    (environment / 'packages').write_text('mmcv 2.1.0\n')
+    done = install(stage, environment)
+    assert done.returncode == 1 and 'has mmcv 2.1.0' in done.stderr
+    assert 'pip install -e . --no-deps' in done.stderr and not pip_calls(stage)
+
+
+@pytest.mark.parametrize('root', [False, True], ids=['user', 'root'])
+def test_missing_headers_are_installed_for_root_and_named_to_others(stage, environment, root):
+    (environment / 'ops').touch()
+    (environment / 'no_headers').touch()
+    stage.add('id', f'echo {0 if root else 1000}')
+    stage.add('apt-get')
+    done = install(stage, environment)
+    apt = [call for call in stage.calls if call[0] == 'apt-get']
+    if root:
+        assert done.returncode == 0 and 'python3.11-dev' in apt[-1]
+    else:
+        assert done.returncode == 1 and 'sudo apt-get install -y python3.11-dev' in done.stderr and not apt
+
+
+def test_run_tests_hands_its_arguments_to_pytest(stage, environment):
+    (environment / 'up_to_date').touch()
+    install(stage, environment, 'run_tests.sh', '-k', 'a or b', 'tests/ops')
+    assert stage.calls[-1] == ['python', '-m', 'pytest', '-k', 'a or b', 'tests/ops']
+
+
+def test_an_environment_is_made_once_where_none_is_active(stage, tmp_path):
+    (tmp_path / 'tools').mkdir()
+    shutil.copy(TOOLS / '_env.sh', tmp_path / 'tools')
+    probe = tmp_path / 'probe.sh'
+    probe.write_text(f'. {tmp_path}/tools/_env.sh; echo "$VIRTUAL_ENV"; command -v python')
+    stage.add('some-python', 'case "$*" in "-m venv"*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;; esac')
+    for _ in range(2):
+        done = stage.run(probe, PYTHON='some-python')
+        assert done.stdout.split()[-2:] == [f'{tmp_path}/.venv', f'{tmp_path}/.venv/bin/python'], done.stderr
+    assert sum('venv' in call for call in stage.calls) == 1
+
+
+def test_an_active_environment_that_is_gone_is_named(stage, tmp_path):
+    done = stage.run(TOOLS / 'install.sh', VIRTUAL_ENV=str(tmp_path / 'gone'))
+    assert done.returncode == 1 and 'gone, which has no bin/python' in done.stderr
