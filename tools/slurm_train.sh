@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Trains under Slurm:  bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of train.py]
+# Set GPUS (4), GPUS_PER_NODE (GPUS, at most 8), CPUS_PER_TASK (5) and SRUN_ARGS as needed.
+. "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
+need_arguments 3 $#
+launch_with_slurm "$1" "$2" "$root/tools/train.py" "${@:3}"
