@@ -2,7 +2,7 @@
 # tools/make_demo_data.py --layout cityscapes --out data/demo/cityscapes
 _base_ = './cityscapes_769.py'
 data_root = 'data/demo/cityscapes'
-crop_size = (64, 80)  # half of what is on disk, for speed; predictions are resized back
+crop_size = (80, 100)  # smaller than on disk, for speed; predictions are resized back
 __scenes = dict(
     type='BaseSegDataset',  # CityscapesDataset accepts no class names but its own
     data_root=data_root,
@@ -14,13 +14,13 @@ __scenes = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(type='Resize', scale=(80, 64), keep_ratio=True),
+    dict(type='Resize', scale=(100, 80), keep_ratio=True),
     dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(80, 64), keep_ratio=True),
+    dict(type='Resize', scale=(100, 80), keep_ratio=True),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
@@ -29,7 +29,7 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='Resize', scale=(size, size * 4 // 5), keep_ratio=True) for size in (60, 80, 100)],
+            [dict(type='Resize', scale=(size, size * 4 // 5), keep_ratio=True) for size in (80, 100, 120)],
             [dict(type='RandomFlip', prob=0.0, direction='horizontal'),
              dict(type='RandomFlip', prob=1.0, direction='horizontal')],
             [dict(type='LoadAnnotations')],
