@@ -1,6 +1,6 @@
 """Merge the parallel branches of a trained model: ``python tools/merge.py CONFIG CHECKPOINT OUT.pth``.
 
-Checks on a real input that the outputs are equal before it writes the checkpoint, and beside it the config that loads it.
+Checks on a real input that the outputs are equal before it writes the checkpoint and, beside it, its config.
 """
 import argparse
 import os.path as osp

@@ -9,6 +9,8 @@ model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=_base_.backbone,
     decode_head=dict(
-        in_channels=_base_.channels, channels=32, num_classes=6, norm_cfg=dict(type='BN'), init_cfg=__init_cfg),
+        in_channels=_base_.channels, channels=32, num_classes=6, norm_cfg=dict(type='BN'),
+        init_cfg=__init_cfg),
     auxiliary_head=dict(
-        in_channels=_base_.channels[2], channels=32, num_classes=6, norm_cfg=dict(type='BN'), init_cfg=__init_cfg))
+        in_channels=_base_.channels[2], channels=32, num_classes=6, norm_cfg=dict(type='BN'),
+        init_cfg=__init_cfg))

@@ -114,8 +114,8 @@ class RepLKNet(BaseBackbone):
     """RepLKNet as a feature extractor.
 
     Args:
-        arch: A name of ``ARCHS``, or a dict with ``large_kernel_sizes``, ``layers`` and ``channels`` (one per stage) and
-            optionally ``small_kernel`` (None: no parallel small kernel), ``dw_ratio`` and ``ffn_ratio`` (width inside
+        arch: A name of ``ARCHS``, or a dict with ``large_kernel_sizes``, ``layers`` and ``channels`` (one per stage)
+            and optionally ``small_kernel`` (None: no parallel small kernel), ``dw_ratio`` and ``ffn_ratio`` (width inside
             the two kinds of block, relative to the stage's) and ``norm_intermediate_features`` (a norm on each output).
         in_channels: Channels of the image.
         out_indices: Stages to return.
@@ -196,7 +196,7 @@ class RepLKNet(BaseBackbone):
         return self._layers_before(self.num_stages)
 
     def layer_id(self, name: str) -> int:
-        """Two pairs of blocks make a layer, a transition goes with the stage before it; official ``optim_factory.py``."""
+        """Two pairs of blocks make a layer, a transition goes with the stage before it, as in ``optim_factory.py``."""
         kind, *rest = name.split('.')
         if name not in dict(self.named_parameters()):
             raise KeyError(f"RepLKNet has no parameter '{name}'")

@@ -58,7 +58,7 @@ def load_config(args: argparse.Namespace) -> Config:
 def find_checkpoint(source: str) -> str:
     """The path of a checkpoint given as a path, URL or catalogue name; ends the program when it cannot be had or read.
 
-    It is read once here, through the allow-list of types, so that nothing later unpickles a file that was not looked at.
+    It is read once here, through the allow-list of types, so that nothing later unpickles a file not looked at.
     """
     from mmlk.weights import WeightsError
     from mmlk.weights.fetch import find

@@ -19,8 +19,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Parameter groups whose learning rate falls by ``decay_rate`` with each step towards the image.
 
     The idea is BEiT's (arXiv:2106.08254, appendix) and ConvNeXt's (arXiv:2201.03545). A parameter at depth d of a
-    backbone of depth D has ``lr * decay_rate ** (D + 1 - d)``; whatever is not in the backbone has ``lr``. Depth is asked
-    of the backbone, ``layer_id`` or ``stage_id``.
+    backbone of depth D has ``lr * decay_rate ** (D + 1 - d)``; whatever is not in the backbone has ``lr``. Depth is
+    asked of the backbone, ``layer_id`` or ``stage_id``.
 
     ``paramwise_cfg`` takes:
 

@@ -37,6 +37,7 @@ def pad_kernel(kernel: Tensor, size: Tuple[int, int]) -> Tensor:
     """
     kh, kw = kernel.shape[-2:]
     if any(big < small or big % 2 == 0 or small % 2 == 0 for big, small in zip(size, (kh, kw))):
-        raise ValueError(f'cannot centre a {kh}x{kw} kernel in {size[0]}x{size[1]}: both must be odd, the second larger')
+        raise ValueError(f'cannot centre a {kh}x{kw} kernel in {size[0]}x{size[1]}: '
+                         'both must be odd, the second larger')
     dh, dw = (size[0] - kh) // 2, (size[1] - kw) // 2
     return F.pad(kernel, (dw, dw, dh, dh))
