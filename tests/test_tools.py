@@ -1,4 +1,6 @@
 """The command-line tools, run as a person runs them, on tiny scenes and a tiny model."""
+import argparse
+import importlib.util
 import json
 import os
 import re
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 
 from mmlk.datasets.layouts import Plan, write
@@ -138,6 +141,39 @@ def test_stock_tools_run_our_configs(toolbox, work):
                      work / 'det_test' / 'predictions.pkl', '--show-dir', 'shown', *options)
         assert 'parallel branches merged' in out and (work / 'det_test' / 'predictions.pkl').stat().st_size > 0
         assert len(list((work / 'det_test').rglob('shown/*.jpg'))) == 3
+
+
+def tool(name):
+    """A tool as a module, to call its functions."""
+    spec = importlib.util.spec_from_file_location(f'{name}_tool', REPO / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_options_of_train_reach_the_config(monkeypatch):
+    train = tool('train')
+    options = dict(amp=True, auto_scale_lr=True, resume='auto')
+    monkeypatch.setattr(train, 'get_device', lambda: 'cuda')
+    cfg = Config.fromfile(str(REPO / UPERNET))
+    train.apply_options(cfg, argparse.Namespace(**options))
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+    assert cfg.auto_scale_lr.enable and cfg.resume and cfg.load_from is None
+
+
+@pytest.mark.parametrize('device, change, problem', [
+    ('cpu', {}, "--amp needs a GPU: .* does not run on this machine's cpu"),
+    ('cuda', {'optim_wrapper.type': 'ApexOptimWrapper'}, '--amp works with OptimWrapper, the config has ApexOptim'),
+    ('cuda', {'auto_scale_lr': None}, '--auto-scale-lr needs auto_scale_lr = '),
+])
+def test_options_that_cannot_be_honoured_are_refused(monkeypatch, capsys, device, change, problem):
+    train = tool('train')
+    monkeypatch.setattr(train, 'get_device', lambda: device)
+    cfg = Config.fromfile(str(REPO / UPERNET))
+    cfg.merge_from_dict(change)
+    with pytest.raises(SystemExit):
+        train.apply_options(cfg, argparse.Namespace(amp=True, auto_scale_lr=True, resume=None))
+    assert re.search(problem, capsys.readouterr().err)
 
 
 def test_what_is_missing_ends_in_one_message(work):

@@ -2,6 +2,8 @@
 import argparse
 import os
 
+from mmengine.device import get_device
+
 from mmlk.engine.cli import add_common_arguments, fail, find_checkpoint, load_config, preflight
 
 
@@ -23,10 +25,12 @@ def apply_options(cfg, args):
         wrapper = cfg.optim_wrapper
         if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
             fail(f"--amp works with OptimWrapper, the config has {wrapper['type']}")
+        if get_device() in ('cpu', 'mps'):
+            fail(f"--amp needs a GPU: mmengine's AmpOptimWrapper does not run on this machine's {get_device()}")
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             fail('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
     if args.resume:
