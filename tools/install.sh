@@ -143,7 +143,7 @@ else
     how="for the CPU"
     device=cpu
 fi
-title="3/4 mmcv, its operators compiled $how in $MAX_JOBS jobs (for the CPU on 2 cores: about 9 minutes)"
+title="3/4 mmcv, its operators compiled $how in $MAX_JOBS jobs (for the CPU on 2 cores: 9 to 20 minutes)"
 again=(--no-cache-dir --force-reinstall --no-deps)
 if [ -n "$(version_of onedl-mmcv)" ] && [ "$built_for" != "$torch" ]; then
     echo "mmcv here was built for torch $built_for: once more for torch $torch"
