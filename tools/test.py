@@ -1,7 +1,8 @@
 """Test a segmentor or a detector: ``python tools/test.py CONFIG CHECKPOINT``."""
 import argparse
 
-from mmlk.engine.cli import add_common_arguments, fail, find_checkpoint, is_detection, load_config, preflight
+from mmlk.engine.cli import (add_common_arguments, build_runner, fail, find_checkpoint, is_detection, load_config,
+                             preflight)
 
 
 def parse_args():
@@ -57,13 +58,10 @@ def main():
     apply_options(cfg, args)
     preflight(cfg, ('test', ))
     checkpoint = find_checkpoint(args.checkpoint)
-    from mmengine.registry import RUNNERS
-    from mmengine.runner import Runner
-
     from mmlk import weights
     if any('EMAHook' in hook['type'] for hook in cfg.get('custom_hooks', [])):
         cfg.load_from = checkpoint  # the hook takes its averaged weights from the runner's own loading
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     if args.out and is_detection(cfg):
         from mmdet.evaluation import DumpDetResults
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

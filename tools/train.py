@@ -4,7 +4,7 @@ import os
 
 from mmengine.device import get_device
 
-from mmlk.engine.cli import add_common_arguments, fail, find_checkpoint, load_config, preflight
+from mmlk.engine.cli import add_common_arguments, build_runner, fail, find_checkpoint, load_config, preflight
 
 
 def parse_args():
@@ -43,11 +43,8 @@ def main():
     cfg = load_config(args)
     apply_options(cfg, args)
     preflight(cfg, ('train', 'val'))
-    from mmengine.registry import RUNNERS
-    from mmengine.runner import Runner
     os.makedirs(cfg.work_dir, exist_ok=True)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -71,6 +71,13 @@ def find_checkpoint(source: str) -> str:
     return str(path)
 
 
+def build_runner(cfg: Config):
+    """The runner of a config: its own ``runner_type``, else mmengine's."""
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
 def is_detection(cfg: Config) -> bool:
     """Whether the config is one of mmdet."""
     return cfg.get('default_scope') == 'mmdet'

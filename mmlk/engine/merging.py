@@ -1,4 +1,5 @@
 """From a trained checkpoint to a merged one, proved equal before it is written."""
+import copy
 import os
 import os.path as osp
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def merge_checkpoint(cfg: Config, checkpoint: str, out: str, image: Optional[str
         if given and osp.realpath(written) == osp.realpath(given):
             raise ValueError(f'{written} is the input itself; write to another name')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model_cfg = cfg.model.copy()
+    model_cfg = copy.deepcopy(cfg.model)  # building writes into it
     backbone_cfg = model_cfg.get('backbone', {})
     if 'init_cfg' in backbone_cfg:
         backbone_cfg['init_cfg'] = None
@@ -118,12 +119,18 @@ def _real_input(path: Optional[str], model: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def _outputs(model: nn.Module, inputs: Tensor) -> List[Tensor]:
-    """Everything the model computes before boxes: backbone maps, neck maps, a segmentor's logits."""
-    maps = list(model.backbone(inputs)) + list(model.extract_feat(inputs))
-    if hasattr(model, 'encode_decode'):
-        meta = dict(img_shape=inputs.shape[2:], ori_shape=inputs.shape[2:], pad_shape=inputs.shape[2:])
-        maps.append(model.encode_decode(inputs, [meta]))
-    return maps
+    """Backbone maps, then a segmentor's logits or a detector's neck maps, of one forward."""
+    maps: List[Tensor] = []
+    hook = model.backbone.register_forward_hook(lambda _, __, output: maps.extend(output))
+    try:
+        if hasattr(model, 'encode_decode'):
+            meta = dict(img_shape=inputs.shape[2:], ori_shape=inputs.shape[2:], pad_shape=inputs.shape[2:])
+            last = [model.encode_decode(inputs, [meta])]
+        else:
+            last = list(model.extract_feat(inputs))
+    finally:
+        hook.remove()
+    return maps + last
 
 
 def _plain(value: Any) -> Any:

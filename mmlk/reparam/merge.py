@@ -32,7 +32,6 @@ def merge(module: nn.Module, inplace: bool = False) -> nn.Module:
                         "Merging needs BatchNorm with running statistics: norm_cfg=dict(type='BN') or 'SyncBN'")
     if not inplace:
         module = copy.deepcopy(module)
-    module.eval()
     for block in list(module.modules()):
         if isinstance(block, MergeableBranches) and not block.merged:
             block.merge_branches()

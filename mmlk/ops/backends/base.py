@@ -37,8 +37,6 @@ class Backend:
     """
 
     name: str
-    #: passes this backend offers; the others raise
-    passes: Tuple[str, ...] = ('forward', 'grad_input', 'grad_weight')
 
     def can_run(self, device: torch.device, dtype: torch.dtype) -> Tuple[bool, str]:
         """Whether it runs on this device and dtype, and why not."""

@@ -85,19 +85,19 @@ class FFT(Backend):
         return 1e-4 + planes * area * (2.5 * log2(area) + 4) / 12e9
 
     def forward(self, x, weight, problem):
+        return self._filter(x, weight, problem, torch.conj)
+
+    def grad_input(self, grad, weight, problem):
+        return self._filter(grad, weight, problem, lambda spectrum: spectrum)
+
+    @staticmethod
+    def _filter(x, weight, problem, turn):
+        """Correlation with the kernel when ``turn`` conjugates its spectrum, convolution when it does not."""
         plan = _Plan(problem)
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         for c in range(0, problem.channels, plan.chunk):
             part = slice(c, c + plan.chunk)
-            out[:, part] = plan.crop(plan.spectrum(x[:, part]).mul_(plan.kernel_spectrum(weight[part]).conj()))
-        return out
-
-    def grad_input(self, grad, weight, problem):
-        plan = _Plan(problem)
-        out = torch.empty_like(grad, memory_format=torch.contiguous_format)
-        for c in range(0, problem.channels, plan.chunk):
-            part = slice(c, c + plan.chunk)
-            out[:, part] = plan.crop(plan.spectrum(grad[:, part]).mul_(plan.kernel_spectrum(weight[part])))
+            out[:, part] = plan.crop(plan.spectrum(x[:, part]).mul_(turn(plan.kernel_spectrum(weight[part]))))
         return out
 
     def grad_weight(self, grad, x, problem):
