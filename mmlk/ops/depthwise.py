@@ -1,42 +1,105 @@
-"""Depthwise convolution with large kernels: a function, and a module that is an ``nn.Conv2d``."""
-import logging
-from functools import lru_cache
+"""Depthwise convolution with large kernels: a function, a module that is an ``nn.Conv2d``, and a verb that swaps it in."""
 from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
-from .backends import Problem, choose, get
-from .backends.native import conv2d_same
+from .backends import Problem, get
+from .backends.native import conv2d_same, convolution_gradients
+from .choice import choose
 
-_logger = logging.getLogger(__name__)
+
+def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str]) -> Tensor:
+    problem = Problem.of(x, weight)
+
+    def run(method):
+        return method.forward(x, weight, bias, problem)
+
+    return run(get(backend, problem) if backend else choose('forward', problem, run)[0])
 
 
-@lru_cache(maxsize=4096)
-def _methods(problem: Problem):
-    """The backends of forward, grad-input and grad-weight for one problem."""
-    chosen = tuple(choose(step, problem) for step in ('forward', 'grad_input', 'grad_weight'))
-    _logger.debug('%s: %s', problem, ', '.join(b.name for b in chosen))
-    return chosen
+def _gradients(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
+               for_weight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    problem = Problem.of(x, weight)
+    runs = {'grad_input': lambda method: method.grad_input(grad, weight, problem),
+            'grad_weight': lambda method: method.grad_weight(grad, x, problem),
+            'gradients': lambda method: method.gradients(grad, x, weight, problem)}
+    steps = [step for step, needed in (('grad_input', for_input), ('grad_weight', for_weight)) if needed]
+    if backend:
+        method = get(backend, problem)
+        if len(steps) == 2:
+            return runs['gradients'](method)
+        chosen = {step: (method, 0) for step in steps}
+    else:
+        chosen = {step: choose(step, problem, runs[step]) for step in steps}
+        if len(steps) == 2:
+            method, seconds = choose('gradients', problem, runs['gradients'])
+            if seconds <= sum(apart for _, apart in chosen.values()):
+                return runs['gradients'](method)
+    return tuple(runs[step](chosen[step][0]) if step in chosen else None for step in ('grad_input', 'grad_weight'))
+
+
+def _bias_gradient(grad: Tensor) -> Tensor:
+    return grad.sum((0, 2, 3))
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, x, weight, problem, methods):
+    def forward(ctx, x, weight, bias, backend):
         ctx.save_for_backward(x, weight)
-        ctx.problem, ctx.methods = problem, methods
-        return methods[0].forward(x, weight, problem)
+        ctx.backend = backend
+        return _forward(x, weight, bias, backend)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        _, by_input, by_weight = ctx.methods
+        for_input, for_weight, for_bias, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph: only PyTorch's own gradients can be differentiated again
-            by_input = by_weight = get('native', x.device, x.dtype)
-        grad_x = by_input.grad_input(grad, weight, ctx.problem) if ctx.needs_input_grad[0] else None
-        grad_w = by_weight.grad_weight(grad, x, ctx.problem) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_w, None, None
+            grad_x, grad_w = convolution_gradients(grad, x if for_weight else None, weight if for_input else None,
+                                                   Problem.of(x, weight))
+        else:
+            grad_x, grad_w = _gradients(grad, x, weight, ctx.backend, for_input, for_weight)
+        return grad_x, grad_w, _bias_gradient(grad) if for_bias else None, None
+
+
+# Under torch.compile the same two functions stand as operators of their own, which the compiler does not look into.
+@torch.library.custom_op('mmlk::depthwise_conv2d', mutates_args=())
+def _operator(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str]) -> Tensor:
+    return _forward(x, weight, bias, backend)
+
+
+@_operator.register_fake
+def _(x, weight, bias, backend):
+    return torch.empty_like(x, memory_format=Problem.of(x, weight).memory_format)
+
+
+@torch.library.custom_op('mmlk::depthwise_conv2d_backward', mutates_args=())
+def _backward_operator(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
+                       for_weight: bool) -> Tuple[Tensor, Tensor]:
+    grads = _gradients(grad, x, weight, backend, for_input, for_weight)
+    return tuple(x.new_empty(0) if g is None else g for g in grads)
+
+
+@_backward_operator.register_fake
+def _(grad, x, weight, backend, for_input, for_weight):
+    return (torch.empty_like(x, memory_format=Problem.of(x, weight).memory_format) if for_input else x.new_empty(0),
+            torch.empty_like(weight, memory_format=torch.contiguous_format) if for_weight else x.new_empty(0))
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, _, ctx.backend = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _operator_backward(ctx, grad):
+    for_input, for_weight, for_bias, _ = ctx.needs_input_grad
+    grad_x, grad_w = _backward_operator(grad, *ctx.saved_tensors, ctx.backend, for_input, for_weight)
+    return (grad_x if for_input else None, grad_w if for_weight else None,
+            _bias_gradient(grad) if for_bias else None, None)
+
+
+_operator.register_autograd(_operator_backward, setup_context=_setup_context)
 
 
 def _check(input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> None:
@@ -46,6 +109,21 @@ def _check(input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> None:
             f'got {tuple(input.shape)} and {tuple(weight.shape)}')
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f'bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}')
+    for name, other in (('weight', weight), ('bias', bias)):
+        if other is not None and (other.dtype, other.device) != (input.dtype, input.device):
+            raise ValueError(f'input and {name} must have one dtype and device, got {input.dtype} on {input.device} '
+                             f'and {other.dtype} on {other.device}')
+
+
+def _exporting() -> bool:
+    """Whether a graph for elsewhere is being written, which must hold a plain convolution."""
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return True
+    if not torch.compiler.is_compiling():
+        return False
+    if hasattr(torch.compiler, 'is_exporting'):  # from torch 2.7
+        return torch.compiler.is_exporting()
+    return not torch.compiler.is_dynamo_compiling()
 
 
 def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, *,
@@ -56,28 +134,28 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
         input: (N, C, H, W).
         weight: (C, 1, kh, kw); odd, even and rectangular kernels, larger than the map too.
         bias: (C,) or None.
-        backend: Name of the backend for all three passes; None takes the cheapest for each. Under ``torch.compile``,
-            export and autocast, and on devices with nothing better, that is one ``F.conv2d``.
+        backend: Name of the backend for all passes; None takes the fastest for each (:mod:`mmlk.ops.choice`). In exported
+            graphs (``torch.export``, ONNX, TorchScript) it is one plain convolution either way.
 
     Returns:
-        (N, C, H, W), the input's dtype (autocast's under autocast).
+        (N, C, H, W) in the input's memory format and dtype (autocast's under autocast).
 
     Raises:
-        ValueError: Shapes do not fit, or the named backend cannot run here (with its reason).
+        ValueError: Shapes, dtypes or devices do not fit, or the named backend cannot run here (with its reason).
     """
+    kind = input.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        input, weight = input.to(dtype), weight.to(dtype)
+        bias = bias if bias is None else bias.to(dtype)
     _check(input, weight, bias)
-    problem = Problem(input.device, input.dtype, *input.shape, *weight.shape[-2:])
-    if backend is not None:
-        methods = (get(backend, input.device, input.dtype), ) * 3
-    elif (input.device.type != 'cpu' or torch.jit.is_tracing() or torch.compiler.is_compiling()
-          or torch.is_autocast_enabled('cpu')):
-        return conv2d_same(input, weight, bias, problem)
-    else:
-        methods = _methods(problem)
-    if not input.numel() or all(m.name == 'native' for m in methods):
-        return conv2d_same(input, weight, bias, problem)
-    out = _DepthwiseConv2d.apply(input, weight, problem, methods)
-    return out if bias is None else out + bias.reshape(1, -1, 1, 1)
+    compiling = torch.compiler.is_compiling()
+    plain = kind == 'meta' or not compiling and type(input) not in (Tensor, nn.Parameter)  # fake tensors, among others
+    if plain or _exporting() or not (input.numel() and weight.numel()):
+        if backend is not None:
+            get(backend, Problem.of(input, weight))
+        return conv2d_same(input, weight, bias, Problem.of(input, weight))
+    return (_operator if compiling else _DepthwiseConv2d.apply)(input, weight, bias, backend)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -98,3 +176,37 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return depthwise_conv2d(input, self.weight, self.bias)
+
+
+def _replaceable(conv: nn.Module, min_kernel: int) -> bool:
+    if type(conv) is not nn.Conv2d or max(conv.kernel_size) < min_kernel:
+        return False
+    same = conv.padding == 'same' or (all(k % 2 for k in conv.kernel_size) and
+                                      conv.padding == tuple(k // 2 for k in conv.kernel_size))
+    return (same and conv.groups == conv.in_channels == conv.out_channels and conv.stride == (1, 1)
+            and conv.dilation == (1, 1) and conv.padding_mode == 'zeros')
+
+
+def replace_depthwise(model: nn.Module, min_kernel: int = 7) -> nn.Module:
+    """Let every depthwise convolution of a model run by :func:`depthwise_conv2d`, in place.
+
+    The modules stay the same objects, with their parameters, hooks and state dict; only their class changes. It takes each
+    ``nn.Conv2d`` (not a subclass) with groups = channels, stride 1, dilation 1, zero "same" padding.
+
+    Args:
+        model: Any model, timm's ConvNeXt for example.
+        min_kernel: Least longer side of the kernels to take.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The model has no such convolution.
+    """
+    found = [module for module in model.modules() if _replaceable(module, min_kernel)]
+    if not found and not any(isinstance(module, DepthwiseConv2d) for module in model.modules()):
+        raise ValueError(f'{type(model).__name__} has no depthwise nn.Conv2d with stride 1, dilation 1, zero "same" padding '
+                         f'and a kernel of at least {min_kernel}')
+    for module in found:
+        module.__class__ = DepthwiseConv2d
+    return model

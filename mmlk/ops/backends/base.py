@@ -1,8 +1,10 @@
 """What a backend is: three passes of one operator, the cases it can run, and what they are estimated to cost."""
-from typing import NamedTuple, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
+
+STEPS = ('forward', 'grad_input', 'grad_weight', 'gradients')  # the last: both gradients in one call
 
 
 class Problem(NamedTuple):
@@ -16,6 +18,13 @@ class Problem(NamedTuple):
     width: int
     kh: int
     kw: int
+    channels_last: bool = False
+
+    @classmethod
+    def of(cls, x: Tensor, weight: Tensor) -> 'Problem':
+        """The problem of an input (N, C, H, W) and a weight (C, 1, kh, kw)."""
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        return cls(x.device, x.dtype, *x.shape, *weight.shape[-2:], last)
 
     @property
     def macs(self) -> int:
@@ -28,25 +37,77 @@ class Problem(NamedTuple):
         left, top = (self.kw - 1) // 2, (self.kh - 1) // 2
         return left, self.kw - 1 - left, top, self.kh - 1 - top
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """That of the input, the output and the input's gradient."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+class Reach(NamedTuple):
+    """Along one axis, the taps that can meet the map: ``before`` and ``after`` the centre, which is tap ``centre``.
+
+    Taps further out than the map is long only ever meet padding.
+    """
+
+    extent: int
+    before: int
+    after: int
+    centre: int
+
+    @classmethod
+    def of(cls, problem: Problem) -> Tuple['Reach', 'Reach']:
+        """Those of the rows and of the columns."""
+        return tuple(cls(extent, min((k - 1) // 2, extent - 1), min(k // 2, extent - 1), (k - 1) // 2)
+                     for extent, k in ((problem.height, problem.kh), (problem.width, problem.kw)))
+
+    @property
+    def taps(self) -> slice:
+        return slice(self.centre - self.before, self.centre + self.after + 1)
+
+    @property
+    def circle(self) -> int:
+        """The least circular length: what wraps around falls outside the map."""
+        return self.extent + max(self.before, self.after)
+
+
+def channel_chunks(problem: Problem, area: int, elements: int) -> List[slice]:
+    """Slices of the channels, of even size, with at most ``elements`` in a chunk's maps of ``area`` each."""
+    most = max(1, elements // (max(1, problem.batch) * area))
+    size = -(-problem.channels // -(-problem.channels // most))
+    return [slice(c, min(c + size, problem.channels)) for c in range(0, problem.channels, size)]
+
+
+def half_precision_and_up(dtype: torch.dtype) -> Tuple[bool, str]:
+    """The verdict of a backend that computes half precision in float32."""
+    ok = dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return ok, '' if ok else f'it runs in float16, bfloat16, float32 and float64, not {dtype}'
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for itself, float32 for the rest."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
 
 class Backend:
     """One way to compute the convolution and both its gradients.
 
-    Every pass takes and returns plain tensors: ``x`` and ``grad`` (N, C, H, W), ``weight`` (C, 1, kh, kw). Autograd is
-    the caller's business. ``costs`` are estimated seconds per pass, comparable between backends of one device.
+    Every pass takes and returns plain tensors of the problem's dtype: ``x``, ``grad`` and the maps it returns
+    (N, C, H, W) in any strides in and the problem's memory format out, ``weight`` (C, 1, kh, kw), ``bias`` (C,) or None.
+    Autograd, empty maps and shape checks are the caller's business.
     """
 
     name: str
+    joint = False  #: whether ``gradients`` is less work than ``grad_input`` and ``grad_weight``
 
-    def can_run(self, device: torch.device, dtype: torch.dtype) -> Tuple[bool, str]:
-        """Whether it runs on this device and dtype, and why not."""
+    def can_run(self, problem: Problem) -> Tuple[bool, str]:
+        """Whether it runs this device, dtype and shape, and if not, why not."""
         raise NotImplementedError
 
     def cost(self, step: str, problem: Problem) -> float:
-        """Estimated seconds of one pass (``'forward'``, ``'grad_input'`` or ``'grad_weight'``)."""
+        """Estimated seconds of one pass (one of ``STEPS``), comparable between the backends of a device."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, weight: Tensor, problem: Problem) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem) -> Tensor:
         raise NotImplementedError
 
     def grad_input(self, grad: Tensor, weight: Tensor, problem: Problem) -> Tensor:
@@ -54,3 +115,7 @@ class Backend:
 
     def grad_weight(self, grad: Tensor, x: Tensor, problem: Problem) -> Tensor:
         raise NotImplementedError
+
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: Problem) -> Tuple[Tensor, Tensor]:
+        """Both gradients."""
+        return self.grad_input(grad, weight, problem), self.grad_weight(grad, x, problem)

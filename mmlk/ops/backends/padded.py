@@ -6,33 +6,38 @@ gradient as the kernel.
 import torch
 import torch.nn.functional as F
 
-from .base import Backend
+from .base import Backend, compute_dtype, half_precision_and_up
 
 
 class Padded(Backend):
     name = 'padded'
 
-    def can_run(self, device, dtype):
-        if device.type != 'cpu':
-            return False, f'it mends a slow path of the CPU library; the device is {device.type}'
-        if dtype not in (torch.float32, torch.float64):
-            return False, f'it runs in float32 and float64, not {dtype}'
-        return True, ''
+    def can_run(self, problem):
+        if problem.device.type != 'cpu':
+            return False, f'it mends a slow path of the CPU library; the device is {problem.device.type}'
+        return half_precision_and_up(problem.dtype)
 
     def cost(self, step, problem):
         padded = problem.batch * problem.channels * (problem.height + problem.kh) * (problem.width + problem.kw)
-        return 3e-5 + padded / 1e9 + problem.macs / 30e9
+        return (2 if step == 'gradients' else 1) * (3e-5 + padded / 4e9 + problem.macs / 45e9)
 
-    def forward(self, x, weight, problem):
-        return F.conv2d(F.pad(x, problem.padding), weight, groups=problem.channels)
+    def forward(self, x, weight, bias, problem):
+        return self._convolve(x, problem.padding, weight, bias, problem)
 
     def grad_input(self, grad, weight, problem):
         left, right, top, bottom = problem.padding
-        return F.conv2d(F.pad(grad, (right, left, bottom, top)), weight.flip(-1, -2), groups=problem.channels)
+        return self._convolve(grad, (right, left, bottom, top), weight.flip(-1, -2), None, problem)
+
+    @staticmethod
+    def _convolve(x, padding, weight, bias, problem):
+        dtype = compute_dtype(problem.dtype)
+        out = F.conv2d(F.pad(x.to(dtype), padding), weight.to(dtype), bias if bias is None else bias.to(dtype),
+                       groups=problem.channels)
+        return out.to(problem.dtype).contiguous(memory_format=problem.memory_format)
 
     def grad_weight(self, grad, x, problem):
-        planes = problem.batch * problem.channels
-        padded = F.pad(x, problem.padding)
+        planes, dtype = problem.batch * problem.channels, compute_dtype(problem.dtype)
+        padded = F.pad(x.to(dtype).contiguous(), problem.padding)
         taps = F.conv2d(padded.reshape(1, planes, *padded.shape[-2:]),
-                        grad.reshape(planes, 1, problem.height, problem.width), groups=planes)
-        return taps.reshape(problem.batch, problem.channels, 1, problem.kh, problem.kw).sum(0)
+                        grad.to(dtype).reshape(planes, 1, problem.height, problem.width), groups=planes)
+        return taps.reshape(problem.batch, problem.channels, 1, problem.kh, problem.kw).sum(0).to(problem.dtype)

@@ -1,0 +1,40 @@
+"""PyTorch's convolution on a channels-last copy: the layout of the CPU library's AVX-512 kernels, and of cuDNN's.
+
+The input's gradient is the forward convolution of the output gradient with the flipped kernel, because the library's own
+falls to a slow path on CPUs.
+"""
+import torch
+
+from .base import Backend
+from .native import conv2d_same, convolution_gradients
+
+
+def _last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+class ChannelsLast(Backend):
+    name = 'channels_last'
+
+    def can_run(self, problem):
+        if problem.device.type not in ('cpu', 'cuda'):
+            return False, f'it runs on cpu and cuda, not {problem.device.type}'
+        return True, ''
+
+    def cost(self, step, problem):
+        steps = 2 if step == 'gradients' else 1
+        copied = 0 if problem.channels_last else 2 * problem.batch * problem.channels * problem.height * problem.width
+        if problem.device.type == 'cuda':
+            return steps * (3e-5 + copied / 2e11 + problem.macs / 3e12)
+        rate = 40e9 if step == 'forward' or step == 'grad_input' else 2e9
+        return steps * (3e-5 + copied / 4e9 + problem.macs / rate)
+
+    def forward(self, x, weight, bias, problem):
+        return conv2d_same(_last(x), _last(weight), bias, problem).contiguous(memory_format=problem.memory_format)
+
+    def grad_input(self, grad, weight, problem):
+        flipped = conv2d_same(_last(grad), _last(weight.flip(-1, -2)), None, problem, mirrored=True)
+        return flipped.contiguous(memory_format=problem.memory_format)
+
+    def grad_weight(self, grad, x, problem):
+        return convolution_gradients(_last(grad), _last(x), None, problem)[1].contiguous()

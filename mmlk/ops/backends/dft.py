@@ -1,0 +1,166 @@
+"""Convolution as a product of spectra whose transforms are matrix products: best where the map is too small for an FFT.
+
+A matrix product runs near the machine's peak and an FFT far below it, so up to lengths of about 64 the cubic method
+wins. Along the width a transform is complex, its real and imaginary parts interleaved. Along the height it is kept as
+cosine and sine sums P, Q of those complex numbers, Z = P - iQ, which halves the products: (P, Q) times (P', Q') is
+(PP' - QQ', PQ' + QP'). Any length will do, and where a row or a tap stands is a matter of phase, so nothing is padded,
+rolled or cropped.
+"""
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from .base import Backend, Reach, channel_chunks, compute_dtype, half_precision_and_up
+
+_CHUNK = 1 << 19  # elements of one chunk's spectra, for the caches
+_LONGEST = 160  # of a transform; past that its time and its memory have lost to the FFT for good
+
+
+def transform_length(length: int) -> int:
+    """The smallest length >= ``length`` with a multiple of 4 frequencies, so that matrix products run at full speed."""
+    frequencies = -(-(length // 2 + 1) // 4) * 4
+    return max(length, 2 * (frequencies - 1))
+
+
+class _Samples(NamedTuple):
+    """``count`` samples of one axis at positions ``start``, ``start + step``, ... of a circle of ``length``."""
+
+    length: int
+    start: int
+    step: int
+    count: int
+
+
+@lru_cache(maxsize=512)
+def _waves(samples: _Samples):
+    """Cosines and sines, (frequencies, count) each, in float64."""
+    frequencies = torch.arange(samples.length // 2 + 1)
+    positions = samples.start + samples.step * torch.arange(samples.count)
+    angles = (frequencies[:, None] * positions % samples.length).double() * (2 * torch.pi / samples.length)
+    return angles.cos(), angles.sin()
+
+
+@lru_cache(maxsize=512)
+def _analysis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
+    """(left, right): ``left @ map @ right`` is the spectrum, P above Q, real and imaginary parts interleaved."""
+    left = torch.cat(_waves(rows))
+    cos, sin = _waves(columns)
+    return left.to(dtype), torch.stack([cos, -sin], 1).flatten(0, 1).t().to(dtype).contiguous()
+
+
+@lru_cache(maxsize=512)
+def _synthesis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
+    """(left, right): ``left @ spectrum @ right`` is the map at those samples."""
+    halves = []
+    for samples in (rows, columns):
+        share = torch.full((samples.length // 2 + 1, 1), 2 / samples.length, dtype=torch.float64)
+        share[0] /= 2
+        if samples.length % 2 == 0:
+            share[-1] /= 2
+        halves.append([share * wave for wave in _waves(samples)])
+    cos, sin = halves[1]
+    return torch.cat(halves[0]).t().to(dtype).contiguous(), torch.stack([cos, -sin], 1).flatten(0, 1).to(dtype)
+
+
+class _Plan:
+    """The samples that the transforms of one problem are taken at, per axis, and its chunks of channels."""
+
+    def __init__(self, problem):
+        reaches = Reach.of(problem)
+        self.used = tuple(reach.taps for reach in reaches)
+        lengths = [transform_length(reach.circle) for reach in reaches]
+        self.map, self.mirrored, self.taps, self.flipped = zip(*(
+            (_Samples(length, 0, 1, reach.extent), _Samples(length, 0, -1, reach.extent),
+             _Samples(length, -reach.before, 1, reach.before + reach.after + 1),
+             _Samples(length, reach.before, -1, reach.before + reach.after + 1))
+            for length, reach in zip(lengths, reaches)))
+        self.lengths, self.area = lengths, lengths[0] * lengths[1]
+        self.chunks = channel_chunks(problem, self.area, _CHUNK)
+        self.dtype = compute_dtype(problem.dtype)
+
+    def kernel(self, weight):
+        """The taps in use, (C, th, tw)."""
+        return weight[(slice(None), 0, *self.used)]
+
+    def spectrum(self, x, samples):
+        """(..., h, w) to a complex (..., 2, Fh, Fw): P and Q."""
+        left, right = _analysis(*samples, self.dtype)
+        half = torch.mm(x.reshape(-1, x.shape[-1]).to(self.dtype), right).view(-1, x.shape[-2], right.shape[1])
+        return torch.view_as_complex(torch.matmul(left, half).view(*x.shape[:-2], 2, len(left) // 2, -1, 2))
+
+    def inverse(self, spectrum, samples):
+        """A complex (..., 2, Fh, Fw) to the map (..., h, w)."""
+        left, right = _synthesis(*samples, self.dtype)
+        half = torch.matmul(left, torch.view_as_real(spectrum).view(-1, left.shape[1], len(right)))
+        return torch.mm(half.view(-1, len(right)), right).view(*spectrum.shape[:-3], len(left), -1)
+
+
+def _product(a, b):
+    """Product of two spectra, shaped as ``a``; ``b`` may lack the batch."""
+    out = torch.empty_like(a)
+    p, q = out.unbind(-3)
+    (ap, aq), (bp, bq) = a.unbind(-3), b.unbind(-3)
+    torch.mul(ap, bp, out=p).addcmul_(aq, bq, value=-1)
+    torch.mul(ap, bq, out=q).addcmul_(aq, bp)
+    return out
+
+
+class DFT(Backend):
+    name = 'dft'
+    joint = True
+
+    def can_run(self, problem):
+        if problem.device.type != 'cpu':
+            return False, f'it runs on cpu, not {problem.device.type}'
+        longest = max(reach.circle for reach in Reach.of(problem))
+        if longest > _LONGEST:
+            return False, f'map plus half the kernel is {longest} long, it runs up to {_LONGEST}'
+        return half_precision_and_up(problem.dtype)
+
+    def cost(self, step, problem):
+        plan = _Plan(problem)
+        maps, kernels = (3, 2) if step == 'gradients' else (2, 1)
+        height, width = plan.lengths
+
+        def seconds(rows, columns):
+            return 2 * rows * width * (columns + height) / 130e9 + plan.area * 5e-10
+
+        return 1e-4 * len(plan.chunks) + problem.channels * (
+            maps * problem.batch * seconds(problem.height, problem.width) + kernels * seconds(problem.kh, problem.kw))
+
+    def forward(self, x, weight, bias, problem):
+        plan = _Plan(problem)
+        out = torch.empty_like(x, memory_format=problem.memory_format)
+        for part in plan.chunks:
+            product = _product(plan.spectrum(x[:, part], plan.map),
+                               plan.spectrum(plan.kernel(weight[part]), plan.flipped))
+            if bias is not None:  # a constant is the sum's share of every pixel
+                product[:, :, 0, 0, 0] += bias[part] * plan.area
+            out[:, part] = plan.inverse(product, plan.map)
+        return out
+
+    def grad_input(self, grad, weight, problem):
+        return self._gradients(grad, None, weight, problem)[0]
+
+    def grad_weight(self, grad, x, problem):
+        return self._gradients(grad, x, None, problem)[1]
+
+    def gradients(self, grad, x, weight, problem):
+        return self._gradients(grad, x, weight, problem)
+
+    @staticmethod
+    def _gradients(grad, x, weight, problem):
+        """Those whose other factor is given, from one transform of the output gradient."""
+        plan = _Plan(problem)
+        grad_x = None if weight is None else torch.empty_like(grad, memory_format=problem.memory_format)
+        grad_w = None if x is None else grad.new_zeros(problem.channels, 1, problem.kh, problem.kw)
+        for part in plan.chunks:
+            spectrum = plan.spectrum(grad[:, part], plan.map)
+            if x is not None:
+                product = _product(plan.spectrum(x[:, part], plan.mirrored), spectrum)
+                plan.kernel(grad_w[part]).copy_(plan.inverse(product.sum(0), plan.flipped))
+            if weight is not None:
+                product = _product(spectrum, plan.spectrum(plan.kernel(weight[part]), plan.taps))
+                grad_x[:, part] = plan.inverse(product, plan.map)
+        return grad_x, grad_w

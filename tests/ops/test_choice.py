@@ -1,0 +1,92 @@
+"""Which backend runs: reasons, estimates, measurement, determinism."""
+import logging
+
+import pytest
+import torch
+
+from mmlk.ops import backends, choice, depthwise_conv2d
+from mmlk.ops.backends import STEPS, Problem, get
+
+CPU = torch.device('cpu')
+LARGE = Problem(CPU, torch.float32, 1, 128, 128, 128, 31, 31)
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    monkeypatch.setattr(choice, '_chosen', {})
+    monkeypatch.setattr(choice, '_met', choice.Counter())
+
+
+def test_a_backend_that_cannot_run_says_why():
+    x, w = torch.randn(1, 2, 300, 300), torch.randn(2, 1, 7, 7)
+    with pytest.raises(ValueError, match="'dft' cannot run here: map plus half the kernel is 303 long, it runs up to 160"):
+        depthwise_conv2d(x, w, backend='dft')
+    with pytest.raises(ValueError, match="no depthwise backend 'cutlass'; there are native, padded"):
+        depthwise_conv2d(x, w, backend='cutlass')
+    for name in ('padded', 'channels_last', 'dft', 'fft'):
+        with pytest.raises(ValueError, match='cannot run here: it .*; the device is meta|runs on .*, not meta'):
+            depthwise_conv2d(x.to('meta'), w.to('meta'), backend=name)
+    with pytest.raises(ValueError, match='it runs in float16, bfloat16, float32 and float64, not torch.int32'):
+        get('fft', LARGE._replace(dtype=torch.int32))
+    assert get('native', LARGE).can_run(LARGE) == (True, '')
+
+
+def test_automatic_choice_logs_the_same_reason(caplog, fresh):
+    with caplog.at_level(logging.DEBUG, 'mmlk.ops.choice'):
+        choice.candidates('forward', LARGE._replace(height=300))
+    assert 'not dft: map plus half the kernel is 315 long' in caplog.text
+
+
+def test_estimates_keep_large_kernels_off_the_stock_path_and_small_ones_on_it():
+    for step in STEPS:
+        order = [b.name for _, b in choice.candidates(step, LARGE)]
+        assert order[0] in ('fft', 'dft') and order[-1] in ('native', 'channels_last')
+    assert choice.candidates('forward', LARGE._replace(kh=3, kw=3))[0][1].name == 'native'
+
+
+@pytest.mark.parametrize('step', STEPS)
+def test_estimates_are_positive_and_grow_with_the_work(step):
+    for backend in backends():
+        if backend.can_run(LARGE)[0]:
+            small, batch = (backend.cost(step, p) for p in (LARGE._replace(height=16, width=16), LARGE._replace(batch=8)))
+            assert 0 < small < backend.cost(step, LARGE) < batch, backend.name
+
+
+def test_measured_on_the_third_meeting_then_remembered(fresh):
+    timed = []
+
+    def pass_of(backend):
+        timed.append(backend.name)
+
+    first = [choice.choose('forward', LARGE, pass_of)[0].name for _ in range(2)]
+    assert not timed and first[0] == first[1] == choice.candidates('forward', LARGE)[0][1].name
+    chosen = choice.choose('forward', LARGE, pass_of)[0]
+    assert len(set(timed)) > 1 and chosen.name in timed
+    timed.clear()
+    assert choice.choose('forward', LARGE, pass_of)[0] is chosen and not timed
+
+
+def test_the_faster_backend_is_chosen(fresh, monkeypatch):
+    durations = {'fft': 3.0, 'dft': 2.0}
+    monkeypatch.setattr(choice, 'seconds', lambda call, device, bound: call())
+    problem = LARGE._replace(height=32, width=32)
+
+    def choose():
+        return choice.choose('forward', problem, lambda backend: durations.get(backend.name, 4.0))
+
+    for _ in range(2):
+        choose()
+    assert (choose()[0].name, choose()[1]) == ('dft', 2.0)
+
+
+def test_deterministic_algorithms_leave_it_at_the_estimates(fresh):
+    x, w = torch.randn(1, 8, 20, 20), torch.randn(8, 1, 13, 13)
+    problem = Problem.of(x, w)
+    expected = choice.candidates('forward', problem)[0][1]
+    torch.use_deterministic_algorithms(True)
+    try:
+        outs = [depthwise_conv2d(x, w) for _ in range(4)]
+        assert choice._chosen['forward', problem, torch.get_num_threads(), True][0] is expected
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(outs[0], out) for out in outs)

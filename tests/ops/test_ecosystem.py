@@ -1,0 +1,185 @@
+"""The operator inside PyTorch: modules, autocast, compile, export, checkpointing, DDP."""
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mmlk.ops import DepthwiseConv2d, depthwise_conv2d, replace_depthwise
+from mmlk.ops.reference import depthwise_conv2d_reference
+from tests.ops.cases import TOLERANCE
+from tests.utils import relative_error
+
+
+def test_module_is_a_conv2d_with_the_same_state_dict():
+    ours = DepthwiseConv2d(4, 31)
+    stock = nn.Conv2d(4, 4, 31, padding=15, groups=4)
+    for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode'):
+        assert getattr(ours, name) == getattr(stock, name)
+    stock.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 4, 18, 20)
+    assert relative_error(ours(x), stock(x)) < TOLERANCE[torch.float32]
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert relative_error(copied(x), ours(x)) < TOLERANCE[torch.float32]
+    assert DepthwiseConv2d(4, (4, 7)).padding == 'same'
+
+
+def test_shapes_dtypes_and_devices_that_do_not_fit_are_refused():
+    x = torch.randn(1, 2, 8, 8)
+    with pytest.raises(ValueError, match=r'got \(1, 2, 8, 8\) and \(3, 1, 7, 7\)'):
+        depthwise_conv2d(x, torch.randn(3, 1, 7, 7))
+    with pytest.raises(ValueError, match=r'bias must have shape \(2,\)'):
+        depthwise_conv2d(x, torch.randn(2, 1, 7, 7), torch.randn(3))
+    with pytest.raises(ValueError, match='one dtype and device, got torch.float32 on cpu and torch.float64 on cpu'):
+        depthwise_conv2d(x, torch.randn(2, 1, 7, 7).double())
+    with pytest.raises(ValueError, match='got torch.float32 on cpu and torch.float32 on meta'):
+        depthwise_conv2d(x, torch.randn(2, 1, 7, 7, device='meta'))
+
+
+def test_meta_tensors():
+    conv = DepthwiseConv2d(4, 31).to('meta')
+    out = conv(torch.empty(1, 4, 9, 9, device='meta'))
+    assert out.shape == (1, 4, 9, 9) and out.device.type == 'meta'
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    conv = DepthwiseConv2d(4, 13)
+    x = torch.randn(2, 4, 16, 16, requires_grad=True)
+    rounded = [t.to(dtype) for t in (x, conv.weight, conv.bias)]
+    with torch.autocast('cpu', dtype=dtype):
+        out = conv(x)
+    assert out.dtype == dtype and relative_error(out, depthwise_conv2d_reference(*rounded)) < TOLERANCE[dtype]
+    out.float().sum().backward()
+    assert x.grad.dtype == conv.weight.grad.dtype == torch.float32
+    with torch.autocast('cpu', dtype=dtype):
+        assert conv.double()(x.double()).dtype == torch.float64
+
+
+class Net(nn.Module):
+
+    def __init__(self, kernel=(13, 9)):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), DepthwiseConv2d(4, kernel)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu())
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_compiled_equals_eager_without_a_graph_break(memory_format):
+    torch.compiler.reset()
+    net = Net()
+    x = torch.randn(2, 3, 14, 17).contiguous(memory_format=memory_format)
+    compiled = torch.compile(net, backend='aot_eager', fullgraph=True)
+    results = []
+    for run in (net, compiled):
+        net.zero_grad()
+        leaf = x.clone().requires_grad_()
+        out = run(leaf)
+        out.square().sum().backward()
+        results.append([out, leaf.grad, *(p.grad.clone() for p in net.parameters())])
+    for eager, other in zip(*results):
+        assert relative_error(other, eager) < 1e-5
+        assert other.stride() == eager.stride()
+    with torch.no_grad():
+        assert relative_error(compiled(x), net(x)) < 1e-5
+
+
+def test_the_compilers_operators_keep_their_contract():
+    x, w, b = torch.randn(2, 3, 8, 9, requires_grad=True), torch.randn(3, 1, 5, 4, requires_grad=True), torch.randn(3)
+    for args in ((x, w, b, None), (x.detach().contiguous(memory_format=torch.channels_last), w, None, 'fft')):
+        torch.library.opcheck(torch.ops.mmlk.depthwise_conv2d.default, args)
+
+
+def convolutions(graph):
+    return [str(node.target) for node in graph.nodes if node.op == 'call_function' and 'conv' in str(node.target)]
+
+
+@pytest.mark.parametrize('kernel', [(31, 31), (5, 51)], ids=str)
+def test_exports_as_plain_convolutions(kernel):
+    net, x = Net(kernel).eval(), torch.randn(1, 3, 12, 12)
+    for strict in (False, True):
+        program = torch.export.export(net, (x, ), strict=strict)
+        assert convolutions(program.graph) == ['aten.conv2d.default'] * 2
+    traced = torch.jit.trace(net, x)
+    assert str(traced.inlined_graph).count('aten::_convolution') == 2
+    assert relative_error(traced(x), net(x)) < 1e-5
+
+
+@pytest.mark.parametrize('dynamo', [False, True])
+def test_onnx_has_one_conv_per_module_and_the_same_output(dynamo, tmp_path):
+    onnx, runtime = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
+    net, x, path = Net().eval(), torch.randn(1, 3, 12, 15), str(tmp_path / 'net.onnx')
+    torch.onnx.export(net, (x, ), path, dynamo=dynamo, input_names=['x'])
+    assert [node.op_type for node in onnx.load(path).graph.node].count('Conv') == 2
+    out, = runtime.InferenceSession(path, providers=['CPUExecutionProvider']).run(None, {'x': x.numpy()})
+    assert relative_error(torch.from_numpy(out), net(x)) < 1e-5
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_checkpointing_gives_the_same_gradients(reentrant):
+    net, x = Net(), torch.randn(1, 3, 12, 12, requires_grad=True)
+    net(x).sum().backward()
+    expected = [x.grad, *(p.grad for p in net.parameters())]
+    x.grad = None
+    net.zero_grad()
+    checkpoint(net, x, use_reentrant=reentrant).sum().backward()
+    for grad, plain in zip([x.grad, *(p.grad for p in net.parameters())], expected):
+        assert relative_error(grad, plain) < 1e-6
+
+
+def test_ddp(tmp_path):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        net = Net()
+        copied = nn.parallel.DistributedDataParallel(copy.deepcopy(net))
+        x = torch.randn(2, 3, 12, 12)
+        net(x).square().sum().backward()
+        copied(x).square().sum().backward()
+        for ours, theirs in zip(copied.module.parameters(), net.parameters()):
+            assert relative_error(ours.grad, theirs.grad) < 1e-6
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_frozen_weights_and_inference_mode():
+    conv, x = DepthwiseConv2d(3, 9).requires_grad_(False), torch.randn(1, 3, 10, 10, requires_grad=True)
+    conv(x).sum().backward()
+    assert x.grad is not None and conv.weight.grad is None
+    with torch.inference_mode():
+        assert relative_error(conv(x), depthwise_conv2d_reference(x, conv.weight, conv.bias)) < TOLERANCE[torch.float32]
+
+
+def test_replace_depthwise_in_timms_convnext():
+    timm = pytest.importorskip('timm')
+    model = timm.create_model('convnext_atto', num_classes=7).eval()
+    x = torch.randn(1, 3, 96, 64)
+    expected, state = model(x), {k: v.clone() for k, v in model.state_dict().items()}
+    parameters = list(model.parameters())
+    assert replace_depthwise(model) is model
+    assert sum(isinstance(m, DepthwiseConv2d) for m in model.modules()) == 12  # 2 + 2 + 6 + 2 blocks, 7x7
+    assert all(a is b for a, b in zip(model.parameters(), parameters))
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert relative_error(model(x), expected) < 1e-5
+    assert replace_depthwise(model) is model
+
+
+def test_replace_depthwise_leaves_everything_else():
+    def conv(*args, **kwargs):
+        return nn.Conv2d(4, 4, *args, groups=4, **kwargs)
+
+    others = [conv(7, padding=2), conv(7, padding=3, stride=2), conv(7, padding=6, dilation=2), conv(5, padding=2),
+              conv(8, padding=4), conv(7, padding=3, padding_mode='circular'), nn.Conv2d(4, 4, 7, padding=3, groups=2),
+              nn.Conv2d(4, 8, 7, padding=3, groups=4)]
+    with pytest.raises(ValueError, match='ModuleList has no depthwise nn.Conv2d .* a kernel of at least 7'):
+        replace_depthwise(nn.ModuleList(others))
+    taken = [conv((5, 51), padding=(2, 25)), conv(7, padding='same'), conv(8, padding='same')]
+    x = torch.randn(1, 4, 12, 12)
+    expected = [module(x) for module in taken]
+    model = replace_depthwise(nn.ModuleList([*others, *taken]))
+    assert [type(module) is DepthwiseConv2d for module in model] == [False] * len(others) + [True] * len(taken)
+    for module, before in zip(taken, expected):
+        assert relative_error(module(x), before) < TOLERANCE[torch.float32]
