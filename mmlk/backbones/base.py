@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mmlk.ops import set_memory_format
 from mmlk.reparam import MergeableBranches
 
 Arch = Union[str, Dict[str, Any]]
@@ -100,9 +101,10 @@ class BaseBackbone(BaseModule):
         return build_norm_layer(self._norm_cfg, channels)[1]
 
     def finish(self) -> None:
-        """Freeze what is to be frozen; the last call of a subclass's constructor."""
+        """Freeze what is to be frozen, take inputs in the fastest memory format; the last call of a constructor."""
         for module in self._frozen_modules():
             module.requires_grad_(False)
+        set_memory_format(self)
 
     @property
     def merged(self) -> bool:

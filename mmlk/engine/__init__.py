@@ -1,4 +1,4 @@
-from .hooks import MergeBranchesHook
+from .hooks import MemoryFormatHook, MergeBranchesHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 
-__all__ = ['LayerDecayOptimWrapperConstructor', 'MergeBranchesHook']
+__all__ = ['LayerDecayOptimWrapperConstructor', 'MemoryFormatHook', 'MergeBranchesHook']

@@ -1,4 +1,5 @@
 """Depthwise convolution with large kernels: a function, a module that is an ``nn.Conv2d``, and a verb that swaps it in."""
+from functools import partial
 from typing import Optional, Tuple, Union
 
 import torch
@@ -6,7 +7,8 @@ from torch import Tensor, nn
 
 from .backends import Problem, get
 from .backends.native import conv2d_same, convolution_gradients
-from .choice import choose
+from .choice import choose, choose_gradients
+from .layout import exporting
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str]) -> Tensor:
@@ -21,22 +23,21 @@ def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optiona
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
                for_weight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     problem = Problem.of(x, weight)
-    runs = {'grad_input': lambda method: method.grad_input(grad, weight, problem),
-            'grad_weight': lambda method: method.grad_weight(grad, x, problem),
-            'gradients': lambda method: method.gradients(grad, x, weight, problem)}
-    steps = [step for step, needed in (('grad_input', for_input), ('grad_weight', for_weight)) if needed]
-    if backend:
-        method = get(backend, problem)
-        if len(steps) == 2:
-            return runs['gradients'](method)
-        chosen = {step: (method, 0) for step in steps}
+
+    def run(step, method):
+        if step == 'gradients':
+            return method.gradients(grad, x, weight, problem)
+        return method.grad_input(grad, weight, problem) if step == 'grad_input' else method.grad_weight(grad, x, problem)
+
+    if for_input and for_weight:
+        methods = {'gradients': get(backend, problem)} if backend else choose_gradients(problem, run)
     else:
-        chosen = {step: choose(step, problem, runs[step]) for step in steps}
-        if len(steps) == 2:
-            method, seconds = choose('gradients', problem, runs['gradients'])
-            if seconds <= sum(apart for _, apart in chosen.values()):
-                return runs['gradients'](method)
-    return tuple(runs[step](chosen[step][0]) if step in chosen else None for step in ('grad_input', 'grad_weight'))
+        methods = {}
+        for step in ['grad_input'] * for_input + ['grad_weight'] * for_weight:
+            methods[step] = get(backend, problem) if backend else choose(step, problem, partial(run, step))[0]
+    if 'gradients' in methods:
+        return run('gradients', methods['gradients'])
+    return tuple(run(step, methods[step]) if step in methods else None for step in ('grad_input', 'grad_weight'))
 
 
 def _bias_gradient(grad: Tensor) -> Tensor:
@@ -115,17 +116,6 @@ def _check(input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> None:
                              f'and {other.dtype} on {other.device}')
 
 
-def _exporting() -> bool:
-    """Whether a graph for elsewhere is being written, which must hold a plain convolution."""
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-        return True
-    if not torch.compiler.is_compiling():
-        return False
-    if hasattr(torch.compiler, 'is_exporting'):  # from torch 2.7
-        return torch.compiler.is_exporting()
-    return not torch.compiler.is_dynamo_compiling()
-
-
 def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, *,
                      backend: Optional[str] = None) -> Tensor:
     """Depthwise convolution, stride 1, dilation 1, output as large as the input.
@@ -151,7 +141,7 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
     _check(input, weight, bias)
     compiling = torch.compiler.is_compiling()
     plain = kind == 'meta' or not compiling and type(input) not in (Tensor, nn.Parameter)  # fake tensors, among others
-    if plain or _exporting() or not (input.numel() and weight.numel()):
+    if plain or exporting() or not (input.numel() and weight.numel()):
         if backend is not None:
             get(backend, Problem.of(input, weight))
         return conv2d_same(input, weight, bias, Problem.of(input, weight))

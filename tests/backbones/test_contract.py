@@ -8,6 +8,7 @@ from mmengine.registry import MODELS as ROOT
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmlk.ops import set_memory_format
 from mmlk.registry import MODELS
 from mmlk.reparam import merge
 from tests.utils import fill, image, relative_error
@@ -199,3 +200,27 @@ def test_arguments_are_not_written_to(family):
     arch, cfg = copy.deepcopy(TINY[family]), dict(type='BN')
     build(family, arch=arch, norm_cfg=cfg)
     assert arch == TINY[family] and cfg == dict(type='BN')
+
+
+def test_takes_the_fastest_memory_format_whatever_comes_in(family):
+    net = fill(build(family)).eval()
+    x = image(2, 3, 64, 96)
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    seen = []
+    for conv in convs:
+        conv.register_forward_hook(
+            lambda module, args, out: seen.append(out.is_contiguous(memory_format=torch.channels_last)
+                                                  and not out.is_contiguous()))
+    expected = net(x)
+    assert not any(seen)
+    seen.clear()
+    with torch.no_grad():
+        outs = net(x)
+    assert len(seen) == len(convs) and all(seen)
+    for out, theirs in zip(outs, expected):
+        assert relative_error(out, theirs) < 1e-5
+    seen.clear()
+    set_memory_format(net, 'contiguous')
+    with torch.no_grad():
+        copy.deepcopy(net)(x.contiguous(memory_format=torch.channels_last))
+    assert not any(seen)

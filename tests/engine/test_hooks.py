@@ -1,0 +1,33 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from mmlk.registry import HOOKS
+
+
+def stock_model():
+    model = nn.Module()
+    model.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    return model
+
+
+@pytest.mark.parametrize('memory_format, inference, training', [
+    ('fastest', True, False), ('channels_last', True, True), ('contiguous', False, False)])
+def test_memory_format_hook_on_a_stock_backbone(memory_format, inference, training):
+    model, x = stock_model(), torch.randn(2, 3, 6, 5)
+    expected = model.backbone(x)
+    HOOKS.build(dict(type='mmlk.MemoryFormatHook', memory_format=memory_format)).before_run(SimpleNamespace(model=model))
+    for gradients, last in ((False, inference), (True, training)):
+        with torch.set_grad_enabled(gradients):
+            out = model.backbone(x)
+        assert torch.allclose(out, expected, atol=1e-5)
+        assert out.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def test_memory_format_hook_refuses():
+    with pytest.raises(ValueError, match="contiguous, channels_last or fastest, got 'nhwc'"):
+        HOOKS.build(dict(type='mmlk.MemoryFormatHook', memory_format='nhwc'))
+    with pytest.raises(ValueError, match='Linear has none'):
+        HOOKS.build(dict(type='mmlk.MemoryFormatHook')).before_run(SimpleNamespace(model=nn.Linear(1, 1)))
