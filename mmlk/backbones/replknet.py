@@ -115,8 +115,9 @@ class RepLKNet(BaseBackbone):
 
     Args:
         arch: A name of ``ARCHS``, or a dict with ``large_kernel_sizes``, ``layers`` and ``channels`` (one per stage)
-            and optionally ``small_kernel`` (None: no parallel small kernel), ``dw_ratio`` and ``ffn_ratio`` (width inside
-            the two kinds of block, relative to the stage's) and ``norm_intermediate_features`` (a norm on each output).
+            and optionally ``small_kernel`` (None: no parallel small kernel), ``dw_ratio`` and ``ffn_ratio`` (width
+            inside the two kinds of block, relative to the stage's) and ``norm_intermediate_features`` (a norm on each
+            output).
         in_channels: Channels of the image.
         out_indices: Stages to return.
         drop_path_rate: Stochastic depth of the last block, in [0, 1).

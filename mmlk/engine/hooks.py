@@ -24,10 +24,10 @@ class MergeBranchesHook(Hook):
 
 @HOOKS.register_module()
 class MemoryFormatHook(Hook):
-    """Run the model's backbone in a memory format; for stock backbones, as mmlk's own take the fastest by themselves.
+    """Run the model's backbone in a memory format; for stock ones, as mmlk's own take the fastest by themselves.
 
     Args:
-        memory_format: ``'fastest'`` for the device and for training or inference, ``'channels_last'`` or ``'contiguous'``.
+        memory_format: ``'fastest'`` (on the device, for training or inference), ``'channels_last'``, ``'contiguous'``.
 
     Raises:
         ValueError: Another memory format, or a model without a backbone.
@@ -41,5 +41,6 @@ class MemoryFormatHook(Hook):
         """Set it on ``model.backbone``."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not isinstance(getattr(model, 'backbone', None), nn.Module):
-            raise ValueError(f'MemoryFormatHook sets the memory format of model.backbone; {type(model).__name__} has none')
+            raise ValueError('MemoryFormatHook sets the memory format of model.backbone; '
+                             f'{type(model).__name__} has none')
         set_memory_format(model.backbone, self.memory_format)

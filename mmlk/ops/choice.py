@@ -7,7 +7,7 @@ measured. ``torch.use_deterministic_algorithms(True)`` leaves it at the estimate
 import logging
 import time
 from collections import Counter
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 
@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 _MEETINGS = 3  # with a problem before it is measured
 _WORTH = 4  # estimates up to this many times the least are measured
-_RUNS = 3  # timed runs of a backend, after one that is not; the fastest counts
+_RUNS, _SPELL = (3, 20), 0.03  # timed runs of a backend, least and most, and the seconds for those past the least
 
 _chosen: Dict[tuple, Tuple[Backend, float]] = {}
 _met: Counter = Counter()
@@ -37,8 +37,8 @@ def candidates(step: str, problem: Problem) -> List[Tuple[float, Backend]]:
     return sorted(able, key=lambda pair: pair[0])
 
 
-def seconds(call: Callable[[], object], device: torch.device, runs: int = _RUNS, bound: float = float('inf')) -> float:
-    """Least time of ``runs`` calls after a first one; gives up after a run that took twice ``bound``."""
+def seconds(call: Callable[[], object], device: torch.device, bound: float = float('inf')) -> float:
+    """Least time of a few calls after a first one; gives up after a call that took twice ``bound``."""
 
     def once():
         if device.type == 'cuda':
@@ -50,36 +50,53 @@ def seconds(call: Callable[[], object], device: torch.device, runs: int = _RUNS,
         return time.perf_counter() - started
 
     once()
-    least = once()
-    for _ in range(runs - 1):
-        if least > 2 * bound:
-            break
-        least = min(least, once())
-    return least
+    times = [once()]
+    while min(times) <= 2 * bound and len(times) < (_RUNS[1] if sum(times) < _SPELL else _RUNS[0]):
+        times.append(once())
+    return min(times)
 
 
-def choose(step: str, problem: Problem, call: Callable[[Backend], object]) -> Tuple[Backend, float]:
-    """The backend for one pass (one of ``STEPS``) and its seconds; ``call(backend)`` runs the pass to measure it."""
-    fixed = torch.are_deterministic_algorithms_enabled()
-    key = step, problem, torch.get_num_threads(), fixed
+def _key(step: str, problem: Problem) -> tuple:
+    return step, problem, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+
+
+def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], object]] = None) -> Tuple[Backend, float]:
+    """The backend for one pass (one of ``STEPS``) and its seconds.
+
+    ``call(backend)`` runs the pass, to measure it; without it, what is known so far.
+    """
+    key = _key(step, problem)
     if key in _chosen:
         return _chosen[key]
     pairs = candidates(step, problem)
     worth = [(backend, cost) for cost, backend in pairs if cost <= _WORTH * pairs[0][0]]
-    if not fixed and len(worth) > 1:
+    if call is None:
+        return worth[0]
+    fixed = torch.are_deterministic_algorithms_enabled()
+    if not fixed:
         _met[key] += 1
         if _met[key] < _MEETINGS or _capturing(problem.device):
             return worth[0]
-        del _met[key]
+        _met.pop(key, None)
         least = float('inf')
         for i, (backend, _) in enumerate(worth):
             worth[i] = backend, seconds(lambda: call(backend), problem.device, bound=least)
             least = min(least, worth[i][1])
         worth.sort(key=lambda pair: pair[1])
     _logger.debug('%s of %s: %s (%s)', step, problem, ', '.join(f'{b.name} {cost * 1e3:.3f} ms' for b, cost in worth),
-                  'estimated' if fixed or len(worth) == 1 else 'measured')
+                  'estimated' if fixed else 'measured')
     _chosen[key] = worth[0]
     return worth[0]
+
+
+def choose_gradients(problem: Problem, call: Optional[Callable[[str, Backend], object]] = None) -> Dict[str, Backend]:
+    """The backends of both gradients, by step: ``'grad_input'`` and ``'grad_weight'``, or ``'gradients'`` alone."""
+    chosen = {step: choose(step, problem, call and (lambda backend, step=step: call(step, backend)))
+              for step in ('grad_input', 'grad_weight', 'gradients')}
+    together, seconds = chosen.pop('gradients')
+    if seconds <= sum(apart for _, apart in chosen.values()):
+        return {'gradients': together}
+    return {step: backend for step, (backend, _) in chosen.items()}
 
 
 def _capturing(device: torch.device) -> bool:

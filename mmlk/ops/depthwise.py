@@ -1,33 +1,46 @@
-"""Depthwise convolution with large kernels: a function, a module that is an ``nn.Conv2d``, and a verb that swaps it in."""
+"""Depthwise convolution with large kernels: a function, a module that is an ``nn.Conv2d``, a verb to swap it in."""
 from functools import partial
-from typing import Optional, Tuple, Union
+from typing import Dict, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from .backends import Problem, get
 from .backends.native import conv2d_same, convolution_gradients
+from .backends.spectral import Spectral
 from .choice import choose, choose_gradients
 from .layout import exporting
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str]) -> Tensor:
+Kept = Dict[str, List[Tensor]]
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str],
+             keep: Optional[Kept] = None) -> Tensor:
+    """The output; what the backend leaves for its gradients goes into ``keep``, by its name."""
     problem = Problem.of(x, weight)
 
     def run(method):
         return method.forward(x, weight, bias, problem)
 
-    return run(get(backend, problem) if backend else choose('forward', problem, run)[0])
+    method = get(backend, problem) if backend else choose('forward', problem, run)[0]
+    if keep is None or not isinstance(method, Spectral):
+        return run(method)
+    return method.forward(x, weight, bias, problem, keep.setdefault(method.name, []))
 
 
-def _gradients(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
-               for_weight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+def _gradients(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool, for_weight: bool,
+               kept: Kept = {}) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     problem = Problem.of(x, weight)
 
     def run(step, method):
+        if step == 'gradients' and method.name in kept:
+            return method.gradients(grad, x, weight, problem, kept[method.name])
         if step == 'gradients':
             return method.gradients(grad, x, weight, problem)
-        return method.grad_input(grad, weight, problem) if step == 'grad_input' else method.grad_weight(grad, x, problem)
+        if step == 'grad_input':
+            return method.grad_input(grad, weight, problem)
+        return method.grad_weight(grad, x, problem)
 
     if for_input and for_weight:
         methods = {'gradients': get(backend, problem)} if backend else choose_gradients(problem, run)
@@ -48,19 +61,22 @@ class _DepthwiseConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, backend):
-        ctx.save_for_backward(x, weight)
+        keep = {} if ctx.needs_input_grad[0] and ctx.needs_input_grad[1] else None
+        out = _forward(x, weight, bias, backend, keep)
+        ctx.keeper, kept = next(iter(keep.items())) if keep else (None, ())
+        ctx.save_for_backward(x, weight, *kept)
         ctx.backend = backend
-        return _forward(x, weight, bias, backend)
+        return out
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
+        x, weight, *kept = ctx.saved_tensors
         for_input, for_weight, for_bias, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph: only PyTorch's own gradients can be differentiated again
             grad_x, grad_w = convolution_gradients(grad, x if for_weight else None, weight if for_input else None,
                                                    Problem.of(x, weight))
         else:
-            grad_x, grad_w = _gradients(grad, x, weight, ctx.backend, for_input, for_weight)
+            grad_x, grad_w = _gradients(grad, x, weight, ctx.backend, for_input, for_weight, {ctx.keeper: kept})
         return grad_x, grad_w, _bias_gradient(grad) if for_bias else None, None
 
 
@@ -124,8 +140,8 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
         input: (N, C, H, W).
         weight: (C, 1, kh, kw); odd, even and rectangular kernels, larger than the map too.
         bias: (C,) or None.
-        backend: Name of the backend for all passes; None takes the fastest for each (:mod:`mmlk.ops.choice`). In exported
-            graphs (``torch.export``, ONNX, TorchScript) it is one plain convolution either way.
+        backend: Name of the backend for all passes; None takes the fastest for each (:mod:`mmlk.ops.choice`). In
+            exported graphs (``torch.export``, ONNX, TorchScript) it is one plain convolution either way.
 
     Returns:
         (N, C, H, W) in the input's memory format and dtype (autocast's under autocast).
@@ -134,7 +150,7 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
         ValueError: Shapes, dtypes or devices do not fit, or the named backend cannot run here (with its reason).
     """
     kind = input.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
+    if kind != 'meta' and torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         input, weight = input.to(dtype), weight.to(dtype)
         bias = bias if bias is None else bias.to(dtype)
@@ -180,8 +196,8 @@ def _replaceable(conv: nn.Module, min_kernel: int) -> bool:
 def replace_depthwise(model: nn.Module, min_kernel: int = 7) -> nn.Module:
     """Let every depthwise convolution of a model run by :func:`depthwise_conv2d`, in place.
 
-    The modules stay the same objects, with their parameters, hooks and state dict; only their class changes. It takes each
-    ``nn.Conv2d`` (not a subclass) with groups = channels, stride 1, dilation 1, zero "same" padding.
+    The modules stay the same objects, with their parameters, hooks and state dict; only their class changes. It takes
+    each ``nn.Conv2d`` (not a subclass) with groups = channels, stride 1, dilation 1, zero "same" padding.
 
     Args:
         model: Any model, timm's ConvNeXt for example.
@@ -195,8 +211,8 @@ def replace_depthwise(model: nn.Module, min_kernel: int = 7) -> nn.Module:
     """
     found = [module for module in model.modules() if _replaceable(module, min_kernel)]
     if not found and not any(isinstance(module, DepthwiseConv2d) for module in model.modules()):
-        raise ValueError(f'{type(model).__name__} has no depthwise nn.Conv2d with stride 1, dilation 1, zero "same" padding '
-                         f'and a kernel of at least {min_kernel}')
+        raise ValueError(f'{type(model).__name__} has no depthwise nn.Conv2d with stride 1, dilation 1, zero "same" '
+                         f'padding and a kernel of at least {min_kernel}')
     for module in found:
         module.__class__ = DepthwiseConv2d
     return model

@@ -1,4 +1,4 @@
-"""The memory format in which a convolutional network runs fastest, set at its input, from where it spreads by itself."""
+"""The memory format in which a convolutional network runs fastest, set at its input: from there it spreads."""
 from typing import Optional
 
 import torch
@@ -54,11 +54,14 @@ def set_memory_format(module: nn.Module, memory_format: str = 'fastest') -> None
 
 
 def exporting() -> bool:
-    """Whether a graph for elsewhere is being written, which holds plain convolutions in no particular layout."""
+    """Whether a graph for elsewhere is being written, which holds plain convolutions in no particular layout.
+
+    Before torch 2.7 a strict ``torch.export`` cannot be told from ``torch.compile``; a non-strict one can.
+    """
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return True
     if not torch.compiler.is_compiling():
         return False
-    if hasattr(torch.compiler, 'is_exporting'):  # from torch 2.7
+    if hasattr(torch.compiler, 'is_exporting'):
         return torch.compiler.is_exporting()
     return not torch.compiler.is_dynamo_compiling()

@@ -18,7 +18,8 @@ def stock_model():
 def test_memory_format_hook_on_a_stock_backbone(memory_format, inference, training):
     model, x = stock_model(), torch.randn(2, 3, 6, 5)
     expected = model.backbone(x)
-    HOOKS.build(dict(type='mmlk.MemoryFormatHook', memory_format=memory_format)).before_run(SimpleNamespace(model=model))
+    hook = HOOKS.build(dict(type='mmlk.MemoryFormatHook', memory_format=memory_format))
+    hook.before_run(SimpleNamespace(model=model))
     for gradients, last in ((False, inference), (True, training)):
         with torch.set_grad_enabled(gradients):
             out = model.backbone(x)

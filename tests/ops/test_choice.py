@@ -19,11 +19,11 @@ def fresh(monkeypatch):
 
 def test_a_backend_that_cannot_run_says_why():
     x, w = torch.randn(1, 2, 300, 300), torch.randn(2, 1, 7, 7)
-    with pytest.raises(ValueError, match="'dft' cannot run here: map plus half the kernel is 303 long, it runs up to 160"):
+    with pytest.raises(ValueError, match="'dft' cannot run here: .* half the kernel is 303 long, it runs up to 160"):
         depthwise_conv2d(x, w, backend='dft')
     with pytest.raises(ValueError, match="no depthwise backend 'cutlass'; there are native, padded"):
         depthwise_conv2d(x, w, backend='cutlass')
-    for name in ('padded', 'channels_last', 'dft', 'fft'):
+    for name in ('padded', 'channels_last', 'dft', 'fft', 'triton'):
         with pytest.raises(ValueError, match='cannot run here: it .*; the device is meta|runs on .*, not meta'):
             depthwise_conv2d(x.to('meta'), w.to('meta'), backend=name)
     with pytest.raises(ValueError, match='it runs in float16, bfloat16, float32 and float64, not torch.int32'):
@@ -48,7 +48,8 @@ def test_estimates_keep_large_kernels_off_the_stock_path_and_small_ones_on_it():
 def test_estimates_are_positive_and_grow_with_the_work(step):
     for backend in backends():
         if backend.can_run(LARGE)[0]:
-            small, batch = (backend.cost(step, p) for p in (LARGE._replace(height=16, width=16), LARGE._replace(batch=8)))
+            small = backend.cost(step, LARGE._replace(height=16, width=16))
+            batch = backend.cost(step, LARGE._replace(batch=8))
             assert 0 < small < backend.cost(step, LARGE) < batch, backend.name
 
 

@@ -58,6 +58,16 @@ def test_a_single_gradient_equals_that_of_all_three(backend, wanted):
 
 
 @pytest.mark.parametrize('backend', ON_CPU)
+def test_backward_twice_leaves_what_was_kept_alone(backend):
+    leaves = tensors((2, 3, 12, 9, 9, 11))
+    out = depthwise_conv2d(*leaves, backend=backend)
+    grad = torch.randn_like(out)
+    first = torch.autograd.grad(out, leaves, grad, retain_graph=True)
+    for once, again in zip(first, torch.autograd.grad(out, leaves, grad)):
+        assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize('backend', ON_CPU)
 def test_chunks_of_channels_do_not_show(backend):
     leaves = tensors((1, 45, 96, 120, 31, 31))  # several chunks, the last one smaller
     grad = torch.randn(1, 45, 96, 120)

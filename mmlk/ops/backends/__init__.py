@@ -7,10 +7,11 @@ from .dft import DFT
 from .fft import FFT
 from .native import Native
 from .padded import Padded
+from .triton import Triton
 
 __all__ = ['Backend', 'Problem', 'STEPS', 'TABLE', 'backends', 'get']
 
-TABLE = (Native(), Padded(), ChannelsLast(), DFT(), FFT())
+TABLE = (Native(), Padded(), ChannelsLast(), DFT(), FFT(), Triton())
 
 
 def backends() -> List[Backend]:

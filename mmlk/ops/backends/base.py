@@ -92,8 +92,8 @@ class Backend:
     """One way to compute the convolution and both its gradients.
 
     Every pass takes and returns plain tensors of the problem's dtype: ``x``, ``grad`` and the maps it returns
-    (N, C, H, W) in any strides in and the problem's memory format out, ``weight`` (C, 1, kh, kw), ``bias`` (C,) or None.
-    Autograd, empty maps and shape checks are the caller's business.
+    (N, C, H, W), in any strides in and the problem's memory format out, ``weight`` (C, 1, kh, kw), ``bias`` (C,) or
+    None. Autograd, empty maps and shape checks are the caller's business.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """PyTorch's convolution on a channels-last copy: the layout of the CPU library's AVX-512 kernels, and of cuDNN's.
 
-The input's gradient is the forward convolution of the output gradient with the flipped kernel, because the library's own
-falls to a slow path on CPUs.
+The input's gradient is the forward convolution of the output gradient with the flipped kernel, because the library's
+own falls to a slow path on CPUs.
 """
 import torch
 

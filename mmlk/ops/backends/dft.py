@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from .base import Backend, Reach, channel_chunks, compute_dtype, half_precision_and_up
+from .base import Reach, half_precision_and_up
+from .spectral import Plan, Spectral
 
 _CHUNK = 1 << 19  # elements of one chunk's spectra, for the caches
 _LONGEST = 160  # of a transform; past that its time and its memory have lost to the FFT for good
@@ -63,52 +64,62 @@ def _synthesis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
     return torch.cat(halves[0]).t().to(dtype).contiguous(), torch.stack([cos, -sin], 1).flatten(0, 1).to(dtype)
 
 
-class _Plan:
-    """The samples that the transforms of one problem are taken at, per axis, and its chunks of channels."""
+class _Plan(Plan):
+    """The samples of one problem: pixels where they stand, taps mirrored, each as a phase."""
 
     def __init__(self, problem):
         reaches = Reach.of(problem)
-        self.used = tuple(reach.taps for reach in reaches)
-        lengths = [transform_length(reach.circle) for reach in reaches]
-        self.map, self.mirrored, self.taps, self.flipped = zip(*(
-            (_Samples(length, 0, 1, reach.extent), _Samples(length, 0, -1, reach.extent),
-             _Samples(length, -reach.before, 1, reach.before + reach.after + 1),
-             _Samples(length, reach.before, -1, reach.before + reach.after + 1))
-            for length, reach in zip(lengths, reaches)))
-        self.lengths, self.area = lengths, lengths[0] * lengths[1]
-        self.chunks = channel_chunks(problem, self.area, _CHUNK)
-        self.dtype = compute_dtype(problem.dtype)
+        super().__init__(problem, tuple(transform_length(reach.circle) for reach in reaches), _CHUNK)
+        self.map = [_Samples(length, 0, 1, reach.extent) for length, reach in zip(self.lengths, reaches)]
+        self.taps = [_Samples(length, reach.before, -1, reach.before + 1 + reach.after)
+                     for length, reach in zip(self.lengths, reaches)]
 
-    def kernel(self, weight):
-        """The taps in use, (C, th, tw)."""
-        return weight[(slice(None), 0, *self.used)]
-
-    def spectrum(self, x, samples):
+    def _spectrum(self, x, samples):
         """(..., h, w) to a complex (..., 2, Fh, Fw): P and Q."""
         left, right = _analysis(*samples, self.dtype)
         half = torch.mm(x.reshape(-1, x.shape[-1]).to(self.dtype), right).view(-1, x.shape[-2], right.shape[1])
         return torch.view_as_complex(torch.matmul(left, half).view(*x.shape[:-2], 2, len(left) // 2, -1, 2))
 
-    def inverse(self, spectrum, samples):
+    def _inverse(self, spectrum, samples):
         """A complex (..., 2, Fh, Fw) to the map (..., h, w)."""
         left, right = _synthesis(*samples, self.dtype)
         half = torch.matmul(left, torch.view_as_real(spectrum).view(-1, left.shape[1], len(right)))
         return torch.mm(half.view(-1, len(right)), right).view(*spectrum.shape[:-3], len(left), -1)
 
+    def of_map(self, x):
+        return self._spectrum(x, self.map)
 
-def _product(a, b):
-    """Product of two spectra, shaped as ``a``; ``b`` may lack the batch."""
-    out = torch.empty_like(a)
-    p, q = out.unbind(-3)
-    (ap, aq), (bp, bq) = a.unbind(-3), b.unbind(-3)
-    torch.mul(ap, bp, out=p).addcmul_(aq, bq, value=-1)
-    torch.mul(ap, bq, out=q).addcmul_(aq, bp)
-    return out
+    of_gradient = of_map
+
+    def of_kernel(self, weight):
+        return self._spectrum(self.in_use(weight), self.taps)
+
+    def product(self, a, b, conjugate=False):
+        out = torch.empty_like(a)
+        (p, q), (ap, aq) = out.unbind(-3), a.unbind(-3)
+        bp, bq = (b.conj_physical() if conjugate else b).unbind(-3)
+        sign = -1 if conjugate else 1  # of Q, which is odd in the height
+        torch.mul(ap, bp, out=p).addcmul_(aq, bq, value=-sign)
+        torch.mul(aq, bp, out=q).addcmul_(ap, bq, value=sign)
+        return out
+
+    def add_constant(self, spectrum, values):
+        spectrum[..., 0, 0, 0] += values * self.area  # the sum of all pixels
+
+    def output(self, spectrum):
+        return self._inverse(spectrum, self.map)
+
+    grad_input = output
+
+    def grad_taps(self, spectrum):
+        return self._inverse(spectrum, self.taps)
 
 
-class DFT(Backend):
+class DFT(Spectral):
     name = 'dft'
-    joint = True
+
+    def plan(self, problem):
+        return _Plan(problem)
 
     def can_run(self, problem):
         if problem.device.type != 'cpu':
@@ -128,39 +139,3 @@ class DFT(Backend):
 
         return 1e-4 * len(plan.chunks) + problem.channels * (
             maps * problem.batch * seconds(problem.height, problem.width) + kernels * seconds(problem.kh, problem.kw))
-
-    def forward(self, x, weight, bias, problem):
-        plan = _Plan(problem)
-        out = torch.empty_like(x, memory_format=problem.memory_format)
-        for part in plan.chunks:
-            product = _product(plan.spectrum(x[:, part], plan.map),
-                               plan.spectrum(plan.kernel(weight[part]), plan.flipped))
-            if bias is not None:  # a constant is the sum's share of every pixel
-                product[:, :, 0, 0, 0] += bias[part] * plan.area
-            out[:, part] = plan.inverse(product, plan.map)
-        return out
-
-    def grad_input(self, grad, weight, problem):
-        return self._gradients(grad, None, weight, problem)[0]
-
-    def grad_weight(self, grad, x, problem):
-        return self._gradients(grad, x, None, problem)[1]
-
-    def gradients(self, grad, x, weight, problem):
-        return self._gradients(grad, x, weight, problem)
-
-    @staticmethod
-    def _gradients(grad, x, weight, problem):
-        """Those whose other factor is given, from one transform of the output gradient."""
-        plan = _Plan(problem)
-        grad_x = None if weight is None else torch.empty_like(grad, memory_format=problem.memory_format)
-        grad_w = None if x is None else grad.new_zeros(problem.channels, 1, problem.kh, problem.kw)
-        for part in plan.chunks:
-            spectrum = plan.spectrum(grad[:, part], plan.map)
-            if x is not None:
-                product = _product(plan.spectrum(x[:, part], plan.mirrored), spectrum)
-                plan.kernel(grad_w[part]).copy_(plan.inverse(product.sum(0), plan.flipped))
-            if weight is not None:
-                product = _product(spectrum, plan.spectrum(plan.kernel(weight[part]), plan.taps))
-                grad_x[:, part] = plan.inverse(product, plan.map)
-        return grad_x, grad_w

@@ -1,0 +1,108 @@
+"""What the backends that multiply spectra have in common: the three passes, chunk by chunk of channels.
+
+With the circular length H + k // 2, not H + k - 1, the wrapped-around part falls only on what is cropped away.
+"""
+from typing import Optional, Tuple
+
+import torch
+
+from .base import Backend, Problem, Reach, channel_chunks, compute_dtype
+
+
+class Plan:
+    """Transforms of one problem and their products; every spectrum is complex, (..., C, *spectrum).
+
+    A subclass gives the lengths of the circles and the elements of a chunk's circles, and writes what raises here.
+    """
+
+    def __init__(self, problem: Problem, lengths: Tuple[int, int], elements: int):
+        self.reaches = Reach.of(problem)
+        self.lengths, self.area = lengths, lengths[0] * lengths[1]
+        self.chunks = channel_chunks(problem, self.area, elements)
+        self.dtype = compute_dtype(problem.dtype)
+
+    def in_use(self, weight):
+        """The taps (C, th, tw) of ``weight`` (C, 1, kh, kw) that can meet the map."""
+        return weight[(slice(None), 0, *(reach.taps for reach in self.reaches))]
+
+    def of_map(self, x):
+        """Spectrum of maps (N, C, H, W)."""
+        raise NotImplementedError
+
+    def of_gradient(self, grad):
+        """Spectrum of the output's gradient (N, C, H, W)."""
+        raise NotImplementedError
+
+    def of_kernel(self, weight):
+        """Spectrum of the taps in use of a weight (C, 1, kh, kw)."""
+        raise NotImplementedError
+
+    def product(self, a, b, conjugate=False):
+        """``a`` times ``b`` or its conjugate; ``b`` may lack the batch."""
+        raise NotImplementedError
+
+    def add_constant(self, spectrum, values):
+        """Add a value per channel to the map of a spectrum, in place."""
+        raise NotImplementedError
+
+    def output(self, spectrum):
+        """The output (N, C, H, W) from map times kernel."""
+        raise NotImplementedError
+
+    def grad_input(self, spectrum):
+        """The input's gradient (N, C, H, W) from gradient times conjugate kernel."""
+        raise NotImplementedError
+
+    def grad_taps(self, spectrum):
+        """The gradient of the taps in use (C, th, tw) from gradient times conjugate map, summed over the batch."""
+        raise NotImplementedError
+
+
+class Spectral(Backend):
+    """A backend by its :class:`Plan`.
+
+    The spectra of map and kernel, once taken in the forward pass, serve the gradients as well.
+    """
+
+    joint = True
+
+    def plan(self, problem: Problem) -> Plan:
+        raise NotImplementedError
+
+    def forward(self, x, weight, bias, problem, keep: Optional[list] = None):
+        plan = self.plan(problem)
+        out = torch.empty_like(x, memory_format=problem.memory_format)
+        for part in plan.chunks:
+            factors = plan.of_map(x[:, part]), plan.of_kernel(weight[part])
+            if keep is not None:
+                keep.extend(factors)
+            product = plan.product(*factors)
+            if bias is not None:
+                plan.add_constant(product, bias[part])
+            out[:, part] = plan.output(product)
+        return out
+
+    def grad_input(self, grad, weight, problem):
+        return self._gradients(grad, None, weight, problem)[0]
+
+    def grad_weight(self, grad, x, problem):
+        return self._gradients(grad, x, None, problem)[1]
+
+    def gradients(self, grad, x, weight, problem, kept=()):
+        return self._gradients(grad, x, weight, problem, kept)
+
+    def _gradients(self, grad, x, weight, problem, kept=()):
+        """Those whose other factor is given, from one transform of the output's gradient."""
+        plan = self.plan(problem)
+        grad_x = None if weight is None else torch.empty_like(grad, memory_format=problem.memory_format)
+        grad_w = None if x is None else grad.new_zeros(problem.channels, 1, problem.kh, problem.kw)
+        for i, part in enumerate(plan.chunks):
+            spectrum = plan.of_gradient(grad[:, part])
+            if weight is not None:
+                taps = kept[2 * i + 1] if kept else plan.of_kernel(weight[part])
+                grad_x[:, part] = plan.grad_input(plan.product(spectrum, taps, conjugate=True))
+            if x is not None:
+                maps = kept[2 * i] if kept else plan.of_map(x[:, part])
+                product = plan.product(spectrum, maps, conjugate=True).sum(0)
+                plan.in_use(grad_w[part]).copy_(plan.grad_taps(product))
+        return grad_x, grad_w

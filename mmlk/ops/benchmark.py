@@ -1,0 +1,251 @@
+"""Time and memory of the operator's backends, against PyTorch's own convolution in the same run.
+
+Pure torch, so that it runs where no OpenMMLab package is. Every figure is a median of calls that take turns, so that a
+machine whose speed drifts slows all of them alike.
+"""
+import ctypes
+import platform
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import choice
+from .backends import TABLE, Problem
+from .depthwise import depthwise_conv2d
+
+Call = Callable[[], object]
+
+
+class Case(NamedTuple):
+    """One row: the shape of the input and the kernel, the type, and whether the backward pass is included."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    kernel: int
+    backward: bool
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def label(self) -> str:
+        return f'({self.batch},{self.channels},{self.height},{self.width}) k {self.kernel}'
+
+    @property
+    def flops(self) -> int:
+        """Operations of the direct method; the backward pass is two more of them."""
+        passes = 3 if self.backward else 1
+        return passes * 2 * self.batch * self.channels * self.height * self.width * self.kernel**2
+
+
+    @property
+    def bytes(self) -> int:
+        """What must move at least: two maps a pass, for taps are few."""
+        return (6 if self.backward else 2) * self.batch * self.channels * self.height * self.width * self.dtype.itemsize
+
+    @property
+    def toeplitz_flops(self) -> int:
+        """Operations as products with banded matrices, 16 outputs wide: what tensor cores have to do at least."""
+        return self.flops * (self.kernel + 15) // self.kernel
+
+
+@dataclass
+class Row:
+    """What was measured of one case; times in seconds, memory in bytes beyond what stood before the call."""
+
+    case: Case
+    times: Dict[str, float]
+    memory: Dict[str, Optional[int]]
+    reasons: Dict[str, str]
+    chosen: List[str]
+
+    @property
+    def stock(self) -> float:
+        """PyTorch's convolution in the better of its layouts on a GPU, and as it comes on a CPU."""
+        return min(seconds for name, seconds in self.times.items() if name.startswith('stock'))
+
+    @property
+    def best(self) -> str:
+        """The fastest named backend."""
+        return min((b.name for b in TABLE if b.name in self.times), key=self.times.get)
+
+
+def _inputs(case: Case, device: torch.device) -> Tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = case[:4]
+    x, grad = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    weight = torch.randn(case.channels, 1, case.kernel, case.kernel, generator=generator) / case.kernel
+    return tuple(t.to(device, case.dtype) for t in (x, weight, grad))
+
+
+def _call(case: Case, convolve: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, grad: Tensor) -> Call:
+    if not case.backward:
+        def forward():
+            with torch.no_grad():
+                return convolve(x, weight)
+        return forward
+    leaves = x.detach().requires_grad_(), weight.detach().requires_grad_()
+
+    def forward_backward():
+        return torch.autograd.grad(convolve(*leaves), leaves, grad)
+    return forward_backward
+
+
+def calls_of(case: Case, device: torch.device) -> Tuple[Problem, Dict[str, Call], Dict[str, str]]:
+    """The calls to compare, by name, and of the backends that cannot run, why."""
+    x, weight, grad = _inputs(case, device)
+    problem = Problem.of(x, weight)
+
+    def stock(x, weight):
+        return F.conv2d(x, weight, padding=case.kernel // 2, groups=case.channels)
+
+    calls, reasons = {'stock': _call(case, stock, x, weight, grad)}, {}
+    if device.type == 'cuda':
+        last = [t.contiguous(memory_format=torch.channels_last) for t in (x, weight, grad)]
+        calls['stock, channels_last'] = _call(case, stock, *last)
+    for backend in TABLE:
+        ok, reason = backend.can_run(problem)
+        if ok:
+            calls[backend.name] = _call(
+                case, lambda x, w, name=backend.name: depthwise_conv2d(x, w, backend=name), x, weight, grad)
+        else:
+            reasons[backend.name] = reason
+    calls['chosen'] = _call(case, depthwise_conv2d, x, weight, grad)
+    return problem, calls, reasons
+
+
+def _chosen(case: Case, problem: Problem) -> List[str]:
+    """The backends that automatic choice has settled on, pass by pass."""
+    forward = choice.choose('forward', problem)[0].name
+    if not case.backward:
+        return [forward]
+    backward = choice.choose_gradients(problem)
+    return [forward, *(backward.get(step, backward.get('gradients')).name for step in ('grad_input', 'grad_weight'))]
+
+
+def turns(calls: Dict[str, Call], device: torch.device, budget: float = 3.0, most: int = 15) -> Dict[str, float]:
+    """Median seconds of each call, taken in turns; ``budget`` bounds the seconds spent on one of them, roughly."""
+    first = {name: _timed(call, device) for name, call in calls.items()}  # not counted: says how many fit
+    counts = {name: max(3, min(most, int(budget / seconds))) for name, seconds in first.items()}
+    samples: Dict[str, List[float]] = {name: [] for name in calls}
+    for turn in range(most):
+        for name, call in calls.items():
+            if turn < counts[name]:
+                if first[name] < 0.5:  # the call before it has taken the caches and rearranged the heap
+                    call()
+                samples[name].append(_timed(call, device))
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def _timed(call: Call, device: torch.device) -> float:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    call()
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _resident(field: str) -> int:
+    with open('/proc/self/status') as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+
+def peak_memory(call: Call, device: torch.device) -> Optional[int]:
+    """Bytes that one call holds at most beyond what was held before; None where the system does not tell."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:  # give back what the allocator keeps, then let Linux count the high-water mark anew
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+        with open('/proc/self/clear_refs', 'w') as reset:
+            reset.write('5')
+        before = _resident('VmRSS')
+        call()
+        return max(0, _resident('VmHWM') - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def measure(case: Case, device: torch.device, budget: float = 3.0) -> Row:
+    """One row: every backend that can run, automatic choice, and stock."""
+    problem, calls, reasons = calls_of(case, device)
+    for _ in range(4):  # automatic choice measures at the third meeting with a problem
+        calls['chosen']()
+    times = turns(calls, device, budget)
+    memory = {name: peak_memory(call, device) for name, call in calls.items()}
+    return Row(case, times, memory, reasons, _chosen(case, problem))
+
+
+def machine_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large square matrix product, the machine's measured peak."""
+    size = 8192 if device.type == 'cuda' else 2048
+    a = torch.randn(size, size, device=device).to(dtype)
+    a @ a
+    return 2 * size**3 / min(_timed(lambda: a @ a, device) for _ in range(5))
+
+
+def machine_bandwidth(device: torch.device) -> float:
+    """Bytes per second of copying a large tensor, read and written."""
+    a = torch.ones(1 << (28 if device.type == 'cuda' else 26), device=device)
+    b = a.clone()
+    return 2 * a.numel() * a.element_size() / min(_timed(lambda: b.copy_(a), device) for _ in range(5))
+
+
+def describe(device: torch.device) -> str:
+    """The machine and the versions, in a line."""
+    if device.type == 'cuda':
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = platform.processor() or platform.machine()
+        try:
+            with open('/proc/cpuinfo') as info:
+                name = next((line.split(':', 1)[1].strip() for line in info if line.startswith('model name')), name)
+        except OSError:
+            pass
+        name = f'{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads'
+    return f'{name}; torch {torch.__version__}, Python {platform.python_version()}'
+
+
+def table(rows: Sequence[Row], peaks: Dict[torch.dtype, float], bandwidth: Optional[float] = None) -> str:
+    """Markdown: a line per row, times in ms and peak memory in MiB in brackets.
+
+    ``against stock`` is stock's time over that of automatic choice. ``of peak`` may pass 100 %, for the rate counts the
+    direct method's operations and a spectrum needs fewer. With a GPU's ``bandwidth`` in bytes per second, the shares
+    reached of its two floors as well: moving the maps once, and the banded products at the measured peak.
+    """
+    names = [b.name for b in TABLE if any(b.name in row.times for row in rows)]
+    stocks = [name for name in ('stock', 'stock, channels_last') if any(name in row.times for row in rows)]
+    head = ['work', 'type', *stocks, *names, 'chosen', 'of', 'against stock', 'chosen / best', 'GFLOP/s', 'of peak',
+            'memory against stock'] + (['of memory floor', 'of tensor-core floor'] if bandwidth else [])
+    lines = [head, ['---'] * len(head)]
+    for row in rows:
+        case, chosen = row.case, row.times['chosen']
+        rate = case.flops / chosen
+        ours, theirs = row.memory['chosen'], row.memory['stock']
+        lines.append([
+            f"{case.label}, {'forward + backward' if case.backward else 'forward'}", str(case.dtype)[6:],
+            *(_cell(row, name) for name in (*stocks, *names, 'chosen')), ' / '.join(row.chosen),
+            f'{row.stock / chosen:.1f}x', f'{chosen / row.times[row.best]:.2f}', f'{rate / 1e9:.0f}',
+            f'{100 * rate / peaks[case.dtype]:.0f} %', f'{ours / theirs:.1f}x' if ours and theirs else '',
+            *([f'{100 * case.bytes / bandwidth / chosen:.0f} %',
+               f'{100 * case.toeplitz_flops / peaks[case.dtype] / chosen:.0f} %'] if bandwidth else [])])
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def _cell(row: Row, name: str) -> str:
+    """Milliseconds, and MiB in brackets."""
+    if name not in row.times:
+        return ''
+    milliseconds, memory = row.times[name] * 1e3, row.memory.get(name)
+    return (f'{milliseconds:.3g}' if milliseconds < 1000 else f'{milliseconds:.0f}') + (
+        '' if memory is None else f' ({memory / 2**20:.0f})')

@@ -1,0 +1,216 @@
+"""The Triton kernels: in Triton's interpreter anywhere, on a GPU where there is one, and compiled for GPUs without one.
+
+A kernel is interpreted if ``TRITON_INTERPRET`` was set when it was decorated, so all interpreted cases run in one child
+process, which is this file run as a program.
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmlk.ops.backends import Problem
+from mmlk.ops.backends import triton as triton_backend
+from mmlk.ops.backends.native import Native
+from mmlk.ops.backends.triton import Triton, _precision
+from mmlk.ops.reference import depthwise_conv2d_reference
+from tests.ops.cases import SHAPES, TOLERANCE, tensors
+from tests.utils import relative_error
+
+# The interpreter rounds to bfloat16 by cutting off.
+TOLERANCES = {'float32': TOLERANCE[torch.float32], 'float16': TOLERANCE[torch.float16], 'bfloat16': 8e-3}
+LAYOUTS = ('channels_last', 'permuted', 'expanded', 'far')
+UNEVEN = [  # tiles and shares that fill no program, even kernels, more taps than one program has
+    (3, 1, 20, 72, 9, 11), (1, 2, 31, 16, 15, 4), (2, 1, 16, 24, 14, 14), (1, 1, 34, 36, 67, 66)]
+CASES = [  # shape, layout, dtype, rows of a tile
+    *((shape, 'contiguous', dtype, 4) for shape in SHAPES for dtype in TOLERANCES),
+    *((shape, 'contiguous', 'float32', 4) for shape in UNEVEN),
+    *((shape, 'contiguous', 'float32', 8) for shape in (SHAPES[0], SHAPES[3], UNEVEN[0])),
+    *(((2, 3, 10, 16, 9, 13), layout, 'float16', 4) for layout in LAYOUTS),
+    ((2, 3, 10, 15, 9, 13), 'channels_last', 'float32', 4),
+]
+needs_triton = pytest.mark.skipif(triton_backend._triton_version() < (3, 4), reason='there is no triton 3.4 or later')
+
+
+def lay(x, layout):
+    """The same numbers in other strides."""
+    n, c, h, w = x.shape
+    if layout == 'channels_last':
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == 'permuted':
+        return x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+    if layout == 'expanded':
+        return x[:1].expand(n, c, h, w)
+    if layout == 'far':  # images further apart than 32-bit numbers reach; nothing between them is ever touched
+        step = 2**31 + 64
+        far = torch.empty(0, dtype=x.dtype, device=x.device).set_(
+            torch.UntypedStorage(x.element_size() * (step + c * h * w), device=x.device)).as_strided(
+                x.shape, (step, h * w, w, 1))
+        return far.copy_(x)
+    return x
+
+
+def errors(case, device):
+    """Relative errors to the reference on the same rounded numbers, per pass and configuration."""
+    from mmlk.ops.backends import triton_kernels
+    torch.manual_seed(0)
+    shape, layout, name, rows = case
+    dtype = getattr(torch, name)
+    x, weight, bias = (t.detach().to(device) for t in tensors(shape, dtype))
+    bias = bias if layout == 'contiguous' else None
+    x, grad = lay(x, layout), lay(torch.randn(shape[:4]).to(device, dtype), layout)
+    problem = Problem.of(x, weight)
+    backend = Triton()
+    assert backend.can_run(problem) == (True, '')
+    exact = [t.double().requires_grad_() for t in (x, weight)]
+    out = depthwise_conv2d_reference(*exact)
+    out.backward(grad.double())
+    expected = {'forward': out if bias is None else out + bias.double().reshape(-1, 1, 1), 'grad_input': exact[0].grad,
+                'grad_weight': exact[1].grad}
+    configs = [config for config in triton_kernels.CONFIGS if config.kwargs['ROWS'] == rows]
+    found = {}
+    for config in configs[:1] if device == 'cpu' else configs:
+        triton_kernels.correlate.configs = [config]
+        results = {'forward': backend.forward(x, weight, bias, problem),
+                   'grad_input': backend.grad_input(grad, weight, problem),
+                   'grad_weight': backend.grad_weight(grad, x, problem)}
+        for step, result in results.items():
+            assert result.dtype == dtype
+            assert step == 'grad_weight' or result.is_contiguous(memory_format=problem.memory_format)
+            found[f'{step}, {config}'] = relative_error(result, expected[step])
+    return found
+
+
+def main():
+    """Print the errors of every case in the interpreter, with uninitialised memory full of NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1).isnan()
+    print(json.dumps({str(case): errors(case, 'cpu') for case in CASES}))
+
+
+@pytest.fixture(scope='module')
+def interpreted():
+    root = Path(__file__).resolve().parents[2]
+    child = subprocess.run([sys.executable, '-m', 'tests.ops.test_triton'], cwd=root, capture_output=True, text=True,
+                           env={**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'})
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+@needs_triton
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_interpreted_kernels_equal_the_reference(interpreted, case):
+    for which, error in interpreted[str(case)].items():
+        assert error < TOLERANCES[case[2]], which
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_compiled_kernels_equal_the_reference(case, monkeypatch):
+    from mmlk.ops.backends import triton_kernels
+    if case[1] == 'far' and torch.cuda.mem_get_info()[0] < 10 << 30:
+        pytest.skip('it takes 10 GiB of memory')
+    monkeypatch.setattr(triton_kernels.correlate, 'configs', triton_kernels.CONFIGS)  # put back afterwards
+    for which, error in errors(case, 'cuda').items():
+        assert error < TOLERANCES[case[2]], which
+
+
+def compiled(function, dtype, capability, precision, options, **constants):
+    """A kernel compiled for a GPU that need not be there: its PTX, and its shared memory in bytes."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    constants = {**constants, 'PRECISION': precision, 'ROWS': constants.get('ROWS', options.get('ROWS'))}
+    kind = {'float16': '*fp16', 'bfloat16': '*bf16', 'float32': '*fp32'}[dtype]
+    signature = {name: 'constexpr' if name in constants else 'i32' if not name.endswith('_ptr') else
+                 '*fp32' if name == 'out_ptr' else kind for name in function.arg_names}
+    aligned = {(i, ): [['tt.divisibility', 16]] for i, name in enumerate(function.arg_names) if name.endswith('_ptr')}
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
+    result = triton.compile(source, target=GPUTarget('cuda', capability, 32),
+                            options={name: options[name] for name in ('num_warps', 'num_stages')})
+    return result.asm['ptx'], result.metadata.shared
+
+
+@needs_triton
+@pytest.mark.parametrize('capability, most', [(80, 99 << 10), (90, 227 << 10)])  # the former also for 8.6 and 8.9
+@pytest.mark.parametrize('dtype, precision', [('float16', 'tf32'), ('bfloat16', 'tf32'), ('float32', 'tf32'),
+                                              ('float32', 'ieee')])
+def test_kernels_compile_to_tensor_core_code_that_fits(dtype, precision, capability, most):
+    import triton
+    if not (Path(triton.__file__).parent / 'backends/nvidia/bin/ptxas').exists():
+        pytest.skip('this triton came without ptxas')
+    if 'TRITON_INTERPRET' in os.environ:
+        pytest.skip('TRITON_INTERPRET is set')
+    from mmlk.ops.backends import triton_kernels as kernels
+    half = dtype != 'float32'
+    tiles = 256 if half else 128 if precision == 'tf32' else 64
+    codes = [compiled(kernels.correlate.fn, dtype, capability, precision, kernels.CONFIGS[1].all_kwargs(),
+                      SPAN=48, TILES=tiles, PART=64 if half else 32, HAS_BIAS=True),
+             compiled(kernels.weigh, dtype, capability, precision, {'num_warps': 2, 'num_stages': 1},
+                      ROWS=4 if half else 2, COLUMNS=32, TAPS_H=32, TAPS_W=32)]
+    for ptx, shared in codes:
+        assert shared <= most
+        assert bool(re.search(r'\b(wgmma\.mma_async|mma\.sync)', ptx)) == (precision == 'tf32')
+    assert ('wgmma.mma_async' in codes[0][0]) == (precision == 'tf32' and capability == 90)
+    assert 'cp.async.cg' in codes[0][0] and 'ld.global.v4' in codes[1][0]  # 16 bytes at a time
+
+
+def problem(**changes):
+    base = Problem(torch.device('cuda'), torch.float16, 2, 128, 128, 128, 31, 31)
+    return base._replace(**changes)
+
+
+def test_it_says_where_it_cannot_run(monkeypatch):
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    monkeypatch.setattr(triton_backend, '_triton_version', lambda: (3, 4))
+    monkeypatch.setattr(torch.version, 'cuda', '12.8')
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
+    assert Triton().can_run(problem()) == (True, '')
+    cpu = problem(device=torch.device('cpu'))
+    assert Triton().can_run(cpu) == (False, 'it runs on cuda, not cpu')
+    assert Triton().can_run(problem(dtype=torch.float64)) == (
+        False, 'it runs in float16, bfloat16 and float32, not torch.float64')
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
+    assert Triton().can_run(problem()) == (False, 'its products need compute capability 8.0, this GPU has 7.5')
+    monkeypatch.setattr(torch.version, 'cuda', None)
+    assert Triton().can_run(problem()) == (False, 'it is written for NVIDIA GPUs')
+    monkeypatch.setenv('TRITON_INTERPRET', '1')
+    assert Triton().can_run(cpu) == (True, '')
+    for version, last in (((), 'triton is not installed'), ((3, 3), 'this is 3.3')):
+        monkeypatch.setattr(triton_backend, '_triton_version', lambda: version)
+        for case in (cpu, problem()):
+            assert Triton().can_run(case) == (False, f'it needs triton 3.4, which comes with torch 2.8; {last}')
+
+
+def test_importing_the_operator_does_not_import_the_kernels():
+    code = "import sys, mmlk.ops.backends.triton; assert 'mmlk.ops.backends.triton_kernels' not in sys.modules"
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).resolve().parents[2])
+
+
+def test_tf32_only_when_the_person_allows_it():
+    assert torch.get_float32_matmul_precision() == 'highest' and _precision(torch.float32) == 'ieee'
+    torch.set_float32_matmul_precision('high')
+    try:
+        assert _precision(torch.float32) == 'tf32'
+    finally:
+        torch.set_float32_matmul_precision('highest')
+
+
+@pytest.mark.parametrize('step', ['forward', 'grad_input', 'grad_weight', 'gradients'])
+def test_estimates(step):
+    ours, native = Triton(), Native()
+    for dtype in TOLERANCES:
+        large = problem(dtype=getattr(torch, dtype))
+        assert ours.cost(step, large) < native.cost(step, large)
+        assert native.cost(step, large._replace(kh=7, kw=7)) < ours.cost(step, large._replace(kh=7, kw=7))
+        assert ours.cost(step, large) < ours.cost(step, large._replace(batch=8))
+    assert ours.cost(step, problem(kh=51, kw=5)) < ours.cost(step, problem(kh=51, kw=51))
+
+
+if __name__ == '__main__':
+    main()
