@@ -56,13 +56,24 @@ class Case(NamedTuple):
 
 @dataclass
 class Row:
-    """What was measured of one case; times in seconds, memory in bytes beyond what stood before the call."""
+    """What was measured of one case; seconds turn by turn, memory in bytes beyond what stood before the call."""
 
     case: Case
-    times: Dict[str, float]
+    samples: Dict[str, List[float]]
     memory: Dict[str, Optional[int]]
     reasons: Dict[str, str]
     chosen: List[str]
+
+    @property
+    def times(self) -> Dict[str, float]:
+        """Median seconds."""
+        return {name: statistics.median(samples) for name, samples in self.samples.items()}
+
+    @property
+    def excess(self) -> float:
+        """Automatic choice over the fastest named backend, the median over the turns, which are too noisy apart."""
+        pairs = list(zip(self.samples['chosen'], self.samples[self.best]))
+        return statistics.median(chosen / best for chosen, best in pairs)
 
     @property
     def stock(self) -> float:
@@ -128,8 +139,8 @@ def _chosen(case: Case, problem: Problem) -> List[str]:
     return [forward, *(backward.get(step, backward.get('gradients')).name for step in ('grad_input', 'grad_weight'))]
 
 
-def turns(calls: Dict[str, Call], device: torch.device, budget: float = 3.0, most: int = 15) -> Dict[str, float]:
-    """Median seconds of each call, taken in turns; ``budget`` bounds the seconds spent on one of them, roughly."""
+def turns(calls: Dict[str, Call], device: torch.device, budget: float = 3.0, most: int = 15) -> Dict[str, List[float]]:
+    """Seconds of each call, taken in turns; ``budget`` bounds the seconds spent on one of them, roughly."""
     first = {name: _timed(call, device) for name, call in calls.items()}  # not counted: says how many fit
     counts = {name: max(3, min(most, int(budget / seconds))) for name, seconds in first.items()}
     samples: Dict[str, List[float]] = {name: [] for name in calls}
@@ -139,7 +150,7 @@ def turns(calls: Dict[str, Call], device: torch.device, budget: float = 3.0, mos
                 if first[name] < 0.5:  # the call before it has taken the caches and rearranged the heap
                     call()
                 samples[name].append(_timed(call, device))
-    return {name: statistics.median(times) for name, times in samples.items()}
+    return samples
 
 
 def _timed(call: Call, device: torch.device) -> float:
@@ -181,9 +192,9 @@ def measure(case: Case, device: torch.device, budget: float = 3.0) -> Row:
     problem, calls, reasons = calls_of(case, device)
     for _ in range(4):  # automatic choice measures at the third meeting with a problem
         calls['chosen']()
-    times = turns(calls, device, budget)
+    samples = turns(calls, device, budget)
     memory = {name: peak_memory(call, device) for name, call in calls.items()}
-    return Row(case, times, memory, reasons, _chosen(case, problem))
+    return Row(case, samples, memory, reasons, _chosen(case, problem))
 
 
 def machine_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -235,7 +246,7 @@ def table(rows: Sequence[Row], peaks: Dict[torch.dtype, float], bandwidth: Optio
         lines.append([
             f"{case.label}, {'forward + backward' if case.backward else 'forward'}", str(case.dtype)[6:],
             *(_cell(row, name) for name in (*stocks, *names, 'chosen')), ' / '.join(row.chosen),
-            f'{row.stock / chosen:.1f}x', f'{chosen / row.times[row.best]:.2f}', f'{rate / 1e9:.0f}',
+            f'{row.stock / chosen:.1f}x', f'{row.excess:.2f}', f'{rate / 1e9:.0f}',
             f'{100 * rate / peaks[case.dtype]:.0f} %', f'{ours / theirs:.1f}x' if ours and theirs else '',
             *([f'{100 * case.bytes / bandwidth / chosen:.0f} %',
                f'{100 * case.toeplitz_flops / peaks[case.dtype] / chosen:.0f} %'] if bandwidth else [])])
