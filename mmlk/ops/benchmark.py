@@ -6,7 +6,6 @@ machine whose speed drifts slows all of them alike.
 import ctypes
 import platform
 import statistics
-import time
 from dataclasses import dataclass
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -14,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import choice
 from .backends import TABLE, Problem
+from .choice import choose, choose_gradients, timed
 from .depthwise import depthwise_conv2d
 
 Call = Callable[[], object]
@@ -132,16 +131,16 @@ def calls_of(case: Case, device: torch.device) -> Tuple[Problem, Dict[str, Call]
 
 def _chosen(case: Case, problem: Problem) -> List[str]:
     """The backends that automatic choice has settled on, pass by pass."""
-    forward = choice.choose('forward', problem)[0].name
+    forward = choose('forward', problem)[0].name
     if not case.backward:
         return [forward]
-    backward = choice.choose_gradients(problem)
+    backward = choose_gradients(problem)
     return [forward, *(backward.get(step, backward.get('gradients')).name for step in ('grad_input', 'grad_weight'))]
 
 
 def turns(calls: Dict[str, Call], device: torch.device, budget: float = 3.0, most: int = 15) -> Dict[str, List[float]]:
     """Seconds of each call, taken in turns; ``budget`` bounds the seconds spent on one of them, roughly."""
-    first = {name: _timed(call, device) for name, call in calls.items()}  # not counted: says how many fit
+    first = {name: timed(call, device) for name, call in calls.items()}  # not counted: says how many fit
     counts = {name: max(3, min(most, int(budget / seconds))) for name, seconds in first.items()}
     samples: Dict[str, List[float]] = {name: [] for name in calls}
     for turn in range(most):
@@ -149,18 +148,8 @@ def turns(calls: Dict[str, Call], device: torch.device, budget: float = 3.0, mos
             if turn < counts[name]:
                 if first[name] < 0.5:  # the call before it has taken the caches and rearranged the heap
                     call()
-                samples[name].append(_timed(call, device))
+                samples[name].append(timed(call, device))
     return samples
-
-
-def _timed(call: Call, device: torch.device) -> float:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    call()
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 def _resident(field: str) -> int:
@@ -202,14 +191,14 @@ def machine_peak(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192 if device.type == 'cuda' else 2048
     a = torch.randn(size, size, device=device).to(dtype)
     a @ a
-    return 2 * size**3 / min(_timed(lambda: a @ a, device) for _ in range(5))
+    return 2 * size**3 / min(timed(lambda: a @ a, device) for _ in range(5))
 
 
 def machine_bandwidth(device: torch.device) -> float:
     """Bytes per second of copying a large tensor, read and written."""
     a = torch.ones(1 << (28 if device.type == 'cuda' else 26), device=device)
     b = a.clone()
-    return 2 * a.numel() * a.element_size() / min(_timed(lambda: b.copy_(a), device) for _ in range(5))
+    return 2 * a.numel() * a.element_size() / min(timed(lambda: b.copy_(a), device) for _ in range(5))
 
 
 def describe(device: torch.device) -> str:

@@ -7,7 +7,8 @@ measured. ``torch.use_deterministic_algorithms(True)`` leaves it at the estimate
 import logging
 import time
 from collections import Counter
-from typing import Callable, Dict, List, Optional, Tuple
+from functools import partial
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -17,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 _MEETINGS = 3  # with a problem before it is measured
 _WORTH = 4  # estimates up to this many times the least are measured
-_RUNS, _SPELL = (3, 20), 0.03  # timed runs of a backend, least and most, and the seconds for those past the least
+_TURNS, _SPELL = (4, 20), 0.05  # that backends are timed for, least and most, and seconds for those past the least
 
 _chosen: Dict[tuple, Tuple[Backend, float]] = {}
 _met: Counter = Counter()
@@ -37,23 +38,29 @@ def candidates(step: str, problem: Problem) -> List[Tuple[float, Backend]]:
     return sorted(able, key=lambda pair: pair[0])
 
 
-def seconds(call: Callable[[], object], device: torch.device, bound: float = float('inf')) -> float:
-    """Least time of a few calls after a first one; gives up after a call that took twice ``bound``."""
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, on a GPU from idle to idle."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    call()
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
-    def once():
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
+
+def race(calls: Sequence[Callable[[], object]], device: torch.device) -> List[float]:
+    """Least seconds of each call, taken in turns so that a disturbance hits all of them; the slow drop out early."""
+    for call in calls:
         call()
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
-
-    once()
-    times = [once()]
-    while min(times) <= 2 * bound and len(times) < (_RUNS[1] if sum(times) < _SPELL else _RUNS[0]):
-        times.append(once())
-    return min(times)
+    best = [timed(call, device) for call in calls]
+    for turn in range(1, _TURNS[1]):
+        running = [i for i, seconds in enumerate(best) if seconds <= 2 * min(best)]
+        if len(running) == 1 or (turn >= _TURNS[0] and turn * min(best) > _SPELL):
+            break
+        for i in running:
+            best[i] = min(best[i], timed(calls[i], device))
+    return best
 
 
 def _key(step: str, problem: Problem) -> tuple:
@@ -78,10 +85,8 @@ def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], objec
         if _met[key] < _MEETINGS or _capturing(problem.device):
             return worth[0]
         _met.pop(key, None)
-        least = float('inf')
-        for i, (backend, _) in enumerate(worth):
-            worth[i] = backend, seconds(lambda: call(backend), problem.device, bound=least)
-            least = min(least, worth[i][1])
+        times = race([partial(call, backend) for backend, _ in worth], problem.device)
+        worth = [(backend, seconds) for (backend, _), seconds in zip(worth, times)]
         worth.sort(key=lambda pair: pair[1])
     _logger.debug('%s of %s: %s (%s)', step, problem, ', '.join(f'{b.name} {cost * 1e3:.3f} ms' for b, cost in worth),
                   'estimated' if fixed else 'measured')

@@ -69,7 +69,7 @@ def test_measured_on_the_third_meeting_then_remembered(fresh):
 
 def test_the_faster_backend_is_chosen(fresh, monkeypatch):
     durations = {'fft': 3.0, 'dft': 2.0}
-    monkeypatch.setattr(choice, 'seconds', lambda call, device, bound: call())
+    monkeypatch.setattr(choice, 'timed', lambda call, device: call())
     problem = LARGE._replace(height=32, width=32)
 
     def choose():
@@ -78,6 +78,19 @@ def test_the_faster_backend_is_chosen(fresh, monkeypatch):
     for _ in range(2):
         choose()
     assert (choose()[0].name, choose()[1]) == ('dft', 2.0)
+
+
+def test_a_race_takes_turns_and_drops_the_slow(monkeypatch):
+    order = []
+
+    def call(name, seconds):
+        order.append(name)
+        return seconds
+
+    monkeypatch.setattr(choice, 'timed', lambda call, device: call())
+    calls = [lambda: call('a', 0.02), lambda: call('b', 0.5), lambda: call('c', 0.03)]
+    assert choice.race(calls, CPU) == [0.02, 0.5, 0.03]
+    assert order == ['a', 'b', 'c'] * 2 + ['a', 'c'] * 3  # a warm-up and a turn of all, then of those still in it
 
 
 def test_deterministic_algorithms_leave_it_at_the_estimates(fresh):
