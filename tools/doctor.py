@@ -258,15 +258,17 @@ def try_checkpoint() -> None:
         CheckpointLoader.load_checkpoint(path, map_location='cpu')
 
 
-def list_backends() -> List[Tuple[str, str, Optional[str]]]:
-    """(name, device and dtype, why it cannot run) for every convolution backend of mmlk."""
+def operator_rows() -> List[Tuple[str, str, Optional[str]]]:
+    """(name, device and dtype, why it cannot run) for every convolution backend of mmlk, on RepLKNet's first stage."""
     import torch
-    from mmlk.ops import backends
+    from mmlk.ops import list_backends
+    from mmlk.ops.backends import Problem
     rows = []
     for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            for backend in backends():
-                ok, reason = backend.can_run(torch.device(device), dtype)
+            problem = Problem(torch.device(device), dtype, 1, 128, 56, 56, 31, 31)
+            for backend in list_backends():
+                ok, reason = backend.can_run(problem)
                 rows.append((backend.name, f'{device} {str(dtype)[6:]}', None if ok else reason))
     return rows
 
@@ -299,7 +301,7 @@ def collect() -> Facts:
             if not failed['mmlk']:
                 facts['checkpoint_error'] = attempt(try_checkpoint)
         if not failed['mmlk']:
-            failed['mmlk'] = attempt(lambda: facts['backends'].extend(list_backends()))
+            failed['mmlk'] = attempt(lambda: facts['backends'].extend(operator_rows()))
     return facts
 
 

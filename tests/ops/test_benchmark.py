@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from mmlk.ops import backends
+from mmlk.ops import list_backends
 from mmlk.ops.benchmark import Case, Row, measure, peak_memory, table, turns
 
 CPU = torch.device('cpu')
@@ -39,7 +39,7 @@ def test_turns_run_every_call_and_give_seconds():
 @pytest.mark.parametrize('backward', [False, True])
 def test_a_row_has_every_backend_and_says_why_not(backward):
     row = measure(Case(1, 4, 12, 12, 7, backward), CPU, budget=0.01)
-    able = {b.name for b in backends()} - set(row.reasons)
+    able = {b.name for b in list_backends()} - set(row.reasons)
     assert set(row.times) == able | {'stock', 'chosen'} == set(row.memory)
     assert len(row.chosen) == (3 if backward else 1) and set(row.chosen) <= able
 

@@ -4,7 +4,7 @@ import logging
 import pytest
 import torch
 
-from mmlk.ops import backends, choice, depthwise_conv2d
+from mmlk.ops import choice, depthwise_conv2d, list_backends
 from mmlk.ops.backends import STEPS, Problem, get
 
 CPU = torch.device('cpu')
@@ -46,7 +46,7 @@ def test_estimates_keep_large_kernels_off_the_stock_path_and_small_ones_on_it():
 
 @pytest.mark.parametrize('step', STEPS)
 def test_estimates_are_positive_and_grow_with_the_work(step):
-    for backend in backends():
+    for backend in list_backends():
         if backend.can_run(LARGE)[0]:
             small = backend.cost(step, LARGE._replace(height=16, width=16))
             batch = backend.cost(step, LARGE._replace(batch=8))

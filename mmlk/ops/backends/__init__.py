@@ -9,12 +9,12 @@ from .native import Native
 from .padded import Padded
 from .triton import Triton
 
-__all__ = ['Backend', 'Problem', 'STEPS', 'TABLE', 'backends', 'get']
+__all__ = ['Backend', 'Problem', 'STEPS', 'TABLE', 'get', 'list_backends']
 
 TABLE = (Native(), Padded(), ChannelsLast(), DFT(), FFT(), Triton())
 
 
-def backends() -> List[Backend]:
+def list_backends() -> List[Backend]:
     """Every backend, in order of preference."""
     return list(TABLE)
 

@@ -14,7 +14,7 @@ import torch
 from .base import Reach, half_precision_and_up
 from .spectral import Plan, Spectral
 
-_CHUNK = 1 << 19  # elements of one chunk's spectra, for the caches
+_CHUNK = 1 << 18  # elements of one chunk's spectra, for the caches
 _LONGEST = 160  # of a transform; past that its time and its memory have lost to the FFT for good
 
 

@@ -14,7 +14,7 @@ from .base import Reach, half_precision_and_up
 from .spectral import Plan, Spectral
 
 # Elements of one chunk's padded map, for the CPU's caches; a GPU only needs its memory bounded.
-_CHUNK = {'cpu': 1 << 19, 'cuda': 1 << 25}
+_CHUNK = {'cpu': 1 << 18, 'cuda': 1 << 25}
 
 
 @lru_cache(maxsize=None)
