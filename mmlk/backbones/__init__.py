@@ -1,4 +1,6 @@
 from .base import BaseBackbone
+from .convnext import ConvNeXt
 from .replknet import RepLKNet
+from .repvgg import RepVGG
 
-__all__ = ['BaseBackbone', 'RepLKNet']
+__all__ = ['BaseBackbone', 'ConvNeXt', 'RepLKNet', 'RepVGG']

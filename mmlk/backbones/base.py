@@ -117,11 +117,13 @@ class BaseBackbone(BaseModule):
 
     @property
     def num_layers(self) -> int:
-        """Largest layer id of a parameter."""
+        """Largest layer id of a parameter that pretraining fills."""
         raise NotImplementedError
 
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning-rate decay: 0 for the stem, up to ``num_layers``.
+
+        ``num_layers + 1`` is what a head has; a norm that only dense prediction adds may learn as fast.
 
         Args:
             name: As in ``self.named_parameters()``.

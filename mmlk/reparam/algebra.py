@@ -13,20 +13,38 @@ def foldable(norm: nn.Module) -> bool:
     return isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.running_mean is not None
 
 
+def _affine(bn: _BatchNorm) -> Tuple[Tensor, Tensor]:
+    """Scale and shift of ``bn`` in eval mode, (C,) and float64 both."""
+    scale = (bn.running_var.double() + bn.eps).rsqrt()
+    if bn.weight is not None:
+        scale = scale * bn.weight.double()
+    shift = -bn.running_mean.double() * scale
+    if bn.bias is not None:
+        shift = shift + bn.bias.double()
+    return scale, shift
+
+
 def fold_bn(conv: nn.Conv2d, bn: _BatchNorm) -> KernelBias:
     """The convolution that equals ``bn(conv(x))`` in eval mode.
 
     Returns:
         kernel, shaped as ``conv.weight``, and bias (C,), both float64.
     """
-    scale = (bn.running_var.double() + bn.eps).rsqrt()
-    if bn.weight is not None:
-        scale = scale * bn.weight.double()
-    shift = -bn.running_mean.double() if conv.bias is None else conv.bias.double() - bn.running_mean.double()
-    bias = shift * scale
-    if bn.bias is not None:
-        bias = bias + bn.bias.double()
+    scale, bias = _affine(bn)
+    if conv.bias is not None:
+        bias = bias + conv.bias.double() * scale
     return conv.weight.double() * scale.reshape(-1, 1, 1, 1), bias
+
+
+def fold_identity(bn: _BatchNorm, groups: int = 1) -> KernelBias:
+    """The 1x1 convolution in ``groups`` groups that equals ``bn(x)`` in eval mode.
+
+    Returns:
+        kernel (C, C / groups, 1, 1) and bias (C,), both float64.
+    """
+    scale, bias = _affine(bn)
+    kernel = nn.init.dirac_(scale.new_empty(len(scale), len(scale) // groups, 1, 1), groups)
+    return kernel * scale.reshape(-1, 1, 1, 1), bias
 
 
 def pad_kernel(kernel: Tensor, size: Tuple[int, int]) -> Tensor:

@@ -1,0 +1,216 @@
+"""ConvNeXt: A ConvNet for the 2020s, Liu et al., CVPR 2022, arXiv:2201.03545, with its own or with very large kernels.
+
+Official code: https://github.com/facebookresearch/ConvNeXt (MIT). Parameter names are the official ones. The forms with
+very large kernels are those of RepLKNet's appendix (arXiv:2203.06717), of which no code was published: a
+re-parameterised large kernel, under RepLKNet's names, stands where the 7x7 convolution stood.
+"""
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from timm.layers import DropPath, LayerNorm2d
+from torch import Tensor, nn
+
+from mmlk.ops import DepthwiseConv2d
+from mmlk.registry import MODELS
+from mmlk.reparam import ReparamLargeKernel
+
+from .base import Arch, BaseBackbone, resolve_arch
+
+
+def _arch(third_stage: int, width: int, **other) -> Dict[str, Any]:
+    return dict(depths=(3, 3, third_stage, 3), dims=tuple(width * 2**stage for stage in range(4)), **other)
+
+
+_VERY_LARGE = dict(kernel_sizes=(31, 29, 27, 13), small_kernel=5)
+
+# Section 3 of the ConvNeXt paper; '-31': appendix of the RepLKNet paper, which has these two.
+ARCHS = {
+    'T': _arch(9, 96),
+    'S': _arch(27, 96),
+    'B': _arch(27, 128),
+    'L': _arch(27, 192),
+    'XL': _arch(27, 256),
+    'T-31': _arch(9, 96, **_VERY_LARGE),
+    'S-31': _arch(27, 96, **_VERY_LARGE),
+}
+
+_DEFAULTS = dict(layer_scale_init_value=1e-6, kernel_sizes=None, small_kernel=None)
+_REQUIRED = ('depths', 'dims')
+
+
+class ChannelNorm(LayerNorm2d):
+    """LayerNorm over the channels of (N, C, H, W); the output is in the memory format of the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        out = super().forward(x)
+        return out if channels_last else out.contiguous()
+
+
+class Block(nn.Module):
+    """Token mixer, norm, and two pointwise layers with a GELU between, around a shortcut; figure 4 of the paper.
+
+    Args:
+        name: Key of the token mixer.
+        mixer: The token mixer, from (N, C, H, W) to the same.
+        channels: Channels of the map.
+        drop_path: Stochastic depth.
+        layer_scale_init_value: Initial factor of the residual; 0 for a residual without factor.
+    """
+
+    def __init__(self, name: str, mixer: nn.Module, channels: int, drop_path: float, layer_scale_init_value: float):
+        super().__init__()
+        self.mixer_name = name
+        self.add_module(name, mixer)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.pwconv1 = nn.Linear(channels, 4 * channels)
+        self.act = nn.GELU()
+        self.pwconv2 = nn.Linear(4 * channels, channels)
+        scaled = layer_scale_init_value > 0
+        self.gamma = nn.Parameter(torch.full((channels, ), float(layer_scale_init_value))) if scaled else None
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self._modules[self.mixer_name](x).permute(0, 2, 3, 1)
+        out = self.pwconv2(self.act(self.pwconv1(self.norm(out))))
+        if self.gamma is not None:
+            out = self.gamma * out
+        return x + self.drop_path(out.permute(0, 3, 1, 2))
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+@MODELS.register_module()
+class ConvNeXt(BaseBackbone):
+    """ConvNeXt as a feature extractor, with a norm on each returned map.
+
+    Every norm of ConvNeXt itself is a LayerNorm, whatever ``norm_cfg`` says: published weights hold no other.
+    ``norm_cfg`` is that of the re-parameterised branches, which an arch with ``small_kernel`` has and which merging
+    folds; without them it has nothing to say. A network that shares all but the token mixer overrides ``complete`` and
+    ``block``.
+
+    Args:
+        arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
+            ``layer_scale_init_value`` (0: no layer scale), ``kernel_sizes`` (one per stage; 7 each) and
+            ``small_kernel``: None for plain depthwise convolutions (``dwconv``), else the size of the parallel small
+            kernel of re-parameterised ones (``large_kernel``).
+        in_channels: Channels of the image.
+        out_indices: Stages to return.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1).
+        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        norm_cfg: Norm layer config of the re-parameterised branches.
+        norm_eval: Keep running statistics fixed in training.
+        with_cp: Trade compute for memory.
+        merged: Build the form that :func:`mmlk.reparam.merge` gives.
+        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='convnext_tiny_1k_224_ema.pth')``.
+
+    Shape:
+        (N, in_channels, H, W) to a tuple of (N, dims[i], H // s, W // s), s = 4, 8, 16, 32: patches that do not fit
+        are cut off, as officially. H and W are at least the s of the last stage.
+
+    Raises:
+        ValueError: An argument does not fit; the message says which.
+    """
+
+    optional_weights = ('norm[0-9].*', )
+
+    def __init__(self, arch: Arch = 'T', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
+                 drop_path_rate: float = 0.0, frozen_stages: int = -1, norm_cfg: dict = dict(type='BN'),
+                 norm_eval: bool = False, with_cp: bool = False, merged: bool = False,
+                 init_cfg: Optional[dict] = None):
+        full = self.complete(arch)
+        depths, dims = full['depths'], full['dims']
+        super().__init__(dims, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval, with_cp,
+                         init_cfg)
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
+        self.downsample_layers, self.stages = nn.ModuleList(), nn.ModuleList()
+        for i in range(self.num_stages):
+            if i:
+                layers = ChannelNorm(dims[i - 1]), nn.Conv2d(dims[i - 1], dims[i], 2, stride=2)
+            else:
+                layers = nn.Conv2d(in_channels, dims[0], 4, stride=4), ChannelNorm(dims[0])
+            self.downsample_layers.append(nn.Sequential(*layers))
+            first = sum(depths[:i])
+            self.stages.append(nn.ModuleList(
+                self.block(full, i, j, rates[first + j], merged) for j in range(depths[i])))
+        for i in sorted(self.out_indices):
+            self.add_module(f'norm{i}', ChannelNorm(dims[i]))
+        self.apply(_init)
+        self.finish()
+
+    @staticmethod
+    def complete(arch: Arch) -> Dict[str, Any]:
+        """The arch as a full, checked dict."""
+        full = dict(_DEFAULTS, **resolve_arch(arch, ARCHS, (*_REQUIRED, *_DEFAULTS), 'ConvNeXt'))
+        lacking = [key for key in _REQUIRED if key not in full]
+        if lacking:
+            raise ValueError(f"arch of ConvNeXt lacks {', '.join(lacking)}")
+        depths, dims, small = full['depths'], full['dims'], full['small_kernel']
+        kernels = full['kernel_sizes'] = full['kernel_sizes'] or (7, ) * len(depths)
+        if not len(kernels) == len(depths) == len(dims) > 0:
+            raise ValueError('kernel_sizes, depths and dims must have one entry per stage, '
+                             f'got {len(kernels)}, {len(depths)} and {len(dims)}')
+        for key in _REQUIRED:
+            if not all(isinstance(v, int) and v > 0 for v in full[key]):
+                raise ValueError(f'{key} must be positive integers, got {tuple(full[key])}')
+        for kernel in (*kernels, *(() if small is None else (small, ))):
+            if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+                raise ValueError(f'kernels must be odd and positive, got {kernel}')
+        if small is not None and small > min(kernels):
+            raise ValueError(f'small_kernel {small} is larger than the large kernel {min(kernels)} beside it')
+        return full
+
+    def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> Block:
+        """Block ``index`` of a stage of the completed arch."""
+        channels, kernel, small = arch['dims'][stage], arch['kernel_sizes'][stage], arch['small_kernel']
+        if small is None:
+            name, mixer = 'dwconv', DepthwiseConv2d(channels, kernel)
+        else:
+            name, mixer = 'large_kernel', ReparamLargeKernel(channels, kernel, small, self.norm_layer, merged)
+        return Block(name, mixer, channels, drop_path, arch['layer_scale_init_value'])
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        maps = {}
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
+            x = downsample(x)
+            for block in stage:
+                x = self.run(block, x)
+            if i in self.out_indices:
+                maps[i] = self._modules[f'norm{i}'](x)
+        return tuple(maps[i] for i in self.out_indices)
+
+    def parts(self, stage_id: int) -> List[nn.Module]:
+        if stage_id == 0:
+            return [self.downsample_layers[0]]
+        stage = stage_id - 1
+        before = [self.downsample_layers[stage]] if stage else []
+        after = [self._modules[f'norm{stage}']] if stage in self.out_indices else []
+        return [*before, self.stages[stage], *after]
+
+    def _layers_before(self, stage: int) -> int:
+        """Layers of the stages before this one: three blocks make a layer, as in the official code."""
+        return sum((len(s) + 2) // 3 for s in self.stages[:stage])
+
+    @property
+    def num_layers(self) -> int:
+        return self._layers_before(self.num_stages)
+
+    def layer_id(self, name: str) -> int:
+        """Three blocks make a layer, downsampling goes with the blocks after it, as in
+        ``layer_decay_optimizer_constructor.py``. A norm on an output, which pretraining lacks, learns as a head does:
+        ``num_layers + 1``.
+        """
+        kind, *rest = name.split('.')
+        if name not in dict(self.named_parameters()):
+            raise KeyError(f"{type(self).__name__} has no parameter '{name}'")
+        if kind == 'downsample_layers':
+            stage = int(rest[0])
+            return self._layers_before(stage) + 1 if stage else 0
+        if kind == 'stages':
+            return self._layers_before(int(rest[0])) + 1 + int(rest[1]) // 3
+        return self.num_layers + 1

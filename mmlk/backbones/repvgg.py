@@ -1,0 +1,256 @@
+"""RepVGG: Making VGG-style ConvNets Great Again, Ding et al., CVPR 2021, arXiv:2101.03697.
+
+Official code: https://github.com/DingXiaoH/RepVGG (MIT). Parameter names are the official ones.
+"""
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from mmlk.registry import MODELS
+from mmlk.reparam import ConvNorm, MergeableBranches
+from mmlk.reparam.algebra import fold_bn, fold_identity, pad_kernel
+from mmlk.reparam.branches import NormLayer
+
+from .base import Arch, BaseBackbone, resolve_arch
+
+_A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
+
+
+def _arch(num_blocks: Sequence[int], a: float, b: float, groups: int = 1, **other) -> Dict[str, Any]:
+    """Multipliers ``a`` of the first three stages and ``b`` of the last; every second layer in ``groups`` groups."""
+    grouped = dict(override_groups_map={layer: groups for layer in range(2, 27, 2)}) if groups > 1 else {}
+    return dict(num_blocks=num_blocks, width_multiplier=(a, a, a, b), **grouped, **other)
+
+
+# Tables 2 and 3 of the paper; D2se came later, with the official code.
+ARCHS = {
+    'A0': _arch(_A, 0.75, 2.5),
+    'A1': _arch(_A, 1, 2.5),
+    'A2': _arch(_A, 1.5, 2.75),
+    'B0': _arch(_B, 1, 2.5),
+    'B1': _arch(_B, 2, 4),
+    'B1g2': _arch(_B, 2, 4, groups=2),
+    'B1g4': _arch(_B, 2, 4, groups=4),
+    'B2': _arch(_B, 2.5, 5),
+    'B2g2': _arch(_B, 2.5, 5, groups=2),
+    'B2g4': _arch(_B, 2.5, 5, groups=4),
+    'B3': _arch(_B, 3, 5),
+    'B3g2': _arch(_B, 3, 5, groups=2),
+    'B3g4': _arch(_B, 3, 5, groups=4),
+    'D2se': _arch(_D, 2.5, 5, use_se=True),
+}
+
+_DEFAULTS = dict(override_groups_map=None, use_se=False)
+_REQUIRED = ('num_blocks', 'width_multiplier')
+_STAGES = 4
+
+
+def _channels(width_multiplier: Sequence[float]) -> Tuple[int, ...]:
+    return tuple(int(64 * 2**stage * width) for stage, width in enumerate(width_multiplier))
+
+
+def _complete(arch: Arch) -> Dict[str, Any]:
+    """The arch as a full, checked dict."""
+    full = dict(_DEFAULTS, **resolve_arch(arch, ARCHS, (*_REQUIRED, *_DEFAULTS), 'RepVGG'))
+    lacking = [key for key in _REQUIRED if key not in full]
+    if lacking:
+        raise ValueError(f"arch of RepVGG lacks {', '.join(lacking)}")
+    blocks, widths = full['num_blocks'], full['width_multiplier']
+    if not len(blocks) == len(widths) == _STAGES:
+        raise ValueError(f'num_blocks and width_multiplier must have {_STAGES} entries, '
+                         f'got {len(blocks)} and {len(widths)}')
+    if not all(isinstance(n, int) and n > 0 for n in blocks):
+        raise ValueError(f'num_blocks must be positive integers, got {tuple(blocks)}')
+    least = 16 if full['use_se'] else 1  # the SE block's inner width is a sixteenth
+    if min(_channels(widths)) < least:
+        raise ValueError(f'width_multiplier {tuple(widths)} gives {_channels(widths)} channels; '
+                         f'each stage needs at least {least}')
+    full['override_groups_map'] = dict(full['override_groups_map'] or {})
+    absent = [layer for layer in full['override_groups_map'] if layer not in range(1, sum(blocks) + 1)]
+    if absent:
+        raise ValueError(f'override_groups_map counts the layers after the stem, 1 to {sum(blocks)}; '
+                         f"there is no {', '.join(map(repr, absent))}")
+    return full
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride, dilation, groups: int, bias: bool) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, dilation, dilation, groups, bias)
+
+
+class SEBlock(nn.Module):
+    """Squeeze-and-excitation (arXiv:1709.01507): each channel times a gate that its mean over the map decides."""
+
+    def __init__(self, channels: int, inner_channels: int):
+        super().__init__()
+        self.down = nn.Conv2d(channels, inner_channels, 1)
+        self.up = nn.Conv2d(inner_channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the official code pools a window as high as it is wide: the same on square maps, an error on most others
+        return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+class RepVGGBlock(MergeableBranches):
+    """A 3x3 and a 1x1 convolution and, where the shape stays, the input itself, each with its norm; figure 4.
+
+    Keys, as the official ones: ``rbr_dense.{conv,bn}``, ``rbr_1x1.{conv,bn}`` and ``rbr_identity``, or merged
+    ``rbr_reparam``; ``se.{down,up}``, which stands between the sum and the ReLU, in both forms.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        norm_layer: Builds a norm for a number of channels.
+        stride: Stride of the convolutions.
+        dilation: Dilation of the 3x3 convolution.
+        groups: Groups of the convolutions.
+        identity: Whether the input is a branch; needs equal channels and stride 1.
+        use_se: Whether to add the SE block.
+        drop_path: Rate at which, in training, the identity stands alone.
+        merged: Build the single convolution.
+
+    Shape:
+        (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm_layer: NormLayer, stride: int = 1, dilation: int = 1,
+                 groups: int = 1, identity: bool = False, use_se: bool = False, drop_path: float = 0.0,
+                 merged: bool = False):
+        super().__init__()
+        self.se = SEBlock(out_channels, out_channels // 16) if use_se else nn.Identity()
+        self.nonlinearity = nn.ReLU(inplace=True)
+        if merged:
+            self.rbr_reparam = _conv3x3(in_channels, out_channels, stride, dilation, groups, bias=True)
+            return
+        self.rbr_dense = ConvNorm(_conv3x3(in_channels, out_channels, stride, dilation, groups, bias=False),
+                                  norm_layer(out_channels))
+        self.rbr_1x1 = ConvNorm(nn.Conv2d(in_channels, out_channels, 1, stride, groups=groups, bias=False),
+                                norm_layer(out_channels))
+        if identity:
+            self.rbr_identity = norm_layer(out_channels)
+            self.drop_path = DropPath(drop_path)
+
+    @property
+    def merged(self) -> bool:
+        return 'rbr_reparam' in self._modules
+
+    def norms(self) -> List[nn.Module]:
+        if self.merged:
+            return []
+        identity = [self.rbr_identity] if 'rbr_identity' in self._modules else []
+        return [self.rbr_dense.bn, self.rbr_1x1.bn, *identity]
+
+    def merge_branches(self) -> None:
+        dense = self.rbr_dense.conv
+        folded = [fold_bn(branch.conv, branch.bn) for branch in (self.rbr_dense, self.rbr_1x1)]
+        if 'rbr_identity' in self._modules:
+            folded.append(fold_identity(self.rbr_identity, dense.groups))
+            del self.rbr_identity, self.drop_path
+        merged = _conv3x3(dense.in_channels, dense.out_channels, dense.stride, dense.dilation, dense.groups,
+                          bias=True).to(dense.weight)
+        merged.weight.data.copy_(sum(pad_kernel(kernel, dense.kernel_size) for kernel, _ in folded))
+        merged.bias.data.copy_(sum(bias for _, bias in folded))
+        merged.requires_grad_(dense.weight.requires_grad)
+        del self.rbr_dense, self.rbr_1x1
+        self.rbr_reparam = merged
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.merged:
+            out = self.rbr_reparam(x)
+        else:
+            out = self.rbr_dense(x) + self.rbr_1x1(x)
+            if 'rbr_identity' in self._modules:
+                out = self.drop_path(out) + self.rbr_identity(x)
+        return self.nonlinearity(self.se(out))
+
+
+@MODELS.register_module()
+class RepVGG(BaseBackbone):
+    """RepVGG as a feature extractor.
+
+    Args:
+        arch: A name of ``ARCHS``, or a dict with ``num_blocks`` and ``width_multiplier`` (four each; stage i has
+            ``64 * 2**i * width_multiplier[i]`` channels) and optionally ``override_groups_map`` ({layer: groups},
+            layers counted from 1 after the stem) and ``use_se`` (an SE block before each ReLU).
+        in_channels: Channels of the image.
+        out_indices: Stages to return.
+        strides: Stride of the first block of each stage, after the stem's 2.
+        dilations: Dilation of the 3x3 convolutions of each stage. The official PSPNet has strides (2, 2, 1, 1) and
+            dilations (1, 1, 2, 4).
+        drop_path_rate: Stochastic depth of the last block that has an identity branch, rising linearly from 0 over
+            those blocks, in [0, 1). Neither in the paper nor in the official code; as in timm, the identity stays. The
+            merged form has no branch to drop.
+        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages.
+        norm_cfg: Norm layer config.
+        norm_eval: Keep running statistics fixed in training.
+        with_cp: Trade compute for memory.
+        merged: Build the form that :func:`mmlk.reparam.merge` gives.
+        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='RepVGG-A0-train.pth')``.
+
+    Shape:
+        (N, in_channels, H, W) to a tuple of (N, channels[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32 with the
+        default strides; any H and W.
+
+    Raises:
+        ValueError: An argument does not fit; the message says which.
+    """
+
+    def __init__(self, arch: Arch = 'A0', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
+                 strides: Sequence[int] = (2, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
+                 drop_path_rate: float = 0.0, frozen_stages: int = -1, norm_cfg: dict = dict(type='BN'),
+                 norm_eval: bool = False, with_cp: bool = False, merged: bool = False,
+                 init_cfg: Optional[dict] = None):
+        full = _complete(arch)
+        channels, num_blocks, groups = (_channels(full['width_multiplier']), full['num_blocks'],
+                                        full['override_groups_map'])
+        super().__init__(channels, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval,
+                         with_cp, init_cfg)
+        for name, values in (('strides', strides), ('dilations', dilations)):
+            if len(values) != _STAGES or not all(isinstance(v, int) and v > 0 for v in values):
+                raise ValueError(f'RepVGG: {name} must be {_STAGES} positive integers, got {tuple(values)}')
+        norm_layer, use_se = self.norm_layer, full['use_se']
+        width = min(64, channels[0])
+        self.stage0 = RepVGGBlock(in_channels, width, norm_layer, stride=2, use_se=use_se, merged=merged)
+        rates = iter(torch.linspace(0, drop_path_rate, sum(num_blocks) - _STAGES, device='cpu').tolist())
+        layer = 0
+        for i in range(self.num_stages):
+            blocks = nn.ModuleList()
+            for j in range(num_blocks[i]):
+                layer += 1
+                # a stage's first block has no identity branch, whatever its stride: no official file has one
+                blocks.append(RepVGGBlock(width, channels[i], norm_layer, 1 if j else strides[i], dilations[i],
+                                          groups.get(layer, 1), identity=j > 0, use_se=use_se,
+                                          drop_path=next(rates) if j else 0.0, merged=merged))
+                width = channels[i]
+            self.add_module(f'stage{i + 1}', blocks)
+        self.finish()
+
+    def _stages(self) -> List[nn.ModuleList]:
+        return [getattr(self, f'stage{i + 1}') for i in range(self.num_stages)]
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        x = self.run(self.stage0, x)
+        maps = []
+        for stage in self._stages():
+            for block in stage:
+                x = self.run(block, x)
+            maps.append(x)
+        return tuple(maps[i] for i in self.out_indices)
+
+    def parts(self, stage_id: int) -> List[nn.Module]:
+        return [getattr(self, f'stage{stage_id}')]
+
+    @property
+    def num_layers(self) -> int:
+        return sum(len(stage) for stage in self._stages())
+
+    def layer_id(self, name: str) -> int:
+        """Each block is a layer."""
+        if name not in dict(self.named_parameters()):
+            raise KeyError(f"RepVGG has no parameter '{name}'")
+        stage, block, *_ = name.split('.')
+        if stage == 'stage0':
+            return 0
+        before = self._stages()[:int(stage[len('stage'):]) - 1]
+        return sum(map(len, before)) + 1 + int(block)
