@@ -27,10 +27,10 @@ class _InputFormat:
         self.memory_format = memory_format
 
     def __call__(self, module, args):
-        x, *rest = args
+        x = args[0] if args else None  # one that is given by keyword is left as it is
         if not isinstance(x, Tensor) or x.dim() != 4 or x.device.type == 'meta' or exporting():
             return args
-        return x.contiguous(memory_format=self.memory_format or fastest_memory_format(x)), *rest
+        return x.contiguous(memory_format=self.memory_format or fastest_memory_format(x)), *args[1:]
 
 
 def set_memory_format(module: nn.Module, memory_format: str = 'fastest') -> None:

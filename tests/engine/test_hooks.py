@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmlk.ops import set_memory_format
 from mmlk.registry import HOOKS
 
 
@@ -25,6 +26,18 @@ def test_memory_format_hook_on_a_stock_backbone(memory_format, inference, traini
             out = model.backbone(x)
         assert torch.allclose(out, expected, atol=1e-5)
         assert out.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def test_an_input_by_keyword_is_left_as_it_is():
+    class Backbone(nn.Module):
+
+        def forward(self, x):
+            return x
+
+    backbone = Backbone()
+    set_memory_format(backbone, 'channels_last')
+    assert backbone(x=torch.zeros(1, 2, 3, 4)).is_contiguous()
+    assert backbone(torch.zeros(1, 2, 3, 4)).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_memory_format_hook_refuses():
