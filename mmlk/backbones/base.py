@@ -15,23 +15,53 @@ from mmlk.reparam import MergeableBranches
 Arch = Union[str, Dict[str, Any]]
 
 
-def resolve_arch(arch: Arch, known: Dict[str, Dict[str, Any]], fields: Sequence[str], family: str) -> Dict[str, Any]:
-    """The arch's dict, a copy, whether given by name or as a dict.
+def resolve_arch(arch: Arch, known: Dict[str, Dict[str, Any]], required: Sequence[str], defaults: Dict[str, Any],
+                 family: str) -> Dict[str, Any]:
+    """The arch's dict, a copy filled up with ``defaults``, whether given by name or as a dict.
 
     Raises:
-        ValueError: An unknown name, or a dict with an unknown key.
+        ValueError: An unknown name, or a dict with an unknown key or without a required one.
         TypeError: Neither a name nor a dict.
     """
-    if isinstance(arch, str):
-        if arch not in known:
-            raise ValueError(f"unknown arch '{arch}' of {family}; there are {', '.join(known)}, or pass a dict")
-        return dict(known[arch])
-    if not isinstance(arch, dict):
+    if isinstance(arch, str) and arch not in known:
+        raise ValueError(f"unknown arch '{arch}' of {family}; there are {', '.join(known)}, or pass a dict")
+    given = known[arch] if isinstance(arch, str) else arch
+    if not isinstance(given, dict):
         raise TypeError(f'arch of {family} is a name or a dict, got {type(arch).__name__}')
-    unknown = sorted(set(arch) - set(fields))
+    fields = (*required, *defaults)
+    unknown = sorted(set(given) - set(fields))
     if unknown:
         raise ValueError(f"unknown keys in arch of {family}: {', '.join(unknown)}; it takes {', '.join(fields)}")
-    return dict(arch)
+    lacking = [key for key in required if key not in given]
+    if lacking:
+        raise ValueError(f"arch of {family} lacks {', '.join(lacking)}")
+    return {**defaults, **given}
+
+
+def check_per_stage(arch: Dict[str, Any], *keys: str) -> None:
+    """Refuse a resolved arch whose ``keys`` have no stage, or not the same number of them."""
+    lengths = [len(arch[key]) for key in keys]
+    if len(set(lengths)) > 1 or not lengths[0]:
+        *names, last_name = keys
+        *counts, last_count = map(str, lengths)
+        raise ValueError(f"{', '.join(names)} and {last_name} must have one entry per stage, "
+                         f"got {', '.join(counts)} and {last_count}")
+
+
+def check_positive(arch: Dict[str, Any], *keys: str) -> None:
+    """Refuse a resolved arch with anything but positive integers in ``keys``."""
+    for key in keys:
+        if not all(isinstance(v, int) and v > 0 for v in arch[key]):
+            raise ValueError(f'{key} must be positive integers, got {tuple(arch[key])}')
+
+
+def check_kernels(kernels: Sequence[int], small_kernel: Optional[int]) -> None:
+    """Refuse kernels that are not odd and positive, and a parallel small one larger than any beside it."""
+    for kernel in (*kernels, *(() if small_kernel is None else (small_kernel, ))):
+        if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f'kernels must be odd and positive, got {kernel}')
+    if small_kernel is not None and small_kernel > min(kernels):
+        raise ValueError(f'small_kernel {small_kernel} is larger than the large kernel {min(kernels)} beside it')
 
 
 @contextmanager

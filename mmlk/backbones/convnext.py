@@ -14,7 +14,7 @@ from mmlk.ops import DepthwiseConv2d
 from mmlk.registry import MODELS
 from mmlk.reparam import ReparamLargeKernel
 
-from .base import Arch, BaseBackbone, resolve_arch
+from .base import Arch, BaseBackbone, check_kernels, check_per_stage, check_positive, resolve_arch
 
 
 def _arch(third_stage: int, width: int, **other) -> Dict[str, Any]:
@@ -146,23 +146,11 @@ class ConvNeXt(BaseBackbone):
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:
         """The arch as a full, checked dict."""
-        full = dict(_DEFAULTS, **resolve_arch(arch, ARCHS, (*_REQUIRED, *_DEFAULTS), 'ConvNeXt'))
-        lacking = [key for key in _REQUIRED if key not in full]
-        if lacking:
-            raise ValueError(f"arch of ConvNeXt lacks {', '.join(lacking)}")
-        depths, dims, small = full['depths'], full['dims'], full['small_kernel']
-        kernels = full['kernel_sizes'] = full['kernel_sizes'] or (7, ) * len(depths)
-        if not len(kernels) == len(depths) == len(dims) > 0:
-            raise ValueError('kernel_sizes, depths and dims must have one entry per stage, '
-                             f'got {len(kernels)}, {len(depths)} and {len(dims)}')
-        for key in _REQUIRED:
-            if not all(isinstance(v, int) and v > 0 for v in full[key]):
-                raise ValueError(f'{key} must be positive integers, got {tuple(full[key])}')
-        for kernel in (*kernels, *(() if small is None else (small, ))):
-            if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
-                raise ValueError(f'kernels must be odd and positive, got {kernel}')
-        if small is not None and small > min(kernels):
-            raise ValueError(f'small_kernel {small} is larger than the large kernel {min(kernels)} beside it')
+        full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'ConvNeXt')
+        full['kernel_sizes'] = full['kernel_sizes'] or (7, ) * len(full['depths'])
+        check_per_stage(full, 'kernel_sizes', *_REQUIRED)
+        check_positive(full, *_REQUIRED)
+        check_kernels(full['kernel_sizes'], full['small_kernel'])
         return full
 
     def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> Block:

@@ -12,7 +12,7 @@ from mmlk.registry import MODELS
 from mmlk.reparam import ConvNorm, ReparamLargeKernel
 from mmlk.reparam.branches import NormLayer
 
-from .base import Arch, BaseBackbone, resolve_arch
+from .base import Arch, BaseBackbone, check_kernels, check_per_stage, check_positive, resolve_arch
 
 
 def _arch(kernels: Sequence[int], width: int, **other) -> Dict[str, Any]:
@@ -38,24 +38,12 @@ _REQUIRED = ('large_kernel_sizes', 'layers', 'channels')
 
 def _complete(arch: Arch) -> Dict[str, Any]:
     """The arch as a full, checked dict."""
-    full = dict(_DEFAULTS, **resolve_arch(arch, ARCHS, (*_REQUIRED, *_DEFAULTS), 'RepLKNet'))
-    lacking = [key for key in _REQUIRED if key not in full]
-    if lacking:
-        raise ValueError(f"arch of RepLKNet lacks {', '.join(lacking)}")
-    kernels, layers, channels, small = (full[key] for key in (*_REQUIRED, 'small_kernel'))
-    if not len(kernels) == len(layers) == len(channels) > 0:
-        raise ValueError('large_kernel_sizes, layers and channels must have one entry per stage, '
-                         f'got {len(kernels)}, {len(layers)} and {len(channels)}')
-    for key in _REQUIRED:
-        if not all(isinstance(v, int) and v > 0 for v in full[key]):
-            raise ValueError(f'{key} must be positive integers, got {tuple(full[key])}')
-    for kernel in (*kernels, *(() if small is None else (small, ))):
-        if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f'kernels must be odd and positive, got {kernel}')
-    if small is not None and small > min(kernels):
-        raise ValueError(f'small_kernel {small} is larger than the large kernel {min(kernels)} beside it')
+    full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'RepLKNet')
+    check_per_stage(full, *_REQUIRED)
+    check_positive(full, *_REQUIRED)
+    check_kernels(full['large_kernel_sizes'], full['small_kernel'])
     for key in ('dw_ratio', 'ffn_ratio'):
-        if min(int(c * full[key]) for c in channels) < 1:
+        if min(int(c * full[key]) for c in full['channels']) < 1:
             raise ValueError(f'{key} {full[key]} leaves no channels')
     return full
 

@@ -13,7 +13,7 @@ from mmlk.reparam import ConvNorm, MergeableBranches
 from mmlk.reparam.algebra import fold_bn, fold_identity, pad_kernel
 from mmlk.reparam.branches import NormLayer
 
-from .base import Arch, BaseBackbone, resolve_arch
+from .base import Arch, BaseBackbone, check_positive, resolve_arch
 
 _A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
 
@@ -53,16 +53,12 @@ def _channels(width_multiplier: Sequence[float]) -> Tuple[int, ...]:
 
 def _complete(arch: Arch) -> Dict[str, Any]:
     """The arch as a full, checked dict."""
-    full = dict(_DEFAULTS, **resolve_arch(arch, ARCHS, (*_REQUIRED, *_DEFAULTS), 'RepVGG'))
-    lacking = [key for key in _REQUIRED if key not in full]
-    if lacking:
-        raise ValueError(f"arch of RepVGG lacks {', '.join(lacking)}")
+    full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'RepVGG')
     blocks, widths = full['num_blocks'], full['width_multiplier']
     if not len(blocks) == len(widths) == _STAGES:
         raise ValueError(f'num_blocks and width_multiplier must have {_STAGES} entries, '
                          f'got {len(blocks)} and {len(widths)}')
-    if not all(isinstance(n, int) and n > 0 for n in blocks):
-        raise ValueError(f'num_blocks must be positive integers, got {tuple(blocks)}')
+    check_positive(full, 'num_blocks')
     least = 16 if full['use_se'] else 1  # the SE block's inner width is a sixteenth
     if min(_channels(widths)) < least:
         raise ValueError(f'width_multiplier {tuple(widths)} gives {_channels(widths)} channels; '
