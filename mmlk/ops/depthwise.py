@@ -11,7 +11,6 @@ from .backends.spectral import Spectral
 from .choice import choose, choose_gradients
 from .layout import exporting
 
-
 Kept = Dict[str, List[Tensor]]
 
 

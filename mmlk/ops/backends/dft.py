@@ -68,11 +68,10 @@ class _Plan(Plan):
     """The samples of one problem: pixels where they stand, taps mirrored, each as a phase."""
 
     def __init__(self, problem):
-        reaches = Reach.of(problem)
-        super().__init__(problem, tuple(transform_length(reach.circle) for reach in reaches), _CHUNK)
-        self.map = [_Samples(length, 0, 1, reach.extent) for length, reach in zip(self.lengths, reaches)]
+        super().__init__(problem, transform_length, _CHUNK)
+        self.map = [_Samples(length, 0, 1, reach.extent) for length, reach in zip(self.lengths, self.reaches)]
         self.taps = [_Samples(length, reach.before, -1, reach.before + 1 + reach.after)
-                     for length, reach in zip(self.lengths, reaches)]
+                     for length, reach in zip(self.lengths, self.reaches)]
 
     def _spectrum(self, x, samples):
         """(..., h, w) to a complex (..., 2, Fh, Fw): P and Q."""

@@ -10,7 +10,7 @@ from math import log2
 import torch
 from torch.fft import fft, ifft, irfft, rfft
 
-from .base import Reach, half_precision_and_up
+from .base import half_precision_and_up
 from .spectral import Plan, Spectral
 
 # Elements of one chunk's padded map, for the CPU's caches; a GPU only needs its memory bounded.
@@ -39,11 +39,9 @@ class _Plan(Plan):
     """
 
     def __init__(self, problem):
-        rows, columns = Reach.of(problem)
-        super().__init__(problem, (smooth_length(rows.circle), smooth_length(columns.circle)),
-                         _CHUNK[problem.device.type])
+        super().__init__(problem, smooth_length, _CHUNK[problem.device.type])
         self.device, self.spaces = problem.device, {}
-        self.after = rows.after, columns.after
+        self.after = tuple(reach.after for reach in self.reaches)
 
     def _space(self, kind, shape, dtype):
         key = kind, dtype, tuple(shape)

@@ -3,7 +3,6 @@
 Each gradient is written as a forward convolution: the input's with the flipped kernel, the weight's with the output
 gradient as the kernel.
 """
-import torch
 import torch.nn.functional as F
 
 from .base import Backend, compute_dtype, half_precision_and_up

@@ -2,7 +2,7 @@
 
 With the circular length H + k // 2, not H + k - 1, the wrapped-around part falls only on what is cropped away.
 """
-from typing import Optional, Tuple
+from typing import Callable, Optional
 
 import torch
 
@@ -12,12 +12,14 @@ from .base import Backend, Problem, Reach, channel_chunks, compute_dtype
 class Plan:
     """Transforms of one problem and their products; every spectrum is complex, (..., C, *spectrum).
 
-    A subclass gives the lengths of the circles and the elements of a chunk's circles, and writes what raises here.
+    A subclass says what length a circle has for a least one, and the elements of a chunk's circles, and writes what
+    raises here.
     """
 
-    def __init__(self, problem: Problem, lengths: Tuple[int, int], elements: int):
+    def __init__(self, problem: Problem, length: Callable[[int], int], elements: int):
         self.reaches = Reach.of(problem)
-        self.lengths, self.area = lengths, lengths[0] * lengths[1]
+        self.lengths = tuple(length(reach.circle) for reach in self.reaches)
+        self.area = self.lengths[0] * self.lengths[1]
         self.chunks = channel_chunks(problem, self.area, elements)
         self.dtype = compute_dtype(problem.dtype)
 
