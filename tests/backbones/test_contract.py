@@ -17,7 +17,8 @@ TINY = {
     'RepLKNet': dict(large_kernel_sizes=(31, 29, 27, 13), layers=(1, 1, 2, 1), channels=(8, 16, 24, 32),
                      small_kernel=5),
     'ConvNeXt': dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), kernel_sizes=(31, 29, 27, 13), small_kernel=5),
-    'RepVGG': dict(num_blocks=(2, 2, 2, 2), width_multiplier=(0.25, 0.25, 0.25, 0.25), override_groups_map={2: 2, 4: 4}),
+    'RepVGG': dict(num_blocks=(2, 2, 2, 2), width_multiplier=(0.25, 0.25, 0.25, 0.25),
+                   override_groups_map={2: 2, 4: 4}),
 }
 CUTS = {'ConvNeXt'}  # families whose patches cut off what does not fit, where others round up
 SHARED = ['arch', 'in_channels', 'out_indices', 'drop_path_rate', 'frozen_stages', 'norm_cfg', 'norm_eval', 'with_cp',
