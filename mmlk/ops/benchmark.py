@@ -131,7 +131,7 @@ def calls_of(case: Case, device: torch.device) -> Tuple[Problem, Dict[str, Call]
 
 def _chosen(case: Case, problem: Problem) -> List[str]:
     """The backends that automatic choice has settled on, pass by pass."""
-    forward = choose('forward', problem)[0].name
+    forward = choose('forward' if case.backward else 'inference', problem)[0].name
     if not case.backward:
         return [forward]
     backward = choose_gradients(problem)

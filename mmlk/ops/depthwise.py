@@ -14,15 +14,15 @@ from .layout import exporting
 Kept = Dict[str, List[Tensor]]
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str],
+def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str], step: str = 'forward',
              keep: Optional[Kept] = None) -> Tensor:
-    """The output; what the backend leaves for its gradients goes into ``keep``, by its name."""
+    """The output, by ``step`` 'inference' or 'forward'; what a backend leaves for its gradients goes into ``keep``."""
     problem = Problem.of(x, weight)
 
     def run(method):
-        return method.forward(x, weight, bias, problem)
+        return getattr(method, step)(x, weight, bias, problem)
 
-    method = get(backend, problem) if backend else choose('forward', problem, run)[0]
+    method = get(backend, problem) if backend else choose(step, problem, run)[0]
     if keep is None or not isinstance(method, Spectral):
         return run(method)
     return method.forward(x, weight, bias, problem, keep.setdefault(method.name, []))
@@ -59,9 +59,9 @@ def _bias_gradient(grad: Tensor) -> Tensor:
 class _DepthwiseConv2d(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, x, weight, bias, backend):
-        keep = {} if ctx.needs_input_grad[0] and ctx.needs_input_grad[1] else None
-        out = _forward(x, weight, bias, backend, keep)
+    def forward(ctx, x, weight, bias, backend, step):
+        keep = {} if step == 'forward' and ctx.needs_input_grad[0] and ctx.needs_input_grad[1] else None
+        out = _forward(x, weight, bias, backend, step, keep)
         ctx.keeper, kept = next(iter(keep.items())) if keep else (None, ())
         ctx.save_for_backward(x, weight, *kept)
         ctx.backend = backend
@@ -70,13 +70,13 @@ class _DepthwiseConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight, *kept = ctx.saved_tensors
-        for_input, for_weight, for_bias, _ = ctx.needs_input_grad
+        for_input, for_weight, for_bias, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph: only PyTorch's own gradients can be differentiated again
             grad_x, grad_w = convolution_gradients(grad, x if for_weight else None, weight if for_input else None,
                                                    Problem.of(x, weight))
         else:
             grad_x, grad_w = _gradients(grad, x, weight, ctx.backend, for_input, for_weight, {ctx.keeper: kept})
-        return grad_x, grad_w, _bias_gradient(grad) if for_bias else None, None
+        return grad_x, grad_w, _bias_gradient(grad) if for_bias else None, None, None
 
 
 # Under torch.compile the same two functions stand as operators of their own, which the compiler does not look into.
@@ -160,7 +160,10 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
         if backend is not None:
             get(backend, Problem.of(input, weight))
         return conv2d_same(input, weight, bias, Problem.of(input, weight))
-    return (_operator if compiling else _DepthwiseConv2d.apply)(input, weight, bias, backend)
+    if compiling:
+        return _operator(input, weight, bias, backend)
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias))
+    return _DepthwiseConv2d.apply(input, weight, bias, backend, 'forward' if learns else 'inference')
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -23,7 +23,7 @@ def test_a_backend_that_cannot_run_says_why():
         depthwise_conv2d(x, w, backend='dft')
     with pytest.raises(ValueError, match="no depthwise backend 'cutlass'; there are native, padded"):
         depthwise_conv2d(x, w, backend='cutlass')
-    for name in ('padded', 'channels_last', 'dft', 'fft', 'triton'):
+    for name in ('padded', 'channels_last', 'dft', 'fft', 'fft_pairs', 'triton'):
         with pytest.raises(ValueError, match='cannot run here: it .*; the device is meta|runs on .*, not meta'):
             depthwise_conv2d(x.to('meta'), w.to('meta'), backend=name)
     with pytest.raises(ValueError, match='it runs in float16, bfloat16, float32 and float64, not torch.int32'):
@@ -40,7 +40,7 @@ def test_automatic_choice_logs_the_same_reason(caplog, fresh):
 def test_estimates_keep_large_kernels_off_the_stock_path_and_small_ones_on_it():
     for step in STEPS:
         order = [b.name for _, b in choice.candidates(step, LARGE)]
-        assert order[0] in ('fft', 'dft') and order[-1] in ('native', 'channels_last')
+        assert order[0] in ('fft', 'fft_pairs', 'dft') and order[-1] in ('native', 'channels_last')
     assert choice.candidates('forward', LARGE._replace(kh=3, kw=3))[0][1].name == 'native'
 
 
@@ -96,11 +96,11 @@ def test_a_race_takes_turns_and_drops_the_slow(monkeypatch):
 def test_deterministic_algorithms_leave_it_at_the_estimates(fresh):
     x, w = torch.randn(1, 8, 20, 20), torch.randn(8, 1, 13, 13)
     problem = Problem.of(x, w)
-    expected = choice.candidates('forward', problem)[0][1]
+    expected = choice.candidates('inference', problem)[0][1]
     torch.use_deterministic_algorithms(True)
     try:
         outs = [depthwise_conv2d(x, w) for _ in range(4)]
-        assert choice._chosen['forward', problem, torch.get_num_threads(), True][0] is expected
+        assert choice._chosen['inference', problem, torch.get_num_threads(), True][0] is expected
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(outs[0], out) for out in outs)

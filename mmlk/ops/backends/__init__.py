@@ -5,13 +5,14 @@ from .base import STEPS, Backend, Problem
 from .channels_last import ChannelsLast
 from .dft import DFT
 from .fft import FFT
+from .fft_pairs import FFTPairs
 from .native import Native
 from .padded import Padded
 from .triton import Triton
 
 __all__ = ['Backend', 'Problem', 'STEPS', 'TABLE', 'get', 'list_backends']
 
-TABLE = (Native(), Padded(), ChannelsLast(), DFT(), FFT(), Triton())
+TABLE = (Native(), Padded(), ChannelsLast(), DFT(), FFT(), FFTPairs(), Triton())
 
 
 def list_backends() -> List[Backend]:

@@ -4,7 +4,8 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-STEPS = ('forward', 'grad_input', 'grad_weight', 'gradients')  # the last: both gradients in one call
+# 'inference' is a forward pass of a weight that comes again unchanged, 'gradients' both gradients in one call
+STEPS = ('inference', 'forward', 'grad_input', 'grad_weight', 'gradients')
 
 
 class Problem(NamedTuple):
@@ -109,6 +110,10 @@ class Backend:
 
     def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem) -> Tensor:
         raise NotImplementedError
+
+    def inference(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem) -> Tensor:
+        """``forward`` where no gradient is wanted, and the weight is likely to come again."""
+        return self.forward(x, weight, bias, problem)
 
     def grad_input(self, grad: Tensor, weight: Tensor, problem: Problem) -> Tensor:
         raise NotImplementedError

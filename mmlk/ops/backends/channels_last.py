@@ -26,7 +26,7 @@ class ChannelsLast(Backend):
         copied = 0 if problem.channels_last else 2 * problem.batch * problem.channels * problem.height * problem.width
         if problem.device.type == 'cuda':
             return steps * (3e-5 + copied / 2e11 + problem.macs / 3e12)
-        rate = 40e9 if step == 'forward' or step == 'grad_input' else 2e9
+        rate = 2e9 if step in ('grad_weight', 'gradients') else 40e9
         return steps * (3e-5 + copied / 4e9 + problem.macs / rate)
 
     def forward(self, x, weight, bias, problem):

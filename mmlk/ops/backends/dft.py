@@ -105,13 +105,13 @@ class _Plan(Plan):
     def add_constant(self, spectrum, values):
         spectrum[..., 0, 0, 0] += values * self.area  # the sum of all pixels
 
-    def output(self, spectrum):
-        return self._inverse(spectrum, self.map)
+    def output(self, spectrum, out):
+        out.copy_(self._inverse(spectrum, self.map))
 
     grad_input = output
 
-    def grad_taps(self, spectrum):
-        return self._inverse(spectrum, self.taps)
+    def grad_taps(self, spectrum, out):
+        out.copy_(self._inverse(spectrum, self.taps))
 
 
 class DFT(Spectral):
@@ -130,7 +130,7 @@ class DFT(Spectral):
 
     def cost(self, step, problem):
         plan = _Plan(problem)
-        maps, kernels = (3, 2) if step == 'gradients' else (2, 1)
+        maps, kernels = self.transforms[step]
         height, width = plan.lengths
 
         def seconds(rows, columns):

@@ -79,14 +79,14 @@ class _Plan(Plan):
     def add_constant(self, spectrum, values):
         spectrum[..., 0, 0] += values * self.area  # the sum of all pixels
 
-    def output(self, spectrum):
-        return self._window(spectrum, *self.after, *(reach.extent for reach in self.reaches))
+    def output(self, spectrum, out):
+        out.copy_(self._window(spectrum, *self.after, *out.shape[-2:]))
 
-    def grad_input(self, spectrum):
-        return self._window(spectrum, 0, 0, *(reach.extent for reach in self.reaches))
+    def grad_input(self, spectrum, out):
+        out.copy_(self._window(spectrum, 0, 0, *out.shape[-2:]))
 
-    def grad_taps(self, spectrum):
-        return self._window(spectrum, 0, 0, *(reach.before + 1 + reach.after for reach in self.reaches)).flip(-1, -2)
+    def grad_taps(self, spectrum, out):
+        out.copy_(self._window(spectrum, 0, 0, *out.shape[-2:]).flip(-1, -2))
 
 
 class FFT(Spectral):
@@ -104,7 +104,7 @@ class FFT(Spectral):
 
     def cost(self, step, problem):
         plan = _Plan(problem)
-        maps, kernels = (3, 2) if step == 'gradients' else (2, 1)
+        maps, kernels = self.transforms[step]
         planes = (maps * problem.batch + kernels) * problem.channels
         rate = 30e9 if problem.device.type == 'cpu' else 1e12
         return 2e-4 * len(plan.chunks) + planes * plan.area * (2.5 * log2(plan.area) + 10) / rate

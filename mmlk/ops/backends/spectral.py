@@ -7,6 +7,7 @@ from typing import Callable, Optional
 import torch
 
 from .base import Backend, Problem, Reach, channel_chunks, compute_dtype
+from .remembered import remembered
 
 
 class Plan:
@@ -47,16 +48,17 @@ class Plan:
         """Add a value per channel to the map of a spectrum, in place."""
         raise NotImplementedError
 
-    def output(self, spectrum):
-        """The output (N, C, H, W) from map times kernel."""
+    def output(self, spectrum, out):
+        """The output, into ``out`` (N, C, H, W), from map times kernel."""
         raise NotImplementedError
 
-    def grad_input(self, spectrum):
-        """The input's gradient (N, C, H, W) from gradient times conjugate kernel."""
+    def grad_input(self, spectrum, out):
+        """The input's gradient, into ``out`` (N, C, H, W), from gradient times conjugate kernel."""
         raise NotImplementedError
 
-    def grad_taps(self, spectrum):
-        """The gradient of the taps in use (C, th, tw) from gradient times conjugate map, summed over the batch."""
+    def grad_taps(self, spectrum, out):
+        """The gradient of the taps in use, into ``out`` (C, th, tw), from gradient times conjugate map, summed over
+        the batch."""
         raise NotImplementedError
 
 
@@ -71,17 +73,30 @@ class Spectral(Backend):
     def plan(self, problem: Problem) -> Plan:
         raise NotImplementedError
 
+    #: spectra that each pass takes or undoes: of maps (N, C, H, W), and of kernels
+    transforms = {'inference': (2, 0), 'forward': (2, 1), 'grad_input': (2, 1), 'grad_weight': (2, 1),
+                  'gradients': (3, 2)}
+
+    def inference(self, x, weight, bias, problem):
+        plan = self.plan(problem)
+        taps = remembered(self.name, problem, weight, lambda: [plan.of_kernel(weight[part]) for part in plan.chunks])
+        return self._forward(plan, x, taps, bias, problem)
+
     def forward(self, x, weight, bias, problem, keep: Optional[list] = None):
         plan = self.plan(problem)
+        return self._forward(plan, x, (plan.of_kernel(weight[part]) for part in plan.chunks), bias, problem, keep)
+
+    @staticmethod
+    def _forward(plan, x, kernels, bias, problem, keep=None):
         out = torch.empty_like(x, memory_format=problem.memory_format)
-        for part in plan.chunks:
-            factors = plan.of_map(x[:, part]), plan.of_kernel(weight[part])
+        for part, taps in zip(plan.chunks, kernels):
+            maps = plan.of_map(x[:, part])
             if keep is not None:
-                keep.extend(factors)
-            product = plan.product(*factors)
+                keep.extend((maps, taps))
+            product = plan.product(maps, taps)
             if bias is not None:
                 plan.add_constant(product, bias[part])
-            out[:, part] = plan.output(product)
+            plan.output(product, out[:, part])
         return out
 
     def grad_input(self, grad, weight, problem):
@@ -102,9 +117,9 @@ class Spectral(Backend):
             spectrum = plan.of_gradient(grad[:, part])
             if weight is not None:
                 taps = kept[2 * i + 1] if kept else plan.of_kernel(weight[part])
-                grad_x[:, part] = plan.grad_input(plan.product(spectrum, taps, conjugate=True))
+                plan.grad_input(plan.product(spectrum, taps, conjugate=True), grad_x[:, part])
             if x is not None:
                 maps = kept[2 * i] if kept else plan.of_map(x[:, part])
-                product = plan.product(spectrum, maps, conjugate=True).sum(0)
-                plan.in_use(grad_w[part]).copy_(plan.grad_taps(product))
+                product = plan.product(spectrum, maps, conjugate=True)
+                plan.grad_taps(product.sum(0) if len(product) > 1 else product[0], plan.in_use(grad_w[part]))
         return grad_x, grad_w

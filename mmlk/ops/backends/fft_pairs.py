@@ -1,0 +1,102 @@
+"""Convolution as a product of spectra, two images of a batch as the real and imaginary parts of one complex map.
+
+A real kernel leaves the parts apart, so one complex transform serves two images: no transposing copies, half as many
+passes over the memory as :mod:`.fft` takes. The price is that two images share their rounding errors, and what is not
+finite in one of them spoils the other. Images left over are paired with zeros.
+"""
+from math import log2
+
+import torch
+from torch.fft import fft2, ifft2
+
+from .base import half_precision_and_up
+from .fft import smooth_length
+from .spectral import Plan, Spectral
+
+_CHUNK = 1 << 20  # elements of one chunk's padded maps, for the caches
+
+
+class _Plan(Plan):
+    """Zero-padded workspaces, and where things stand in them: as in :mod:`.fft`.
+
+    A pair of maps (x, y) is X = F(x + iy). A pair of gradients (g, h) is held as G = F^-1(h + ig), which is i times the
+    conjugate of F(g + ih), up to the circle's area. So a correlation, which wants one factor conjugated, is a plain
+    product and a forward transform: F(G K) = h' + ig' is the inputs' gradients, and the imaginary part of F(G X) the
+    taps' gradient, already summed over the pair.
+    """
+
+    def __init__(self, problem):
+        super().__init__(problem, smooth_length, _CHUNK)
+        self.batch, self.spaces = problem.batch, {}
+        self.after = tuple(reach.after for reach in self.reaches)
+
+    def _space(self, kind, outer):
+        """A workspace (*outer, *lengths), and the same as real numbers (*outer, *lengths, 2)."""
+        if (kind, outer) not in self.spaces:
+            self.spaces[kind, outer] = torch.zeros(*outer, *self.lengths, dtype=self.dtype.to_complex())
+        return self.spaces[kind, outer], torch.view_as_real(self.spaces[kind, outer])
+
+    def _pack(self, kind, x, top, left, first):
+        """Pairs of ``x`` (N, C, H, W) in a workspace, the earlier image as part ``first`` (0: real, 1: imaginary)."""
+        space, parts = self._space(kind, ((len(x) + 1) // 2, x.shape[1]))
+        window = slice(top, top + x.shape[2]), slice(left, left + x.shape[3])
+        x = x.to(self.dtype)
+        whole = len(x) // 2
+        pair = (x[0:2 * whole:2], x[1::2])[::-1 if first else 1]
+        torch.complex(*pair, out=space[(slice(whole), slice(None), *window)])
+        if len(x) % 2:
+            parts[(-1, slice(None), *window, first)] = x[-1]
+        return space
+
+    def _unpack(self, maps, top, left, first, out):
+        parts = torch.view_as_real(maps)[..., top:top + out.shape[-2], left:left + out.shape[-1], :]
+        out[0::2] = parts[..., first]
+        out[1::2] = parts[:len(out) // 2, ..., 1 - first]
+
+    def of_map(self, x):
+        return fft2(self._pack('map', x, 0, 0, 0))
+
+    def of_gradient(self, grad):
+        return ifft2(self._pack('gradient', grad, *self.after, 1))
+
+    def of_kernel(self, weight):
+        taps = self.in_use(weight).flip(-1, -2)
+        space, parts = self._space('kernel', (len(taps), ))
+        parts[:, :taps.shape[1], :taps.shape[2], 0] = taps
+        return fft2(space)
+
+    def product(self, a, b, conjugate=False):
+        return a * b  # what wants a conjugate comes as one
+
+    def add_constant(self, spectrum, values):
+        spectrum[..., 0, 0] += torch.complex(*[values.to(self.dtype) * self.area] * 2)  # the sums of all pixels
+
+    def output(self, spectrum, out):
+        self._unpack(ifft2(spectrum), *self.after, 0, out)
+
+    def grad_input(self, spectrum, out):
+        self._unpack(fft2(spectrum), 0, 0, 1, out)
+
+    def grad_taps(self, spectrum, out):
+        window = torch.view_as_real(fft2(spectrum))[..., :out.shape[-2], :out.shape[-1], 1]
+        out.copy_(window.flip(-1, -2))
+
+
+class FFTPairs(Spectral):
+    name = 'fft_pairs'
+
+    def plan(self, problem):
+        return _Plan(problem)
+
+    def can_run(self, problem):
+        if problem.device.type != 'cpu':
+            return False, f'it runs on cpu, not {problem.device.type}'
+        if not torch.backends.mkl.is_available():
+            return False, 'this torch was built without MKL, whose transforms it needs'
+        return half_precision_and_up(problem.dtype)
+
+    def cost(self, step, problem):
+        plan = _Plan(problem)
+        maps, kernels = self.transforms[step]
+        planes = (maps * ((problem.batch + 1) // 2) + kernels) * problem.channels
+        return 1e-4 * len(plan.chunks) + planes * plan.area * (5 * log2(plan.area) + 20) / 60e9

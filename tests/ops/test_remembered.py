@@ -1,0 +1,96 @@
+"""Kernel spectra kept for inference: equal outputs whatever happens to the weight, and bounded memory."""
+import pytest
+import torch
+
+from mmlk.ops import DepthwiseConv2d, depthwise_conv2d
+from mmlk.ops.backends import Problem, get, remembered
+from mmlk.ops.reference import depthwise_conv2d_reference
+from tests.utils import relative_error
+
+SPECTRAL = ('dft', 'fft', 'fft_pairs')
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    remembered.forget()
+    yield
+    remembered.forget()
+
+
+def held():
+    return [entry for entry in remembered._spectra.values() if entry is not None]
+
+
+@pytest.mark.parametrize('backend', SPECTRAL)
+def test_every_change_of_the_weight_is_noticed(backend):
+    x, weight = torch.randn(2, 4, 24, 24), torch.randn(4, 1, 13, 13)
+    changes = [lambda: None, lambda: None, lambda: None, lambda: weight.mul_(2), lambda: weight.data.add_(1),
+               lambda: weight.numpy().fill(0.5), lambda: weight.data.copy_(torch.randn(4, 1, 13, 13)), lambda: None]
+    for change in changes:
+        change()
+        with torch.no_grad():
+            out = depthwise_conv2d(x, weight, backend=backend)
+        assert relative_error(out, depthwise_conv2d_reference(x, weight)) < 2e-6
+        assert torch.equal(out, get(backend, Problem.of(x, weight)).forward(x, weight, None, Problem.of(x, weight)))
+    assert len(held()) == 1
+
+
+def test_a_weight_in_the_place_of_another_is_not_taken_for_it():
+    x, weight = torch.randn(1, 4, 24, 24), torch.randn(2, 4, 1, 13, 13)
+    for values in weight:  # one after the other at the same address
+        place = weight[0].clone().copy_(values)
+        for _ in range(3):
+            out = depthwise_conv2d(x, place, backend='fft')
+            assert relative_error(out, depthwise_conv2d_reference(x, values)) < 2e-6
+        del place
+
+
+@pytest.mark.parametrize('backend', SPECTRAL)
+def test_kept_from_the_second_meeting_on_and_then_not_taken_again(backend, monkeypatch):
+    x, conv = torch.randn(2, 4, 24, 24), DepthwiseConv2d(4, 13)
+    taken = []
+    plan = type(get(backend, Problem.of(x, conv.weight)).plan(Problem.of(x, conv.weight)))
+    of_kernel = plan.of_kernel
+    monkeypatch.setattr(plan, 'of_kernel', lambda self, weight: taken.append(1) or of_kernel(self, weight))
+    for calls, times in ((1, 1), (1, 2), (3, 2)):
+        for _ in range(calls):
+            with torch.no_grad():
+                depthwise_conv2d(x, conv.weight, conv.bias, backend=backend)
+        assert len(taken) == times
+    taken.clear()
+    for _ in range(3):  # while it learns, nothing is kept
+        depthwise_conv2d(x, conv.weight, conv.bias, backend=backend)
+    assert len(taken) == 3
+
+
+def test_images_of_ever_new_sizes_hold_nothing():
+    weight = torch.randn(4, 1, 13, 13)
+    for size in range(16, 32):
+        depthwise_conv2d(torch.randn(1, 4, size, 24), weight, backend='fft')
+    assert not held()
+
+
+def test_bounded_in_bytes_and_entries(monkeypatch):
+    x, weights = torch.randn(1, 4, 24, 24), [torch.randn(4, 1, 13, 13) for _ in range(6)]
+    for weight in weights[:1]:
+        for _ in range(2):
+            depthwise_conv2d(x, weight, backend='fft')
+    one = remembered._size(held()[0])
+    assert one > weights[0].numel() * 4
+    monkeypatch.setattr(remembered, '_BYTES', 3 * one)
+    for weight in weights:
+        for _ in range(3):
+            depthwise_conv2d(x, weight, backend='fft')
+    assert len(held()) == 3
+    assert [torch.equal(entry[0], weight) for entry, weight in zip(held(), weights[3:])] == [True] * 3
+    monkeypatch.setattr(remembered, '_ENTRIES', 2)
+    depthwise_conv2d(x, weights[0], backend='fft')
+    assert len(remembered._spectra) == 2
+
+
+def test_weights_that_are_not_finite_do_not_stay_in_memory_for_good():
+    x, weight = torch.randn(1, 4, 24, 24), torch.full((4, 1, 13, 13), float('nan'))
+    for _ in range(4):
+        assert depthwise_conv2d(x, weight, backend='fft').isnan().all()
+    weight.fill_(1)
+    assert relative_error(depthwise_conv2d(x, weight, backend='fft'), depthwise_conv2d_reference(x, weight)) < 2e-6
