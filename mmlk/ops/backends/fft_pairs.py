@@ -13,7 +13,7 @@ from .base import half_precision_and_up
 from .fft import smooth_length
 from .spectral import Plan, Spectral
 
-_CHUNK = 1 << 20  # elements of one chunk's padded maps, for the caches
+_CHUNK = 1 << 19  # elements of one chunk's padded maps, for the caches
 
 
 class _Plan(Plan):

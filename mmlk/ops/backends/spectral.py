@@ -5,9 +5,13 @@ With the circular length H + k // 2, not H + k - 1, the wrapped-around part fall
 from typing import Callable, Optional
 
 import torch
+from torch import Tensor
 
 from .base import Backend, Problem, Reach, channel_chunks, compute_dtype
 from .remembered import remembered
+
+
+_PIXELS = 256  # that are laid out anew at a time
 
 
 class Plan:
@@ -62,6 +66,22 @@ class Plan:
         raise NotImplementedError
 
 
+def planes(x: Tensor) -> Tensor:
+    """The maps (N, C, H, W), those in channels_last laid out anew.
+
+    As matrices, which PyTorch transposes in blocks, where it copies four dimensions element by element; and some pixels
+    at a time, to stay in the caches.
+    """
+    n, c, h, w = x.shape
+    if not x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous():
+        return x
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for image, laid_out in zip(x.permute(0, 2, 3, 1).reshape(n, h * w, c), out.view(n, c, h * w)):
+        for pixels, columns in zip(image.split(_PIXELS), laid_out.split(_PIXELS, dim=1)):
+            columns.copy_(pixels.t())
+    return out
+
+
 class Spectral(Backend):
     """A backend by its :class:`Plan`.
 
@@ -88,7 +108,7 @@ class Spectral(Backend):
 
     @staticmethod
     def _forward(plan, x, kernels, bias, problem, keep=None):
-        out = torch.empty_like(x, memory_format=problem.memory_format)
+        x, out = planes(x), torch.empty_like(x, memory_format=problem.memory_format)
         for part, taps in zip(plan.chunks, kernels):
             maps = plan.of_map(x[:, part])
             if keep is not None:
@@ -110,7 +130,8 @@ class Spectral(Backend):
 
     def _gradients(self, grad, x, weight, problem, kept=()):
         """Those whose other factor is given, from one transform of the output's gradient."""
-        plan = self.plan(problem)
+        plan, grad = self.plan(problem), planes(grad)
+        x = planes(x) if x is not None and not kept else x
         grad_x = None if weight is None else torch.empty_like(grad, memory_format=problem.memory_format)
         grad_w = None if x is None else grad.new_zeros(problem.channels, 1, problem.kh, problem.kw)
         for i, part in enumerate(plan.chunks):
