@@ -1,5 +1,5 @@
 """The algebra of linear branches: functions from (kernel, bias) to (kernel, bias), computed in float64."""
-from typing import Tuple
+from typing import Sequence, Tuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,3 +59,37 @@ def pad_kernel(kernel: Tensor, size: Tuple[int, int]) -> Tensor:
                          'both must be odd, the second larger')
     dh, dw = (size[0] - kh) // 2, (size[1] - kw) // 2
     return F.pad(kernel, (dw, dw, dh, dh))
+
+
+def fold_linear(linear: nn.Linear, bn: _BatchNorm) -> KernelBias:
+    """The linear layer that equals ``bn(linear(x))`` in eval mode, the channels of ``bn`` being its outputs.
+
+    Returns:
+        weight, shaped as ``linear.weight``, and bias (C,), both float64.
+    """
+    scale, bias = _affine(bn)
+    if linear.bias is not None:
+        bias = bias + linear.bias.double() * scale
+    return linear.weight.double() * scale[:, None], bias
+
+
+def dilate_kernel(kernel: Tensor, dilation: int) -> Tensor:
+    """The dense kernel, zeros between the taps, that without dilation is the same map as ``kernel`` with it.
+
+    Returns:
+        (..., dilation * (kh - 1) + 1, dilation * (kw - 1) + 1), differentiable.
+    """
+    kh, kw = (dilation * (k - 1) + 1 for k in kernel.shape[-2:])
+    dense = kernel.new_zeros(*kernel.shape[:-2], kh, kw)
+    dense[..., ::dilation, ::dilation] = kernel
+    return dense
+
+
+def centred_sum(folded: Sequence[KernelBias], size: Tuple[int, int]) -> KernelBias:
+    """The convolution with a kernel of ``size`` that equals the sum of convolutions with odd, smaller ones.
+
+    Raises:
+        ValueError: A size is even, or smaller than one of the kernels.
+    """
+    kernels, biases = zip(*folded)
+    return sum(pad_kernel(kernel, size) for kernel in kernels), sum(biases)

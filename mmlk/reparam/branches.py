@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mmlk.ops import DepthwiseConv2d
 
-from .algebra import fold_bn, pad_kernel
+from .algebra import KernelBias, centred_sum, fold_bn
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -27,6 +27,21 @@ class MergeableBranches(nn.Module):
     def merge_branches(self) -> None:
         """Replace the branches by one convolution, in place. Called once, on a block whose norms are foldable."""
         raise NotImplementedError
+
+    def densify(self) -> None:
+        """Leave one convolution where merging leaves several, in place. Called on a merged block, any number of times.
+
+        Nothing to do for all but :class:`mmlk.reparam.stripes.StripedLargeKernel`.
+        """
+
+
+def biased(folded: KernelBias, like: nn.Conv2d) -> DepthwiseConv2d:
+    """A convolution of this kernel and bias, with the dtype and device of another, frozen where that one is."""
+    kernel, bias = folded
+    conv = DepthwiseConv2d(len(kernel), tuple(kernel.shape[-2:]), bias=True).to(like.weight)
+    conv.weight.data.copy_(kernel)
+    conv.bias.data.copy_(bias)
+    return conv.requires_grad_(like.weight.requires_grad)
 
 
 class ConvNorm(nn.Sequential):
@@ -79,10 +94,7 @@ class ReparamLargeKernel(MergeableBranches):
     def merge_branches(self) -> None:
         origin = self.lkb_origin.conv
         folded = [fold_bn(branch.conv, branch.bn) for branch in self._branches()]
-        merged = DepthwiseConv2d(origin.in_channels, origin.kernel_size, bias=True).to(origin.weight)
-        merged.weight.data.copy_(sum(pad_kernel(kernel, origin.kernel_size) for kernel, _ in folded))
-        merged.bias.data.copy_(sum(bias for _, bias in folded))
-        merged.requires_grad_(origin.weight.requires_grad)
+        merged = biased(centred_sum(folded, origin.kernel_size), origin)
         del self.lkb_origin
         if 'small_conv' in self._modules:
             del self.small_conv

@@ -7,14 +7,17 @@ from .algebra import foldable
 from .branches import MergeableBranches
 
 
-def merge(module: nn.Module, inplace: bool = False) -> nn.Module:
+def merge(module: nn.Module, inplace: bool = False, dense: bool = False) -> nn.Module:
     """Fold every block of parallel branches, BatchNorm included, into one convolution.
 
-    Merging twice is merging once. The state dict of the result loads into a model built with ``merged=True``.
+    The decomposed kernels of SLaK fold into two, a tall and a wide stripe, and into one when ``dense``. Merging twice
+    is merging once. The state dict of the result loads into a model built with ``merged=True``, that of a dense SLaK
+    into one with ``Decom=False`` in its arch as well.
 
     Args:
-        module: A backbone, or a whole detector or segmentor that holds one.
+        module: A backbone, or a whole detector or segmentor that holds one; merged already or not.
         inplace: Change ``module`` itself instead of a copy.
+        dense: Make one K x K kernel of the stripes K x k and k x K, at K / 2k times their multiply-adds.
 
     Returns:
         The merged module, in eval mode whatever mode it came in.
@@ -33,6 +36,9 @@ def merge(module: nn.Module, inplace: bool = False) -> nn.Module:
     if not inplace:
         module = copy.deepcopy(module)
     for block in list(module.modules()):
-        if isinstance(block, MergeableBranches) and not block.merged:
-            block.merge_branches()
+        if isinstance(block, MergeableBranches):
+            if not block.merged:
+                block.merge_branches()
+            if dense:
+                block.densify()
     return module.eval()
