@@ -23,8 +23,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmlk.ops.global_filter import multiply_adds as transform_multiply_adds
+
 BOX_PROPOSALS = 1000
 MASK_PROPOSALS = 100
+
+# Fourier transforms of real maps, of which PyTorch's counter knows nothing; the inverse costs what the transform does
+TRANSFORMS = {
+    torch.ops.aten._fft_r2c: lambda x, dim, *_, **__: 2 * transform_multiply_adds(x, dim),
+    torch.ops.aten._fft_c2r: lambda x, dim, *_, out_shape, **__: 2 * transform_multiply_adds(out_shape, dim),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def count(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Comp
     model = _meta_copy(model)
     image = torch.empty(1, in_channels, *size, device='meta')
     unknown = _UnknownOperators()
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=TRANSFORMS)
     with torch.no_grad(), counter, unknown:
         _run(model, image)
     if unknown.names:
@@ -95,7 +103,8 @@ class _UnknownOperators(TorchDispatchMode):
         self.names: Set[str] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace not in ('aten', 'prim', 'prims') or 'fft' in func.__name__:
+        known = func.namespace in ('aten', 'prim', 'prims') and 'fft' not in func.__name__
+        if not known and func.overloadpacket not in TRANSFORMS:
             self.names.add(str(func))
         return func(*args, **(kwargs or {}))
 

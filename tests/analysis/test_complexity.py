@@ -121,7 +121,7 @@ def test_operators_of_unknown_cost_are_named():
     class Spectral(nn.Module):
 
         def forward(self, x):
-            return torch.fft.rfft2(x)
+            return torch.fft.fft2(x)
 
     with pytest.raises(NotImplementedError, match='fft'):
         count(Spectral(), (16, 16))
