@@ -92,7 +92,7 @@ class ConvNeXt(BaseBackbone):
     Every norm of ConvNeXt itself is a LayerNorm, whatever ``norm_cfg`` says: published weights hold no other.
     ``norm_cfg`` is that of the re-parameterised branches, which an arch with ``small_kernel`` has and which merging
     folds; without them it has nothing to say. A network that shares all but the token mixer overrides ``complete`` and
-    ``block``.
+    ``block``; one with other downsampling ``stem`` and ``downsampling`` too.
 
     Args:
         arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
@@ -130,10 +130,7 @@ class ConvNeXt(BaseBackbone):
         rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
         self.downsample_layers, self.stages = nn.ModuleList(), nn.ModuleList()
         for i in range(self.num_stages):
-            if i:
-                layers = ChannelNorm(dims[i - 1]), nn.Conv2d(dims[i - 1], dims[i], 2, stride=2)
-            else:
-                layers = nn.Conv2d(in_channels, dims[0], 4, stride=4), ChannelNorm(dims[0])
+            layers = self.downsampling(dims[i - 1], dims[i]) if i else self.stem(in_channels, dims[0])
             self.downsample_layers.append(nn.Sequential(*layers))
             first = sum(depths[:i])
             self.stages.append(nn.ModuleList(
@@ -153,7 +150,17 @@ class ConvNeXt(BaseBackbone):
         check_kernels(full['kernel_sizes'], full['small_kernel'])
         return full
 
-    def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> Block:
+    @staticmethod
+    def stem(in_channels: int, channels: int) -> Sequence[nn.Module]:
+        """Layers before the first stage."""
+        return nn.Conv2d(in_channels, channels, 4, stride=4), ChannelNorm(channels)
+
+    @staticmethod
+    def downsampling(in_channels: int, channels: int) -> Sequence[nn.Module]:
+        """Layers before each of the others."""
+        return ChannelNorm(in_channels), nn.Conv2d(in_channels, channels, 2, stride=2)
+
+    def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> nn.Module:
         """Block ``index`` of a stage of the completed arch."""
         channels, kernel, small = arch['dims'][stage], arch['kernel_sizes'][stage], arch['small_kernel']
         if small is None:

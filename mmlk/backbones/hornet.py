@@ -1,0 +1,276 @@
+"""HorNet: Efficient High-Order Spatial Interactions with Recursive Gated Convolutions, Rao et al., NeurIPS 2022,
+arXiv:2207.14284.
+
+Official code: https://github.com/raoyongming/HorNet (MIT). Parameter names are the official ones.
+"""
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from mmlk.ops import DepthwiseConv2d
+from mmlk.ops.global_filter import global_filter2d
+from mmlk.registry import MODELS
+
+from .base import Arch, BaseBackbone, check_per_stage, check_positive, resolve_arch
+from .convnext import ChannelNorm
+
+
+def _arch(base_dim: int, *filters: Dict[str, int]) -> Dict[str, Any]:
+    """Global filters of these sizes in the last two stages, or 7x7 convolutions throughout."""
+    sizes = ({}, {}, *(filters or ({}, {})))
+    gnconv = tuple(dict(order=order, s=1 / 3, **size) for order, size in zip((2, 3, 4, 5), sizes))
+    return dict(depths=(2, 3, 18, 2), base_dim=base_dim, gnconv=gnconv)
+
+
+# hornet.py of the official code: 7x7 convolutions, or global filters (GF) of the maps of 224x224 or 384x384 images.
+# The latter are in the official segmentation models too, and in L-GF's detector.
+ARCHS = {}
+for _name, _dim in dict(T=64, S=96, B=128, L=192).items():
+    ARCHS[_name] = _arch(_dim)
+    ARCHS[f'{_name}-GF'] = _arch(_dim, dict(h=14, w=8), dict(h=7, w=4))
+    ARCHS[f'{_name}-GF-384'] = _arch(_dim, dict(h=24, w=13), dict(h=12, w=7))
+
+_DEFAULTS = dict(layer_scale_init_value=1e-6)
+_REQUIRED = ('depths', 'base_dim', 'gnconv')
+_MIXER_DEFAULTS = dict(order=5, s=1.0, h=None, w=None)
+
+
+def _complete(arch: Arch) -> Dict[str, Any]:
+    """The arch as a full, checked dict."""
+    full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'HorNet')
+    check_per_stage(full, 'depths', 'gnconv')
+    check_positive({**full, 'base_dim': (full['base_dim'], )}, 'depths', 'base_dim')
+    full['dims'] = tuple(full['base_dim'] * 2**stage for stage in range(len(full['depths'])))
+    full['gnconv'] = [_complete_mixer(mixer, channels) for mixer, channels in zip(full['gnconv'], full['dims'])]
+    return full
+
+
+def _complete_mixer(mixer: Dict[str, Any], channels: int) -> Dict[str, Any]:
+    unknown = sorted(set(mixer) - set(_MIXER_DEFAULTS))
+    if unknown:
+        raise ValueError(f"unknown keys in gnconv: {', '.join(unknown)}; it takes {', '.join(_MIXER_DEFAULTS)}")
+    full = {**_MIXER_DEFAULTS, **mixer}
+    order, size = full['order'], (full['h'], full['w'])
+    if not isinstance(order, int) or order < 1:
+        raise ValueError(f'order must be a positive integer, got {order}')
+    if size != (None, None) and not all(isinstance(v, int) and v > 0 for v in size):
+        raise ValueError(f'h and w must both be positive integers or both be left out, got {size[0]} and {size[1]}')
+    # the narrowest of the gates must be whole, and even where a global filter takes half the channels
+    share = 2**(order - 1) * (1 if size == (None, None) else 2)
+    if channels % share:
+        raise ValueError(f'order {order} needs channels that {share} divides, got {channels}')
+    return full
+
+
+def _laid_out(part: Tensor, whole: Tensor) -> Tensor:
+    """Channels of a map in its memory format, which a slice of them does not show."""
+    channels_last = whole.is_contiguous(memory_format=torch.channels_last) and not whole.is_contiguous()
+    return part.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+class GlobalLocalFilter(nn.Module):
+    """A global filter on half of the channels and a 3x3 depthwise convolution on the other half, interleaved.
+
+    Keys, as the official ones: ``dw``, ``complex_weight`` (C / 2, h, w, 2), ``pre_norm`` and ``post_norm``.
+
+    Args:
+        channels: Channels of the map, even.
+        size: Height and width of the filter in the frequency domain.
+
+    Shape:
+        (N, C, H, W) to the same; unless ``size`` is (H, W // 2 + 1) the filter is resized.
+    """
+
+    def __init__(self, channels: int, size: Tuple[int, int]):
+        super().__init__()
+        self.dw = DepthwiseConv2d(channels // 2, 3, bias=False)
+        self.complex_weight = nn.Parameter(torch.empty(channels // 2, *size, 2))
+        nn.init.trunc_normal_(self.complex_weight, std=0.02)
+        self.pre_norm = ChannelNorm(channels, eps=1e-6)
+        self.post_norm = ChannelNorm(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        near, far = self.pre_norm(x).chunk(2, 1)
+        near, far = self.dw(_laid_out(near, x)), global_filter2d(far, self.complex_weight)
+        return self.post_norm(_laid_out(torch.stack((near, far), 2).flatten(1, 2), x))
+
+
+class GatedConv(nn.Module):
+    """Recursive gated convolution, the g^n Conv of section 3.1 of the paper.
+
+    One depthwise convolution or global filter makes ``order`` gates, of C / 2^(order - 1) to C channels; the input, as
+    wide as the first, is multiplied by one after another with a pointwise layer between.
+
+    Args:
+        channels: Channels of the map.
+        order: Number of gates.
+        scale: Factor of the gates.
+        size: Size of the global filter in the frequency domain; None for a 7x7 convolution.
+
+    Shape:
+        (N, C, H, W) to the same.
+    """
+
+    def __init__(self, channels: int, order: int, scale: float, size: Optional[Tuple[int, int]]):
+        super().__init__()
+        self.dims = [channels // 2**i for i in reversed(range(order))]
+        self.scale = scale
+        gates = sum(self.dims)
+        self.proj_in = nn.Conv2d(channels, 2 * channels, 1)
+        self.dwconv = DepthwiseConv2d(gates, 7) if size is None else GlobalLocalFilter(gates, size)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.pws = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(self.dims, self.dims[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.proj_in(x)
+        x, gates = both.split((self.dims[0], sum(self.dims)), 1)
+        first, *others = (self.dwconv(_laid_out(gates, both)) * self.scale).split(self.dims, 1)
+        x = x * first
+        for pointwise, gate in zip(self.pws, others):
+            x = pointwise(x) * gate
+        return self.proj_out(x)
+
+
+class Block(nn.Module):
+    """A gated convolution and two pointwise layers with a GELU between, each after a norm and around a shortcut.
+
+    Args:
+        channels: Channels of the map.
+        gnconv: The token mixer.
+        drop_path: Stochastic depth.
+        layer_scale_init_value: Initial factor of the residuals; 0 for residuals without factor.
+    """
+
+    def __init__(self, channels: int, gnconv: nn.Module, drop_path: float, layer_scale_init_value: float):
+        super().__init__()
+        scaled = layer_scale_init_value > 0
+        self.gamma1, self.gamma2 = (nn.Parameter(torch.full((channels, ), float(layer_scale_init_value)))
+                                    if scaled else None for _ in range(2))
+        self.norm1 = ChannelNorm(channels, eps=1e-6)
+        self.gnconv = gnconv
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.pwconv1 = nn.Linear(channels, 4 * channels)
+        self.act = nn.GELU()
+        self.pwconv2 = nn.Linear(4 * channels, channels)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.gnconv(self.norm1(x))
+        if self.gamma1 is not None:
+            out = self.gamma1.reshape(-1, 1, 1) * out
+        x = x + self.drop_path(out)
+        out = self.pwconv2(self.act(self.pwconv1(self.norm2(x.permute(0, 2, 3, 1)))))
+        if self.gamma2 is not None:
+            out = self.gamma2 * out
+        return x + self.drop_path(out.permute(0, 3, 1, 2))
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+@MODELS.register_module()
+class HorNet(BaseBackbone):
+    """HorNet as a feature extractor at any size, with a norm on each returned map.
+
+    A global filter belongs to one map size; at another it is interpolated in each forward pass.
+
+    Args:
+        arch: A name of ``ARCHS``, or a dict with ``depths`` (one per stage), ``base_dim`` (channels of the first stage,
+            which double with each), ``gnconv`` (one dict per stage) and optionally ``layer_scale_init_value`` (0: no
+            layer scale). A ``gnconv`` has ``order``, ``s`` (factor of the gates) and, for a global filter in place of
+            the 7x7 convolution, ``h`` and ``w``, its size in the frequency domain.
+        in_channels: Channels of the image.
+        out_indices: Stages to return.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1).
+        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        norm_cfg: Norm layer config of the norms on the returned maps; None for LayerNorm over the channels, as
+            officially. The others are LayerNorms: published weights hold no other.
+        norm_eval: Keep running statistics fixed in training.
+        with_cp: Trade compute for memory.
+        merged: Build the form that :func:`mmlk.reparam.merge` gives: the same, for there are no branches.
+        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='hornet_tiny_gf.pth')``.
+
+    Shape:
+        (N, in_channels, H, W) to a tuple of (N, base_dim * 2**i, H // s, W // s), s = 4, 8, 16, 32: patches that do not
+        fit are cut off, as officially. H and W are at least the s of the last stage.
+
+    Raises:
+        ValueError: An argument does not fit; the message says which.
+    """
+
+    optional_weights = ('norm[0-9].*', )
+
+    def __init__(self, arch: Arch = 'T-GF', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
+                 drop_path_rate: float = 0.0, frozen_stages: int = -1, norm_cfg: Optional[dict] = None,
+                 norm_eval: bool = False, with_cp: bool = False, merged: bool = False,
+                 init_cfg: Optional[dict] = None):
+        full = _complete(arch)
+        depths, dims = full['depths'], full['dims']
+        super().__init__(dims, in_channels, out_indices, drop_path_rate, frozen_stages,
+                         norm_cfg or dict(type=ChannelNorm, eps=1e-6), norm_eval, with_cp, init_cfg)
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
+        self.downsample_layers, self.stages = nn.ModuleList(), nn.ModuleList()
+        for i in range(self.num_stages):
+            if i:
+                layers = ChannelNorm(dims[i - 1], eps=1e-6), nn.Conv2d(dims[i - 1], dims[i], 2, stride=2)
+            else:
+                layers = nn.Conv2d(in_channels, dims[0], 4, stride=4), ChannelNorm(dims[0], eps=1e-6)
+            self.downsample_layers.append(nn.Sequential(*layers))
+            mixer, first = full['gnconv'][i], sum(depths[:i])
+            size = (mixer['h'], mixer['w']) if mixer['h'] else None
+            self.stages.append(nn.ModuleList(
+                Block(dims[i], GatedConv(dims[i], mixer['order'], mixer['s'], size), rate,
+                      full['layer_scale_init_value'])
+                for rate in rates[first:first + depths[i]]))
+        for i in sorted(self.out_indices):
+            self.add_module(f'norm{i}', self.norm_layer(dims[i]))
+        self.apply(_init)
+        self.finish()
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        maps = {}
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
+            x = downsample(x)
+            for block in stage:
+                x = self.run(block, x)
+            if i in self.out_indices:
+                maps[i] = self._modules[f'norm{i}'](x)
+        return tuple(maps[i] for i in self.out_indices)
+
+    def parts(self, stage_id: int) -> List[nn.Module]:
+        if stage_id == 0:
+            return [self.downsample_layers[0]]
+        stage = stage_id - 1
+        before = [self.downsample_layers[stage]] if stage else []
+        after = [self._modules[f'norm{stage}']] if stage in self.out_indices else []
+        return [*before, self.stages[stage], *after]
+
+    def _layers_before(self, stage: int) -> int:
+        """Layers of the stages before this one: two blocks of the third stage make a layer, each other stage is one."""
+        return sum((len(s) + 1) // 2 if i == 2 else 1 for i, s in enumerate(self.stages[:stage]))
+
+    @property
+    def num_layers(self) -> int:
+        return self._layers_before(self.num_stages)
+
+    def layer_id(self, name: str) -> int:
+        """Two blocks of the third stage make a layer, each other stage is one, downsampling goes with the blocks after
+        it, as in ``layer_decay_optimizer_constructor.py``. A norm on an output, which pretraining lacks, learns as a
+        head does: ``num_layers + 1``.
+        """
+        kind, *rest = name.split('.')
+        if name not in dict(self.named_parameters()):
+            raise KeyError(f"HorNet has no parameter '{name}'")
+        if kind == 'downsample_layers':
+            stage = int(rest[0])
+            return self._layers_before(stage) + 1 if stage else 0
+        if kind == 'stages':
+            stage = int(rest[0])
+            return self._layers_before(stage) + 1 + (int(rest[1]) // 2 if stage == 2 else 0)
+        return self.num_layers + 1

@@ -1,0 +1,94 @@
+"""SLaK: More ConvNets in the 2020s: Scaling up Kernels Beyond 51x51 using Sparsity, Liu et al., ICLR 2023.
+
+arXiv:2207.03620. Official code: https://github.com/VITA-Group/SLaK (MIT). Parameter names are the official ones. The
+sparsity is not in the network but in its training: ``DynamicSparsityHook`` of :mod:`mmlk.engine.sparsity`.
+"""
+from typing import Any, Dict
+
+from mmlk.registry import MODELS
+from mmlk.reparam import ReparamLargeKernel
+from mmlk.reparam.stripes import StripedLargeKernel
+
+from .base import Arch, check_kernels, check_per_stage, check_positive, resolve_arch
+from .convnext import Block, ConvNeXt
+
+
+def _arch(third_stage: int, width: int, first_kernel: int = 51) -> Dict[str, Any]:
+    return dict(depths=(3, 3, third_stage, 3), dims=tuple(width * 2**stage for stage in range(4)),
+                kernel_size=(first_kernel, first_kernel - 2, first_kernel - 4, 13, 5), width_factor=1.3, Decom=True)
+
+
+# Tables of the official README; T-31 and T-61 are its models of 120 epochs.
+ARCHS = {
+    'T': _arch(9, 96),
+    'S': _arch(27, 96),
+    'B': _arch(27, 128),
+    'T-31': _arch(9, 96, first_kernel=31),
+    'T-61': _arch(9, 96, first_kernel=61),
+}
+
+_DEFAULTS = dict(layer_scale_init_value=1e-6, kernel_size=(51, 49, 47, 13, 5), width_factor=1.0, Decom=False)
+_REQUIRED = ('depths', 'dims')
+
+
+@MODELS.register_module()
+class SLaK(ConvNeXt):
+    """SLaK as a feature extractor: ConvNeXt, wider, with a very large kernel in two stripes for its 7x7.
+
+    As in ConvNeXt, every norm but those of the re-parameterised branches is a LayerNorm, whatever ``norm_cfg`` says.
+
+    Args:
+        arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
+            ``layer_scale_init_value`` (0: no layer scale), ``kernel_size`` (one per stage, then the small kernel),
+            ``width_factor`` (stage i has ``int(dims[i] * width_factor)`` channels) and ``Decom``: whether the large
+            kernel K and the small one k make stripes, K x k and k x K, or one dense K x K (``lkb_origin``). In the
+            dense form a small kernel that is None, or no smaller than K, is no branch.
+        in_channels: Channels of the image.
+        out_indices: Stages to return.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1).
+        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        norm_cfg: Norm layer config of the re-parameterised branches; SyncBN in the paper.
+        norm_eval: Keep running statistics fixed in training.
+        with_cp: Trade compute for memory.
+        merged: Build the form that :func:`mmlk.reparam.merge` gives; with ``Decom=False`` that of ``dense=True``.
+        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='SLaK_tiny_checkpoint.pth')``.
+
+    Shape:
+        (N, in_channels, H, W) to a tuple of (N, channels[i], H // s, W // s), s = 4, 8, 16, 32: patches that do not
+        fit are cut off, as officially. H and W are at least the s of the last stage.
+
+    Raises:
+        ValueError: An argument does not fit; the message says which.
+    """
+
+    @staticmethod
+    def complete(arch: Arch) -> Dict[str, Any]:
+        """The arch as a full, checked dict, ``dims`` times ``width_factor``."""
+        full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'SLaK')
+        check_per_stage(full, *_REQUIRED)
+        check_positive(full, *_REQUIRED)
+        stages, width = len(full['dims']), full['width_factor']
+        if len(full['kernel_size']) != stages + 1:
+            raise ValueError('kernel_size must have one entry per stage and one for the small kernel, '
+                             f"got {len(full['kernel_size'])} for {stages} stages")
+        *kernels, small = full['kernel_size']
+        if full['Decom']:
+            if small is None:
+                raise ValueError('Decom needs a small kernel, the breadth of the stripes, last in kernel_size')
+            check_kernels(kernels, small)
+        else:
+            check_kernels(kernels if small is None or small >= max(kernels) else (*kernels, small), None)
+        full['dims'] = tuple(int(channels * width) for channels in full['dims'])
+        if min(full['dims']) < 1:
+            raise ValueError(f'width_factor {width} leaves no channels')
+        return full
+
+    def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> Block:
+        """Block ``index`` of a stage of the completed arch."""
+        channels, kernel, small = arch['dims'][stage], arch['kernel_size'][stage], arch['kernel_size'][-1]
+        if arch['Decom']:
+            mixer = StripedLargeKernel(channels, kernel, small, self.norm_layer, merged)
+        else:
+            small = small if small is not None and small < kernel else None
+            mixer = ReparamLargeKernel(channels, kernel, small, self.norm_layer, merged)
+        return Block('large_kernel', mixer, channels, drop_path, arch['layer_scale_init_value'])

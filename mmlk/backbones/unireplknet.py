@@ -1,0 +1,235 @@
+"""UniRepLKNet: A Universal Perception Large-Kernel ConvNet, Ding et al., CVPR 2024, arXiv:2311.15599.
+
+Official code: https://github.com/AILab-CVC/UniRepLKNet (Apache-2.0). Parameter names are the official ones, in both
+forms.
+"""
+from typing import Any, Dict, List, Sequence, Tuple
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from mmlk.ops import DepthwiseConv2d
+from mmlk.registry import MODELS
+from mmlk.reparam import MergeableBranches
+from mmlk.reparam.algebra import fold_bn, fold_linear
+from mmlk.reparam.branches import NormLayer, biased
+from mmlk.reparam.dilated import DILATED_BRANCHES, DilatedReparamBlock
+
+from .base import Arch, check_per_stage, check_positive, resolve_arch
+from .convnext import ChannelNorm, ConvNeXt
+from .repvgg import SEBlock
+
+
+def _kernels(third_stage: Sequence[int], others: int) -> Tuple[Tuple[int, ...], ...]:
+    return (3, ) * others, (13, ) * others, tuple(third_stage), (13, ) * others
+
+
+# By depths, as in the official code: 3x3 in the first stage, 13x13 after it, with 3x3 between in a long third one.
+_KERNELS = {
+    (2, 2, 6, 2): _kernels((13, ) * 6, 2),
+    (2, 2, 8, 2): _kernels((13, ) * 8, 2),
+    (3, 3, 18, 3): _kernels((13, 3) * 9, 3),
+    (3, 3, 27, 3): _kernels((13, 3, 3) * 9, 3),
+}
+
+
+def _arch(depths: Sequence[int], width: int) -> Dict[str, Any]:
+    return dict(depths=tuple(depths), dims=tuple(width * 2**stage for stage in range(4)))
+
+
+# The instances of the paper; the official code has their sizes.
+ARCHS = {
+    'A': _arch((2, 2, 6, 2), 40),
+    'F': _arch((2, 2, 6, 2), 48),
+    'P': _arch((2, 2, 6, 2), 64),
+    'N': _arch((2, 2, 8, 2), 80),
+    'T': _arch((3, 3, 18, 3), 80),
+    'S': _arch((3, 3, 27, 3), 96),
+    'B': _arch((3, 3, 27, 3), 128),
+    'L': _arch((3, 3, 27, 3), 192),
+    'XL': _arch((3, 3, 27, 3), 256),
+}
+
+_DEFAULTS = dict(kernel_sizes=None, layer_scale_init_value=1e-6)
+_REQUIRED = ('depths', 'dims')
+_PLAIN = (3, 5)  # kernels of convolutions without dilated branches
+_BRANCHED = tuple(kernel for kernel in DILATED_BRANCHES if kernel not in _PLAIN)
+_SE_RATIO = 4
+
+
+class GRN(nn.Module):
+    """Global response normalisation (ConvNeXt V2, arXiv:2301.00808) of (N, H, W, C).
+
+    Args:
+        channels: C.
+        bias: Whether there is a ``beta``, which merging folds into the layer behind.
+    """
+
+    def __init__(self, channels: int, bias: bool = True):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        response = response / (response.mean(-1, keepdim=True) + 1e-6)
+        # autocast computes norms in float32; the map itself keeps its dtype
+        out = x * (self.gamma * response + 1).to(x.dtype)
+        return out if self.beta is None else out + self.beta.to(x.dtype)
+
+
+class Permute(nn.Module):
+    """``x.permute(dims)``."""
+
+    def __init__(self, *dims: int):
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.dims)
+
+
+class UniRepLKNetBlock(MergeableBranches):
+    """Token mixer, norm, SE block, and two pointwise layers with GELU and GRN between, around a shortcut; figure 3 of
+    the paper: LarK block, or SmaK block with a 3x3 kernel.
+
+    Merging folds the dilated branches and ``norm`` into one convolution, and what follows GRN, its bias, norm and
+    layer scale, into the last linear layer.
+
+    Args:
+        channels: Channels of the map.
+        kernel_size: 3 or 5, a plain depthwise convolution; 7 to 17, one with dilated branches; 0, none at all.
+        drop_path: Stochastic depth.
+        layer_scale_init_value: Initial factor of the residual; 0 for a residual without factor.
+        norm_layer: Builds a norm for a number of channels.
+        merged: Build the merged form.
+
+    Shape:
+        (N, C, H, W) to the same.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, drop_path: float, layer_scale_init_value: float,
+                 norm_layer: NormLayer, merged: bool = False):
+        super().__init__()
+        if kernel_size == 0:
+            self.dwconv = nn.Identity()
+        elif kernel_size in _PLAIN:
+            self.dwconv = DepthwiseConv2d(channels, kernel_size, bias=merged)
+        else:
+            self.dwconv = DilatedReparamBlock(channels, kernel_size, norm_layer, merged)
+        self.norm = nn.Identity() if merged or kernel_size == 0 else norm_layer(channels)
+        self.se = SEBlock(channels, channels // _SE_RATIO)
+        self.pwconv1 = nn.Sequential(Permute(0, 2, 3, 1), nn.Linear(channels, 4 * channels))
+        self.act = nn.Sequential(nn.GELU(), GRN(4 * channels, bias=not merged))
+        self.pwconv2 = nn.Sequential(nn.Linear(4 * channels, channels, bias=merged), Permute(0, 3, 1, 2))
+        if not merged:
+            self.pwconv2.append(norm_layer(channels))
+        scaled = layer_scale_init_value and not merged
+        self.gamma = nn.Parameter(torch.full((channels, ), float(layer_scale_init_value))) if scaled else None
+        self.drop_path = DropPath(drop_path)
+
+    @property
+    def merged(self) -> bool:
+        return self.act[1].beta is None
+
+    def norms(self) -> List[nn.Module]:
+        if self.merged:
+            return []
+        return [self.pwconv2[2]] if isinstance(self.norm, nn.Identity) else [self.norm, self.pwconv2[2]]
+
+    def merge_branches(self) -> None:
+        if not isinstance(self.norm, nn.Identity):
+            self._merge_mixer()
+        linear, permute, bn = self.pwconv2
+        weight, bias = fold_linear(linear, bn)
+        bias = bias + weight @ self.act[1].beta.double().flatten()
+        if self.gamma is not None:
+            weight, bias = weight * self.gamma.double()[:, None], bias * self.gamma.double()
+        merged = nn.Linear(linear.in_features, linear.out_features).to(linear.weight)
+        merged.weight.data.copy_(weight)
+        merged.bias.data.copy_(bias)
+        self.pwconv2 = nn.Sequential(merged.requires_grad_(linear.weight.requires_grad), permute)
+        self.act[1].beta = self.gamma = None
+
+    def _merge_mixer(self) -> None:
+        """One convolution in place of the token mixer and ``norm``."""
+        if not isinstance(self.dwconv, DilatedReparamBlock):
+            self.dwconv = biased(fold_bn(self.dwconv, self.norm), self.dwconv)
+        else:
+            if not self.dwconv.merged:
+                self.dwconv.merge_branches()
+            self.dwconv.lk_origin = biased(fold_bn(self.dwconv.lk_origin, self.norm), self.dwconv.lk_origin)
+        self.norm = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.se(self.norm(self.dwconv(x)))
+        out = self.pwconv2(self.act(self.pwconv1(out)))
+        if self.gamma is not None:
+            out = self.gamma[:, None, None] * out
+        return x + self.drop_path(out)
+
+
+def _halve(in_channels: int, out_channels: int) -> Tuple[nn.Module, nn.Module]:
+    """Convolution of stride 2 and its norm."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1), ChannelNorm(out_channels)
+
+
+@MODELS.register_module()
+class UniRepLKNet(ConvNeXt):
+    """UniRepLKNet as a feature extractor, with a norm on each returned map.
+
+    Args:
+        arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
+            ``kernel_sizes`` (for each stage the kernel of each block, see :class:`UniRepLKNetBlock`; None: those of the
+            named arch with these depths) and ``layer_scale_init_value`` (0: no layer scale).
+        in_channels: Channels of the image.
+        out_indices: Stages to return.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1).
+        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        norm_cfg: Norm layer config of the blocks; SyncBN in the official downstream training. The norms of the stem,
+            the downsampling and the outputs are LayerNorm, whatever it says: published weights hold no other.
+        norm_eval: Keep running statistics fixed in training.
+        with_cp: Trade compute for memory, as the official downstream training did.
+        merged: Build the form that :func:`mmlk.reparam.merge` gives, which is the official deploy form.
+        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='unireplknet-t_in1k')``.
+
+    Shape:
+        (N, in_channels, H, W) to a tuple of (N, dims[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32; any H and W.
+
+    Raises:
+        ValueError: An argument does not fit; the message says which.
+    """
+
+    @staticmethod
+    def complete(arch: Arch) -> Dict[str, Any]:
+        """The arch as a full, checked dict."""
+        full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'UniRepLKNet')
+        check_per_stage(full, *_REQUIRED)
+        check_positive(full, *_REQUIRED)
+        if min(full['dims']) < _SE_RATIO:
+            raise ValueError(f"dims must be at least {_SE_RATIO}, got {tuple(full['dims'])}")
+        depths, kernels = tuple(full['depths']), full['kernel_sizes']
+        if kernels is None and depths not in _KERNELS:
+            raise ValueError(f"depths {depths} need kernel_sizes, one per block; known without are "
+                             f"{', '.join(map(str, _KERNELS))}")
+        if kernels is None:
+            kernels = full['kernel_sizes'] = _KERNELS[depths]
+        if tuple(len(sizes) if isinstance(sizes, (list, tuple)) else None for sizes in kernels) != depths:
+            raise ValueError(f'kernel_sizes must be a tuple per stage with one size per block, {depths}, got {kernels}')
+        for size in (size for sizes in kernels for size in sizes):
+            if size not in (0, *_PLAIN, *_BRANCHED):
+                raise ValueError(f"a kernel size may be 0, {', '.join(map(str, (*_PLAIN, *_BRANCHED)))}, got {size}")
+        return full
+
+    @staticmethod
+    def stem(in_channels: int, channels: int) -> Sequence[nn.Module]:
+        return *_halve(in_channels, channels // 2), nn.GELU(), *_halve(channels // 2, channels)
+
+    @staticmethod
+    def downsampling(in_channels: int, channels: int) -> Sequence[nn.Module]:
+        return _halve(in_channels, channels)
+
+    def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> nn.Module:
+        return UniRepLKNetBlock(arch['dims'][stage], arch['kernel_sizes'][stage][index], drop_path,
+                                arch['layer_scale_init_value'], self.norm_layer, merged)
