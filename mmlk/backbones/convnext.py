@@ -70,8 +70,12 @@ class Block(nn.Module):
         self.gamma = nn.Parameter(torch.full((channels, ), float(layer_scale_init_value))) if scaled else None
         self.drop_path = DropPath(drop_path)
 
+    def mix(self, x: Tensor) -> Tensor:
+        """The token mixer's map."""
+        return self._modules[self.mixer_name](x)
+
     def forward(self, x: Tensor) -> Tensor:
-        out = self._modules[self.mixer_name](x).permute(0, 2, 3, 1)
+        out = self.mix(x).permute(0, 2, 3, 1)
         out = self.pwconv2(self.act(self.pwconv1(self.norm(out))))
         if self.gamma is not None:
             out = self.gamma * out

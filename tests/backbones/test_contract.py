@@ -22,11 +22,22 @@ TINY = {
         dict(order=2), dict(order=3), dict(order=3, s=1 / 3, h=14, w=8), dict(order=4, s=1 / 3, h=7, w=4))),
     'SLaK': dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), kernel_size=(31, 29, 27, 13, 5), Decom=True),
     'UniRepLKNet': dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), kernel_sizes=((3, ), (13, ), (17, 0), (7, ))),
+    'MobileNetV2': dict(
+        widen_factor=0.25, small_kernel=3, kernel_sizes=(3, 5, 13, 3, 13, 13),
+        arch_settings=((1, 16, 1, 1), (2, 24, 2, 2), (2, 32, 2, 2), (2, 64, 1, 2), (2, 96, 2, 1), (2, 160, 2, 2))),
+    'ParCConvNeXt': dict(depths=(1, 1, 3, 2), dims=(8, 16, 24, 32), kernel_sizes=(31, 29, 27, 13), small_kernel=5),
+    'ParCMobileNetV2': dict(
+        widen_factor=0.5, small_kernel=3, kernel_sizes=(3, 5, 5, 5, 5, 5),
+        arch_settings=((1, 16, 1, 1), (2, 24, 2, 2), (2, 32, 2, 2), (2, 64, 3, 2), (2, 96, 2, 1), (2, 160, 2, 2)),
+        ParC_insert_locs=(1, 2, 2, 1, 1, 1), stages_rs=(112, 56, 28, 14, 14, 7)),
+    'ParCNet': dict(out_channels=(8, 16, 24, 32, 40), cf_s_channels=(64, 64, 64), cf_ffn_channels=(64, 64, 64),
+                    cf_blocks=(1, 2, 1), conv_1=(8, 3), num_blocks=(1, 2), dropout=0.0),
+    'ParCResNet': dict(layers=(1, 1, 2, 2), parc_insert_locs=(1, 1, 1, 1), planes=(8, 16, 24, 32)),
     'RepVGG': dict(num_blocks=(2, 2, 2, 2), width_multiplier=(0.25, 0.25, 0.25, 0.25),
                    override_groups_map={2: 2, 4: 4}),
 }
-CUTS = {'ConvNeXt', 'GFNet', 'HorNet', 'SLaK'}  # whose patches cut off what does not fit, where others round up
-UNBRANCHED = {'GFNet', 'HorNet'}  # of which merging changes nothing
+CUTS = {'ConvNeXt', 'GFNet', 'HorNet', 'ParCConvNeXt', 'SLaK'}  # whose patches cut off what does not fit
+UNBRANCHED = {'GFNet', 'HorNet', 'ParCNet', 'ParCResNet'}  # of which merging changes nothing
 SHARED = ['arch', 'in_channels', 'out_indices', 'drop_path_rate', 'frozen_stages', 'norm_cfg', 'norm_eval', 'with_cp',
           'merged', 'init_cfg']
 STRIDES = (4, 8, 16, 32)
@@ -72,7 +83,7 @@ def test_any_size(family, size):
 
 def test_769(family):
     with torch.device('meta'):
-        net = build(family)
+        net = build(family).eval()
     assert [m.shape[-1] for m in net(torch.empty(1, 3, 769, 769, device='meta'))] == (
         [192, 96, 48, 24] if family in CUTS else [193, 97, 49, 25])
 

@@ -1,0 +1,86 @@
+"""ParC-ConvNeXt: ConvNeXt with global circular convolutions in its late blocks.
+
+ParC-Net, Zhang et al., ECCV 2022, arXiv:2203.03952, and Fast-ParC, Yang et al., arXiv:2210.04020. Official code:
+https://github.com/hkzhang91/ParC-Net (no licence: only its parameter names are followed).
+"""
+from typing import Any, Dict
+
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from mmlk.ops.parc import ParCOperator, parc
+from mmlk.registry import MODELS
+
+from .base import Arch, check_per_stage, check_positive, resolve_arch
+from .convnext import Block, ConvNeXt
+
+
+def _arch(width: int) -> Dict[str, Any]:
+    return dict(depths=(3, 3, 9, 3), dims=tuple(width * 2**stage for stage in range(4)))
+
+
+# XT: the ParC-Net paper. T: the same with the widths of ConvNeXt-T.
+ARCHS = {'XT': _arch(48), 'T': _arch(96)}
+
+_DEFAULTS = dict(layer_scale_init_value=1e-6, kernel_sizes=None, small_kernel=None, ParC_insert_locs=None,
+                 stages_rs=None)
+
+
+class ParCBlock(Block):
+    """ConvNeXt's block with ParC for the depthwise convolution.
+
+    Args:
+        channels: Channels of the map, even.
+        size: Native side of the map.
+        drop_path: Stochastic depth.
+        layer_scale_init_value: Initial factor of the residual; 0 for a residual without factor.
+    """
+
+    def __init__(self, channels: int, size: int, drop_path: float, layer_scale_init_value: float):
+        super().__init__('gcc_H', ParCOperator(channels // 2, size, 'h'), channels, drop_path, layer_scale_init_value)
+        self.gcc_W = ParCOperator(channels // 2, size, 'w')
+        for operator in (self.gcc_H, self.gcc_W):
+            trunc_normal_(operator.gcc_conv.weight, std=0.02)
+            nn.init.zeros_(operator.gcc_conv.bias)
+
+    def mix(self, x: Tensor) -> Tensor:
+        return parc(x, self.gcc_H, self.gcc_W)
+
+
+@MODELS.register_module()
+class ParCConvNeXt(ConvNeXt):
+    """ConvNeXt whose late blocks see the whole map, at any size of it.
+
+    Args:
+        arch: A name of ``ARCHS``, or a dict as :class:`ConvNeXt`'s, with ``ParC_insert_locs`` (per stage, the first
+            block with ParC; the stage's depth for none) and ``stages_rs`` (per stage, the side of the maps that kernels
+            and embeddings are made for). By default they stand in the last third of the last two stages, for images
+            of 224 pixels: 56, 28, 14, 7.
+        others: As :class:`ConvNeXt`'s.
+
+    Raises:
+        ValueError: An argument does not fit; the message says which.
+    """
+
+    @staticmethod
+    def complete(arch: Arch) -> Dict[str, Any]:
+        own = resolve_arch(arch, ARCHS, ('depths', 'dims'), _DEFAULTS, 'ParCConvNeXt')
+        first, sizes = own.pop('ParC_insert_locs'), own.pop('stages_rs')
+        full = ConvNeXt.complete(own)
+        depths, stages = full['depths'], len(full['depths'])
+        if first is None:
+            first = tuple(2 * depth // 3 if stage >= stages - 2 else depth for stage, depth in enumerate(depths))
+        full.update(ParC_insert_locs=first, stages_rs=sizes or tuple(56 // 2**stage for stage in range(stages)))
+        check_per_stage(full, 'ParC_insert_locs', 'stages_rs', 'depths')
+        check_positive(full, 'stages_rs')
+        for location, depth, channels in zip(first, depths, full['dims']):
+            if not isinstance(location, int) or not 0 <= location <= depth:
+                raise ValueError(f'ParC_insert_locs must be in 0..{depth} in a stage of {depth} blocks, got {location}')
+            if location < depth and channels % 2:
+                raise ValueError(f'ParC halves the channels, so they must be even; got {channels}')
+        return full
+
+    def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> Block:
+        if index < arch['ParC_insert_locs'][stage]:
+            return super().block(arch, stage, index, drop_path, merged)
+        return ParCBlock(arch['dims'][stage], arch['stages_rs'][stage], drop_path, arch['layer_scale_init_value'])

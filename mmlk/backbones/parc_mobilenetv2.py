@@ -1,0 +1,109 @@
+"""ParC-MobileNetV2: MobileNetV2 with global circular convolutions in the late blocks of its rows.
+
+ParC-Net, Zhang et al., ECCV 2022, arXiv:2203.03952. Official code: https://github.com/hkzhang91/ParC-Net (no licence:
+only its parameter names are followed). The blocks with ParC have its names, the others :class:`MobileNetV2`'s, to which
+the weights loader translates the official ones, torchvision's.
+"""
+from typing import Any, Dict, Optional, Sequence
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from mmlk.ops.parc import ParCOperator, parc
+from mmlk.registry import MODELS
+from mmlk.reparam.branches import NormLayer
+
+from .base import Arch, check_positive
+from .mobilenetv2 import _DEFAULTS, MobileNetV2, Place, complete
+
+# Of each row, the first block with ParC and the side of the maps; a row of fewer blocks has none.
+_LOCATIONS, _SIDES = (1, 2, 3, 2, 2, 2, 1), (112, 56, 28, 14, 14, 7, 7)
+
+ARCHS = {'1.0': dict(ParC_insert_locs=_LOCATIONS, stages_rs=_SIDES)}
+
+
+class ParCInvertedResidual(nn.Module):
+    """Pointwise up, ParC and pointwise down, the last without activation, around a shortcut.
+
+    Keys, as the official ones: ``pw_expand``, ``gcc_H``, ``gcc_W``, ``bn``, ``pw_linear``.
+
+    Args:
+        place: Where the block stands.
+        size: Native side of the map.
+        use_pe: Whether to add position embeddings.
+        norm_layer: Builds a norm for a number of channels.
+        drop_path: Stochastic depth.
+    """
+
+    def __init__(self, place: Place, size: int, use_pe: bool, norm_layer: NormLayer, drop_path: float):
+        super().__init__()
+        hidden = place.hidden_channels
+        self.pw_expand = nn.Sequential(nn.Conv2d(place.in_channels, hidden, 1, bias=False), norm_layer(hidden),
+                                       nn.ReLU6(inplace=True))
+        self.gcc_H = ParCOperator(hidden // 2, size, 'h', use_pe=use_pe)
+        self.gcc_W = ParCOperator(hidden // 2, size, 'w', use_pe=use_pe)
+        for operator in (self.gcc_H, self.gcc_W):
+            nn.init.kaiming_normal_(operator.gcc_conv.weight, mode='fan_out', nonlinearity='relu')
+            nn.init.zeros_(operator.gcc_conv.bias)
+        self.bn = norm_layer(hidden)
+        self.act = nn.ReLU6(inplace=True)
+        self.pw_linear = nn.Sequential(nn.Conv2d(hidden, place.out_channels, 1, bias=False),
+                                       norm_layer(place.out_channels))
+        self.shortcut = place.shortcut
+        if place.shortcut:
+            self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.pw_linear(self.act(self.bn(parc(self.pw_expand(x), self.gcc_H, self.gcc_W))))
+        return x + self.drop_path(out) if self.shortcut else out
+
+
+@MODELS.register_module()
+class ParCMobileNetV2(MobileNetV2):
+    """MobileNetV2 whose late blocks see the whole map, at any size of it.
+
+    As officially, the first block with ParC of a row adds position embeddings, the others do not. The official dense
+    prediction takes, for the last map, the 1280 channels of the classifier's last pointwise layer; here they are the
+    320 before it.
+
+    Args:
+        arch: A name of ``ARCHS``, or a dict as :class:`MobileNetV2`'s, with ``ParC_insert_locs`` (per row, the first
+            block with ParC; as many as its blocks for none) and ``stages_rs`` (per row, the side of the maps that
+            kernels and embeddings are made for).
+        others: As :class:`MobileNetV2`'s.
+
+    Raises:
+        ValueError: An argument does not fit; the message says which.
+    """
+
+    def __init__(self, arch: Arch = '1.0', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
+                 strides: Sequence[int] = (2, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
+                 drop_path_rate: float = 0.0, frozen_stages: int = -1, norm_cfg: dict = dict(type='BN'),
+                 norm_eval: bool = False, with_cp: bool = False, merged: bool = False,
+                 init_cfg: Optional[dict] = None):
+        super().__init__(arch, in_channels, out_indices, strides, dilations, drop_path_rate, frozen_stages, norm_cfg,
+                         norm_eval, with_cp, merged, init_cfg)
+
+    @staticmethod
+    def complete(arch: Arch) -> Dict[str, Any]:
+        defaults = dict(_DEFAULTS, ParC_insert_locs=_LOCATIONS, stages_rs=_SIDES)
+        full = complete(arch, ARCHS, defaults, 'ParCMobileNetV2')
+        rows, locations = full['arch_settings'], full['ParC_insert_locs']
+        for key in ('ParC_insert_locs', 'stages_rs'):
+            if len(full[key]) != len(rows):
+                raise ValueError(f'{key} must have one entry per row of arch_settings, '
+                                 f'got {len(full[key])} for {len(rows)}')
+        check_positive(full, 'stages_rs')
+        for location, (_, _, blocks, stride) in zip(locations, rows):
+            if not isinstance(location, int) or not stride - 1 <= location <= blocks:
+                raise ValueError(f'ParC_insert_locs must be in {stride - 1}..{blocks} in a row of {blocks} blocks and '
+                                 f'stride {stride}, got {location}')
+        return full
+
+    def block(self, arch: Dict[str, Any], place: Place, drop_path: float, merged: bool) -> nn.Module:
+        first, size = arch['ParC_insert_locs'][place.row], arch['stages_rs'][place.row]
+        if place.index < first:
+            return super().block(arch, place, drop_path, merged)
+        if place.hidden_channels % 2:
+            raise ValueError(f'ParC halves the channels, so they must be even; got {place.hidden_channels}')
+        return ParCInvertedResidual(place, size, place.index == first, self.norm_layer, drop_path)
