@@ -1,22 +1,22 @@
 """Pretrained and trained weights: what there is, get it, look into a file.
 
-    python tools/weights.py list
+    python tools/weights.py list [WORD ...]
     python tools/weights.py fetch replknet-31b_in1k
     python tools/weights.py inspect FILE
 """
 import argparse
 import sys
 from collections import Counter
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from mmlk.weights import WeightsError
-from mmlk.weights.catalog import CATALOG, Triple
+from mmlk.weights.catalog import FAMILIES, Triple
 from mmlk.weights.fetch import cache_dir, cache_path, find
 from mmlk.weights.identify import identify
-from mmlk.weights.layouts import find_tensors
+from mmlk.weights.layouts import find_tensors, fit
 from mmlk.weights.read import StandIn, read
 
 
@@ -24,19 +24,25 @@ def _pixels(triple: Triple) -> str:
     return '/'.join(f'{value:g}' for value in dict.fromkeys(triple))
 
 
-def show_catalog() -> None:
-    table = Table(box=None)
-    table.add_column('name', no_wrap=True)
-    for title in ('arch', 'holds', 'pretraining', 'size', 'mean', 'std', 'licence', 'sha256', 'here', 'note'):
-        table.add_column(title)
-    for entry in CATALOG.values():
-        table.add_row(entry.name, entry.arch, entry.holds, entry.pretraining, entry.image_size,
-                      _pixels(entry.mean), _pixels(entry.std), entry.licence, entry.sha256 or 'not known',
-                      'yes' if cache_path(entry).exists() else '', entry.note)
+def show_catalog(words: Sequence[str]) -> None:
+    """The entries, by family, in whose name or family's name every word stands."""
     # a pipe or a file has no width of its own to keep to
-    Console(width=None if sys.stdout.isatty() else 260).print(table)
-    print(f'Files are kept in {cache_dir()}; MMLK_HOME sets another place. URLs and sources: '
-          'mmlk/weights/catalog.py')
+    console = Console(width=None if sys.stdout.isatty() else 260)
+    for family, entries in FAMILIES.items():
+        shown = [entry for entry in entries
+                 if all(word.lower() in f'{family} {entry.name}'.lower() for word in words)]
+        if not shown:
+            continue
+        table = Table(box=None, title=f'\n{family}', title_justify='left', title_style='bold')
+        table.add_column('name', no_wrap=True)
+        for title in ('arch', 'holds', 'pretraining', 'size', 'mean', 'std', 'licence', 'sha256', 'here', 'note'):
+            table.add_column(title)
+        for entry in shown:
+            table.add_row(entry.name, entry.arch, entry.holds, entry.pretraining, entry.image_size,
+                          _pixels(entry.mean), _pixels(entry.std), entry.licence, entry.sha256 or 'not known',
+                          'yes' if cache_path(entry).exists() else '', entry.note)
+        console.print(table)
+    print(f'\nFiles are kept in {cache_dir()}; MMLK_HOME sets another place. URLs and sources: mmlk/weights/catalog/')
 
 
 def _brief(value: Any) -> str:
@@ -59,8 +65,9 @@ def inspect(source: str) -> None:
     buffers = ('running_mean', 'running_var', 'num_batches_tracked')
     parameters = sum(value.numel() for name, value in tensors.items() if not name.endswith(buffers))
     print(f'{path}: {path.stat().st_size:,} bytes')
-    print(f'format      {layout.format}')
-    print(f'looks like  {identify(tensors) or "no family known here"}')
+    native = fit(layout)
+    print(f'format      {native.format}')
+    print(f'looks like  {identify(native.tensors) or "no family known here"}')
     print(f'tensors     {len(tensors)} ({", ".join(f"{count} {kind}" for kind, count in kinds.items())})')
     print(f'parameters  {parameters:,}, running statistics not counted')
     print(f'first keys  {", ".join(names[:3])}')
@@ -73,7 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
-    commands.add_parser('list', help='the catalogue')
+    listed = commands.add_parser('list', help='the catalogue')
+    listed.add_argument('words', metavar='WORD', nargs='*', help='only names and families with all of these')
     fetch = commands.add_parser('fetch', help='download, or find in the cache, and print the path')
     fetch.add_argument('source', metavar='NAME', help='a name of the catalogue, or a URL')
     look = commands.add_parser('inspect', help='what a file holds; runs nothing in it')
@@ -81,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.command == 'list':
-            show_catalog()
+            show_catalog(args.words)
         elif args.command == 'fetch':
             print(find(args.source))
         else:

@@ -150,6 +150,15 @@ class BaseBackbone(BaseModule):
         """Largest layer id of a parameter that pretraining fills."""
         raise NotImplementedError
 
+    def resized_weight(self, name: str, value: Tensor) -> Tensor:
+        """A parameter's value out of a file in which it has another shape; ``value`` itself where there is no way.
+
+        Args:
+            name: As in ``self.named_parameters()``.
+            value: What the file holds.
+        """
+        return value
+
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning-rate decay: 0 for the stem, up to ``num_layers``.
 

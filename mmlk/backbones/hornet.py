@@ -10,7 +10,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from mmlk.ops import DepthwiseConv2d
-from mmlk.ops.global_filter import global_filter2d
+from mmlk.ops.global_filter import global_filter2d, resize_filter
 from mmlk.registry import MODELS
 
 from .base import Arch, BaseBackbone, check_per_stage, check_positive, resolve_arch
@@ -242,6 +242,12 @@ class HorNet(BaseBackbone):
             if i in self.out_indices:
                 maps[i] = self._modules[f'norm{i}'](x)
         return tuple(maps[i] for i in self.out_indices)
+
+    def resized_weight(self, name: str, value: Tensor) -> Tensor:
+        """A global filter that was trained at another size, as ``mmcv_custom/checkpoint.py`` of the official code."""
+        if not name.endswith('complex_weight') or value.dim() != 4:
+            return value
+        return resize_filter(value, self.get_parameter(name).shape[1:3])
 
     def parts(self, stage_id: int) -> List[nn.Module]:
         if stage_id == 0:

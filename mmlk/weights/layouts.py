@@ -1,9 +1,10 @@
 """Where the tensors lie in what a file holds, and how its keys answer to a module's."""
 from dataclasses import dataclass, field
-from typing import Any, Collection, Dict, List, Mapping
+from typing import Any, Collection, Dict, List, Mapping, Tuple
 
 from torch import Tensor
 
+from .dialects import DIALECTS
 from .errors import WeightsError
 
 # In order of preference. `state_dict`: mmseg, mmdet, mmpretrain, timm, Lightning. `model`: the official
@@ -78,24 +79,36 @@ def is_whole(names: Collection[str]) -> bool:
     return any(name.startswith(_BACKBONE) for name in names)
 
 
-def fit(layout: Layout, names: Collection[str]) -> Layout:
+def split_backbone(tensors: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
+    """The backbone's part of a state dict, without ``backbone.``, and the rest; of a bare backbone there is no rest."""
+    if not is_whole(tensors):
+        return dict(tensors), {}
+    inside = {name[len(_BACKBONE):]: value for name, value in tensors.items() if name.startswith(_BACKBONE)}
+    return inside, {name: value for name, value in tensors.items() if not name.startswith(_BACKBONE)}
+
+
+def fit(layout: Layout, names: Collection[str] = ()) -> Layout:
     """The layout as a module with parameters ``names`` would spell it.
 
-    A whole model takes a whole file as it is. A backbone takes what lies under ``backbone.`` and nothing
-    else, so that a key of a head can never pass for one of its own.
+    A whole model takes a whole file with all that is in it. A backbone takes what lies under ``backbone.`` and nothing
+    else, so that a key of a head can never pass for one of its own. Names of another toolbox are translated, unless
+    the module has them itself.
     """
-    if is_whole(names) or not is_whole(layout.tensors):
+    if is_whole(names) and not is_whole(layout.tensors):
         return layout
-    inside = {name[len(_BACKBONE):]: value for name, value in layout.tensors.items()
-              if name.startswith(_BACKBONE)}
-    aside = [name for name in layout.tensors if not name.startswith(_BACKBONE)]
-    steps = [*layout.steps, "keys under 'backbone.'"]
-    if 'head.fc.weight' in aside and 'stages.0.blocks.0.prelkb_bn.weight' in inside:
-        # mmpretrain's converter put the classifier's last norm there. It must not pass for a norm on the
-        # outputs, which RepLKNet-XL has downstream and no classifier has.
-        last = max(int(name.split('.')[1]) for name in inside if name.startswith('stages.'))
-        moved = f'stages.{last}.norm.'
-        inside = {name.replace(moved, 'norm.') if name.startswith(moved) else name: value
-                  for name, value in inside.items()}
-        steps.append("mmpretrain's RepLKNet, the classifier's norm moved back")
-    return Layout(inside, steps, aside)
+    inside, aside = split_backbone(layout.tensors)
+    steps = list(layout.steps)
+    if not is_whole(names) and is_whole(layout.tensors):
+        steps.append("keys under 'backbone.'")
+    spoken = {name[len(_BACKBONE):] if name.startswith(_BACKBONE) else name for name in names}
+    dialect = next((d for d in DIALECTS if d.marks({**inside, **aside}) and not d.marks(spoken)), None)
+    if dialect:
+        before, inside = inside, dialect.translate(inside)
+        changed = [pair for pair in zip(before, inside) if pair[0] != pair[1]]
+        reshaped = sum(x.shape != y.shape for x, y in zip(before.values(), inside.values()))
+        steps.append(f'{dialect.name}: {len(changed)} names translated' +
+                     (f', such as {changed[0][0]} to {changed[0][1]}' if changed else '') +
+                     (f', and {reshaped} tensors freed of dimensions of 1' if reshaped else ''))
+    if is_whole(names):
+        return Layout({**{_BACKBONE + name: value for name, value in inside.items()}, **aside}, steps)
+    return Layout(inside, steps, list(aside))

@@ -1,35 +1,87 @@
+import importlib
 import re
 
 import pytest
 
-from mmlk.backbones.replknet import ARCHS
-from mmlk.weights.catalog import CATALOG
+import mmlk.backbones  # noqa: F401, registers them
+from mmlk.registry import MODELS
+from mmlk.weights.catalog import CATALOG, FAMILIES
+
+ENTRIES = [(family, entry) for family, entries in FAMILIES.items() for entry in entries]
+BASELINES = {'Swin', 'ResNet, ResNeXt, ResNeSt'}
+TASKS = {'upernet': 'UperNet', 'fcos': 'FCOS', 'mask_rcnn': 'Mask R-CNN', 'cascade_mask_rcnn': 'Cascade Mask R-CNN',
+         'fpn': 'Semantic FPN', 'retinanet': 'RetinaNet', 'ssd': 'SSD', 'deeplabv3': 'DeepLabv3'}
+DATA = {'ade20k': 'ADE20K', 'cityscapes': 'Cityscapes', 'coco': 'COCO', 'voc': 'Pascal VOC'}
+PRETRAINING = {'in1k': 'ImageNet-1K', 'in22k': 'ImageNet-22K', 'in22k-in1k': 'ImageNet-22K, then 1K',
+               'meg73m': 'MegData73M', 'meg73m-in1k': 'MegData73M, then ImageNet-1K'}
 
 
-@pytest.mark.parametrize('name', CATALOG)
-def test_entry(name):
-    entry = CATALOG[name]
-    assert entry.name == name and entry.arch in ARCHS
-    assert entry.url.startswith('https://') and entry.licence and entry.source
-    # XL was trained on pixels in -1..1, the others with ImageNet's statistics (official README, tip 1)
-    assert (entry.mean == entry.std == (127.5, ) * 3) == (entry.arch == 'XL')
-    assert re.sub(r'[-_]', '', name).startswith(('replknet', 'upernet', 'fcos', 'cascademaskrcnn'))
-    assert f'replknet{entry.arch.lower()}' in name.replace('replknet-', 'replknet').replace('-22k', '')
+def test_no_two_entries_have_one_name_or_one_file():
+    assert len(CATALOG) == len(ENTRIES)
+    assert all(CATALOG[entry.name] is entry for _, entry in ENTRIES)
+    assert len({entry.url for entry in CATALOG.values()}) == len(CATALOG)
 
 
-def test_a_digest_or_a_page_for_every_file():
-    """What can be verified is; what cannot can also be had by hand."""
+@pytest.mark.parametrize('family', [family for family in FAMILIES if family not in BASELINES])
+def test_every_arch_is_one_of_its_family(family):
+    archs = importlib.import_module(MODELS.get(family).__module__).ARCHS
+    assert {entry.arch for entry in FAMILIES[family]} <= set(archs)
+
+
+@pytest.mark.parametrize('family, entry', ENTRIES, ids=[entry.name for _, entry in ENTRIES])
+def test_entry(family, entry):
+    assert re.fullmatch(r'[a-z0-9_-]+', entry.name)
+    assert entry.url.startswith('https://') and (not entry.page or entry.page.startswith('https://'))
+    assert entry.licence and entry.source.startswith('github.com/')
+    assert len(entry.mean) == len(entry.std) == 3 and min(entry.std) > 50
+    assert re.fullmatch(r'\d+x\d+|not stated', entry.image_size)
+    if entry.sha256:
+        assert re.fullmatch('[0-9a-f]{8}', entry.sha256) and re.search(f'-{entry.sha256}.pth', entry.url)
+    # OpenMMLab and torchvision publish digests, in the file's name; nobody else does
+    assert bool(entry.sha256) == entry.url.startswith(('https://download.openmmlab', 'https://download.pytorch'))
+
+
+@pytest.mark.parametrize('family, entry', ENTRIES, ids=[entry.name for _, entry in ENTRIES])
+def test_a_name_says_what_the_file_is(family, entry):
+    """``family-arch_pretraining[-more]`` of a classifier, ``task_family-arch[-22k]_data[-more]`` of a trained model."""
+    if entry.holds == 'classifier':
+        backbone, end = entry.name.split('_')
+        kind = max((kind for kind in PRETRAINING if re.match(rf'{kind}(-|$)', end)), key=len)
+        assert entry.pretraining == PRETRAINING[kind]
+        size = re.search(r'-(\d{3})(?=[-_]|$)', entry.name)
+        if entry.image_size not in ('224x224', 'not stated', '192x192') and family != 'ParCNet':
+            assert size and entry.image_size == f'{size[1]}x{size[1]}'
+    else:
+        task, backbone, end = re.fullmatch('(.*?)_((?!mask|rcnn).*)_(.*)', entry.name).groups()
+        assert entry.holds == f"{TASKS[task]}, {DATA[end.split('-')[0]]}"
+        assert ('-22k' in backbone) == (entry.pretraining == 'ImageNet-22K')
+        assert re.search(r'\d\d\.\d', entry.note)
+    if family not in BASELINES and backbone != 'mobilenetv2':
+        arch = entry.arch.lower()
+        if entry.holds != 'classifier':
+            arch = arch.removesuffix('-384')  # a trained HorNet-GF has the filters of 384 pixels, and no name says so
+        assert backbone.startswith(family.lower()) and arch in backbone[len(family):]
+
+
+def test_pixels():
+    """RepLKNet-XL was trained on pixels in -1..1 (official README, tip 1), ParC-Net on pixels in 0..1."""
+    for family, entry in ENTRIES:
+        expected = {('RepLKNet', 'XL'): ((127.5, ) * 3, (127.5, ) * 3), ('ParCNet', 'S'): ((0, ) * 3, (255, ) * 3)}
+        if entry.name.startswith('resnest'):
+            assert entry.mean == (123.68, 116.779, 103.939)
+        else:
+            imagenet = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+            assert (entry.mean, entry.std) == expected.get((family, entry.arch), imagenet)
+
+
+def test_what_cannot_be_had_directly_can_be_had_by_hand():
+    """Drives and clouds answer with pages of their own now and then."""
     for entry in CATALOG.values():
-        assert bool(entry.sha256) != bool(entry.page), entry.name
-        if entry.sha256:
-            assert re.fullmatch('[0-9a-f]{8}', entry.sha256) and f'-{entry.sha256}.pth' in entry.url
+        if re.search('google|tsinghua|surf', entry.url):
+            assert entry.page and entry.page != entry.url
 
 
-def test_no_two_entries_are_the_same_file():
-    assert len({entry.url for entry in CATALOG.values()}) == len(CATALOG) == 21
-
-
-def test_trained_models_are_named_as_their_configs(repo):
+def test_every_trained_replknet_is_named_as_its_config(repo):
     configs = {path.stem for path in (repo / 'configs').glob('*.py')}
-    trained = {entry.name for entry in CATALOG.values() if entry.holds != 'classifier'}
+    trained = {entry.name for entry in FAMILIES['RepLKNet'] if entry.holds != 'classifier'}
     assert len(trained) == 10 and trained <= configs

@@ -7,8 +7,9 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MMLogger
 from torch import nn
+from torch.nn import functional as F
 
-from mmlk.backbones import RepLKNet
+from mmlk.backbones import ConvNeXt, HorNet, RepLKNet
 from mmlk.reparam import merge
 from mmlk.weights import Report, WeightsError, load
 
@@ -177,7 +178,8 @@ def test_another_size_is_recognised(tmp_path, fresh):
     message = refused(RepLKNet('31B', out_indices=(0, )), tmp_path / 'w.pth', 'were not filled')
     assert 'stem.0.conv.weight: 192x3x3x3 in the file, 128x3x3x3 in the module' in message
     assert 'looks like RepLKNet-31L, training form, the module is RepLKNet-31B, training form' in message
-    assert 'channels 4-8-12-16' in refused(fresh, tmp_path / 'w.pth', 'RepLKNet-31L')
+    said = refused(fresh, tmp_path / 'w.pth', 'looks like RepLKNet-31L')
+    assert 'the module is RepLKNet, incomplete or of no published arch, training form' in said
 
 
 @pytest.mark.parametrize('file_merged', [True, False])
@@ -300,3 +302,34 @@ def test_mmengines_own_checkpoint(tmp_path, trained):
     report = load(trained, file)
     assert_same(trained.state_dict(), model.backbone.state_dict())
     assert 'message_hub' in report.format and 'optimizer' in report.format
+
+
+def test_a_file_of_a_deeper_arch_does_not_pass_for_the_modules_own(tmp_path):
+    with torch.device('meta'):
+        shapes = {name: value.shape for name, value in ConvNeXt('S').state_dict().items()}
+    torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, tmp_path / 'small.pth')
+    net = ConvNeXt('T')
+    before = snapshot(net)
+    with pytest.raises(WeightsError, match='has blocks for which ConvNeXt has no place') as failed:
+        load(net, tmp_path / 'small.pth')
+    assert 'the file looks like ConvNeXt-S, the module is ConvNeXt-T' in str(failed.value)
+    assert_same(net.state_dict(), before)
+    assert load(net, tmp_path / 'small.pth', strict=False).hints
+    shallow = ConvNeXt('S', out_indices=(0, 1))  # its own first stages, which T has as well
+    assert not load(shallow, tmp_path / 'small.pth').missing
+
+
+def test_values_of_another_shape_that_the_module_can_resize(tmp_path):
+    donor, net = (HorNet(dict(depths=(1, 1, 1, 1), base_dim=8, gnconv=(
+        dict(order=2), dict(order=2), dict(order=2, h=h, w=w), dict(order=2)))) for h, w in ((14, 8), (24, 13)))
+    torch.save(donor.state_dict(), tmp_path / 'native.pth')
+    report = load(net, tmp_path / 'native.pth')
+    name = 'stages.2.0.gnconv.dwconv.complex_weight'
+    assert report.resized == [name] and name in report.matched and '1  of them resized' in str(report)
+    given, value = donor.state_dict()[name], net.state_dict()[name]
+    expected = F.interpolate(given.permute(3, 0, 1, 2), (24, 13), mode='bilinear', align_corners=True)
+    assert torch.equal(value, expected.permute(1, 2, 3, 0))
+    name = 'stages.0.0.gnconv.proj_in.weight'  # of which nothing is known
+    torch.save({**donor.state_dict(), name: torch.ones(4, 8, 1, 1)}, tmp_path / 'wrong.pth')
+    with pytest.raises(WeightsError, match=f'{name}: 4x8x1x1 in the file'):
+        load(net, tmp_path / 'wrong.pth')

@@ -4,9 +4,10 @@ from argparse import Namespace
 
 import pytest
 import torch
+import torchvision
 
 from mmlk.backbones import RepLKNet
-from mmlk.weights.catalog import CATALOG
+from mmlk.weights.catalog import CATALOG, FAMILIES
 
 
 @pytest.fixture
@@ -28,6 +29,22 @@ def test_list_names_every_entry(tool):
         assert (entry.sha256 or 'not known') in line and entry.pretraining in line and entry.note in line
 
 
+def test_list_goes_by_family(tool):
+    lines = tool('list').splitlines()
+    titles = [line.strip() for line in lines if line.strip() in FAMILIES]
+    assert titles == list(FAMILIES)
+    title = ''
+    for line in lines:
+        title = line.strip() if line.strip() in FAMILIES else title
+        name = line.split()[0] if line.strip() else ''
+        assert name not in CATALOG or CATALOG[name] in FAMILIES[title]
+
+
+def test_list_of_some(tool):
+    shown = {line.split()[0] for line in tool('list', 'ConvNeXt', 'upernet').splitlines() if line.strip()}
+    assert shown & set(CATALOG) == {name for name in CATALOG if name.startswith('upernet_convnext')}
+
+
 def test_inspect(tool, tmp_path):
     model = RepLKNet('31B', out_indices=(0, ))
     torch.save({'model': model.state_dict(), 'epoch': 12,
@@ -38,6 +55,13 @@ def test_inspect(tool, tmp_path):
                  f'tensors     {len(model.state_dict())} (', 'first keys  stem.0.conv.weight',
                  'epoch       12', 'model=RepLKNet-31B, input_size=224'):
         assert said in printed, (said, printed)
+
+
+def test_inspect_reads_other_toolboxes(tool, tmp_path):
+    torch.save({'state_dict': torchvision.models.convnext_tiny().state_dict()}, tmp_path / 'w.pth')
+    printed = tool('inspect', tmp_path / 'w.pth')
+    assert "torchvision's ConvNeXt: 182 names translated" in printed and 'looks like  ConvNeXt-T\n' in printed
+    assert 'first keys  features.0.0.weight' in printed
 
 
 def test_fetch_prints_the_path_of_what_is_there(tool, tmp_path):

@@ -1,0 +1,140 @@
+"""The names that other toolboxes give to the tensors of our backbones, which have the official names."""
+import re
+from dataclasses import dataclass
+from typing import Collection, Dict, Tuple
+
+from torch import Tensor
+
+from .errors import WeightsError
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a toolbox spells a family.
+
+    Patterns are regular expressions; names are those inside the backbone, without ``backbone.``.
+
+    Args:
+        name: The toolbox and the family.
+        mark: Pattern of a whole name by which a file is known, and which no backbone of ours has.
+        beside: Pattern of a whole name that the file must hold too.
+        rules: (pattern, replacement); all are applied to a name, in turn.
+        dims: (pattern of a translated name, number of its dimensions here), where the toolbox has more, of size 1.
+    """
+    name: str
+    mark: str
+    rules: Tuple[Tuple[str, str], ...]
+    beside: str = ''
+    dims: Tuple[Tuple[str, int], ...] = ()
+
+    def marks(self, names: Collection[str]) -> bool:
+        """Whether a file with these names is written in the dialect."""
+        return all(any(re.fullmatch(pattern, name) for name in names)
+                   for pattern in (self.mark, self.beside) if pattern)
+
+    def translate(self, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """The tensors by their names here, and with their dimensions here.
+
+        Raises:
+            WeightsError: Two of them would have one name.
+        """
+        translated: Dict[str, Tensor] = {}
+        for name, value in tensors.items():
+            for pattern, replacement in self.rules:
+                name = re.sub(pattern, replacement, name)
+            for pattern, dims in self.dims:
+                while re.search(pattern, name) and value.ndim > dims and value.shape[-1] == 1:
+                    value = value.squeeze(-1)
+            if name in translated:
+                raise WeightsError(f'the file, read as {self.name}, holds {name} twice')
+            translated[name] = value
+        return translated
+
+
+# A classifier's last norm: mmpretrain puts it where a backbone has the norm on its last output. It must not pass for
+# that norm, which dense prediction learns and a classifier lacks.
+_CLASSIFIER = r'head\.fc\.weight'
+_LAST_NORM = (r'^norm3\.', 'norm.')
+
+_MMPRETRAIN_CONVNEXT = (
+    (r'\.depthwise_conv\.', '.dwconv.'),
+    (r'\.pointwise_conv', '.pwconv'),
+)
+_MMPRETRAIN_HORNET = (
+    (r'\.gnconv\.projs\.', '.gnconv.pws.'),
+    (r'\.gamma([12])\.weight$', r'.gamma\1'),
+)
+_CONVNEXT_DIMS = ((r'\.pwconv[12]\.weight$', 2), (r'\.gamma$', 1))  # a linear layer as 1x1 convolution; (C, 1, 1)
+_STAGES = range(4)
+_MOBILENETV2_BLOCKS = tuple((layer, block) for layer, blocks in enumerate((1, 2, 3, 4, 3, 3, 1), 1)
+                            for block in range(blocks))
+
+# The first that a file is known by counts.
+DIALECTS = (
+    Dialect("mmpretrain's RepLKNet", _CLASSIFIER, ((r'^stages\.3\.norm\.', 'norm.'), ),
+            beside=r'stages\.0\.blocks\.0\.prelkb_bn\.weight'),
+    Dialect("mmpretrain's ConvNeXt classifier", r'stages\.0\.0\.depthwise_conv\.weight',
+            (*_MMPRETRAIN_CONVNEXT, _LAST_NORM), beside=_CLASSIFIER, dims=_CONVNEXT_DIMS),
+    Dialect("mmpretrain's ConvNeXt", r'stages\.0\.0\.depthwise_conv\.weight', _MMPRETRAIN_CONVNEXT,
+            dims=_CONVNEXT_DIMS),
+    Dialect("mmpretrain's HorNet classifier", r'stages\.0\.0\.gnconv\.projs\.0\.weight',
+            (*_MMPRETRAIN_HORNET, _LAST_NORM), beside=_CLASSIFIER),
+    Dialect("mmpretrain's HorNet", r'stages\.0\.0\.gnconv\.projs\.0\.weight', _MMPRETRAIN_HORNET),
+    Dialect("mmpretrain's RepVGG", r'stem\.branch_(3x3|reparam)\..*', (
+        (r'^stem\.', 'stage0.'),
+        (r'^stage_(\d)\.', r'stage\1.'),
+        (r'\.branch_3x3\.', '.rbr_dense.'),
+        (r'\.branch_1x1\.', '.rbr_1x1.'),
+        (r'\.norm\.', '.bn.'),
+        (r'\.branch_norm\.', '.rbr_identity.'),
+        (r'\.branch_reparam\.', '.rbr_reparam.'),
+        (r'\.se_layer\.conv1\.conv\.', '.se.down.'),
+        (r'\.se_layer\.conv2\.conv\.', '.se.up.'),
+    )),
+    Dialect("timm's ConvNeXt", r'stages\.0\.blocks\.0\.conv_dw\..*', (
+        (r'^stem\.', 'downsample_layers.0.'),
+        (r'^stages\.(\d)\.downsample\.', r'downsample_layers.\1.'),
+        (r'^stages\.(\d)\.blocks\.', r'stages.\1.'),
+        (r'\.conv_dw\.', '.dwconv.'),
+        (r'\.mlp\.fc([12])\.', r'.pwconv\1.'),
+        (r'^head\.norm\.', 'norm.'),
+        (r'^head\.fc\.', 'head.'),
+    ), dims=_CONVNEXT_DIMS),
+    Dialect("timm's RepVGG", r'stem\.(conv_kxk|reparam_conv)\..*', (
+        (r'^stem\.', 'stage0.'),
+        *((rf'^stages\.{i}\.', f'stage{i + 1}.') for i in _STAGES),
+        (r'\.conv_kxk\.', '.rbr_dense.'),
+        (r'\.conv_1x1\.', '.rbr_1x1.'),
+        (r'\.identity\.', '.rbr_identity.'),
+        (r'\.reparam_conv\.', '.rbr_reparam.'),
+        (r'\.attn\.fc1\.', '.se.down.'),
+        (r'\.attn\.fc2\.', '.se.up.'),
+        (r'^head\.fc\.', 'linear.'),
+    )),
+    Dialect("torchvision's ConvNeXt", r'features\.1\.0\.block\.0\.weight', (
+        *((rf'^features\.{2 * i}\.', f'downsample_layers.{i}.') for i in _STAGES),
+        *((rf'^features\.{2 * i + 1}\.', f'stages.{i}.') for i in _STAGES),
+        (r'\.block\.0\.', '.dwconv.'),
+        (r'\.block\.2\.', '.norm.'),
+        (r'\.block\.3\.', '.pwconv1.'),
+        (r'\.block\.5\.', '.pwconv2.'),
+        (r'\.layer_scale$', '.gamma'),
+        (r'^classifier\.0\.', 'norm.'),
+        (r'^classifier\.2\.', 'head.'),
+    ), dims=_CONVNEXT_DIMS),
+    Dialect("torchvision's MobileNetV2", r'features\.1\.conv\.0\.0\.weight', (
+        (r'^features\.0\.0\.', 'conv1.conv.'),
+        (r'^features\.0\.1\.', 'conv1.bn.'),
+        (r'^features\.18\.0\.', 'conv2.conv.'),
+        (r'^features\.18\.1\.', 'conv2.bn.'),
+        *((rf'^features\.{i}\.', f'layer{layer}.{block}.') for i, (layer, block) in enumerate(_MOBILENETV2_BLOCKS, 1)),
+        (r'\.conv\.(\d)\.0\.', r'.conv.\1.conv.'),
+        (r'\.conv\.(\d)\.1\.', r'.conv.\1.bn.'),
+        # the last convolution of a block and its norm, which stand in the block's own list
+        (r'^(layer1\.0\.conv)\.1\.weight$', r'\1.1.conv.weight'),
+        (r'^(layer1\.0\.conv)\.2\.', r'\1.1.bn.'),
+        (r'^(layer[2-7]\.\d\.conv)\.2\.weight$', r'\1.2.conv.weight'),
+        (r'^(layer[2-7]\.\d\.conv)\.3\.', r'\1.2.bn.'),
+    )),
+    Dialect("a ParC-Net under a head of cvnets", r'encoder\.conv_1\.block\.conv\.weight', ((r'^encoder\.', ''), )),
+)
