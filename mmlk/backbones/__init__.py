@@ -3,6 +3,7 @@ from .convnext import ConvNeXt
 from .gfnet import GFNet
 from .hornet import HorNet
 from .mobilenetv2 import MobileNetV2
+from .moganet import MogaNet
 from .parc_convnext import ParCConvNeXt
 from .parc_mobilenetv2 import ParCMobileNetV2
 from .parc_mobilevit import ParCNet
@@ -10,7 +11,8 @@ from .parc_resnet import ParCResNet
 from .replknet import RepLKNet
 from .repvgg import RepVGG
 from .slak import SLaK
+from .timm_backbone import TimmBackbone
 from .unireplknet import UniRepLKNet
 
-__all__ = ['BaseBackbone', 'ConvNeXt', 'GFNet', 'HorNet', 'MobileNetV2', 'ParCConvNeXt', 'ParCMobileNetV2', 'ParCNet',
-           'ParCResNet', 'RepLKNet', 'RepVGG', 'SLaK', 'UniRepLKNet']
+__all__ = ['BaseBackbone', 'ConvNeXt', 'GFNet', 'HorNet', 'MobileNetV2', 'MogaNet', 'ParCConvNeXt', 'ParCMobileNetV2',
+           'ParCNet', 'ParCResNet', 'RepLKNet', 'RepVGG', 'SLaK', 'TimmBackbone', 'UniRepLKNet']

@@ -1,9 +1,8 @@
 """MobileNetV2 with kernels of any size: the study by which RepLKNet's paper finds its guidelines.
 
 MobileNetV2: Sandler et al., CVPR 2018, arXiv:1801.04381. The study: Ding et al., CVPR 2022, arXiv:2203.06717, section 3
-and the appendix on dilation, of which no code was published. Parameter names are mmpretrain's, mmseg's and mmdet's, so
-the file of ``mmcls://mobilenet_v2`` loads, and so does the backbone of a checkpoint of theirs. Re-parameterised kernels
-have RepLKNet's names.
+and the appendix on dilation, of which no code was published. Parameter names are mmpretrain's, mmseg's and mmdet's, to
+which the weights loader translates torchvision's; re-parameterised kernels have RepLKNet's.
 """
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -30,11 +29,11 @@ def _everywhere(kernel: int, **other) -> Dict[str, Any]:
 
 
 def _last_stage(kernel: int) -> Dict[str, Any]:
-    return dict(kernel_sizes=(3, ) * 5 + (kernel, ) * 2)
+    return dict(kernel_sizes=(3, ) * 5 + (kernel, ) * 2, small_kernel=3)
 
 
-# The rows of the study. A number is the kernel of every depthwise convolution, 'last' that of the last stage's alone;
-# '-noshortcut' drops the shortcuts, '-reparam' puts a 3x3 in parallel, '-dilated' reaches as far with 3x3 taps.
+# The rows of the study. A number is the kernel of every depthwise convolution, 'last' that of the last stage's alone,
+# with a 3x3 in parallel as guideline 5 says; '-noshortcut' drops the shortcuts, '-reparam' puts a 3x3 in parallel, '-dilated' reaches as far with 3x3 taps.
 ARCHS = {
     '3': _everywhere(3),
     '3-noshortcut': _everywhere(3, shortcut=False),
@@ -207,7 +206,7 @@ class MobileNetV2(BaseBackbone):
     """MobileNetV2 as a feature extractor, without the last pointwise layer to 1280 channels.
 
     A stage is the rows at one stride; the first stage is those at strides 2 and 4. A network that shares all but the
-    token mixer overrides ``complete`` and ``mixer``.
+    token mixer overrides ``complete``, and ``mixer`` or ``block``.
 
     Args:
         arch: A name of ``ARCHS``, or a dict with any of ``widen_factor`` (of all widths, rounded to multiples of 8),

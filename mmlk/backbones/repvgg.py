@@ -172,8 +172,9 @@ class RepVGG(BaseBackbone):
         in_channels: Channels of the image.
         out_indices: Stages to return.
         strides: Stride of the first block of each stage, after the stem's 2.
-        dilations: Dilation of the 3x3 convolutions of each stage. The official PSPNet has strides (2, 2, 1, 1) and
-            dilations (1, 1, 2, 4).
+        dilations: Dilation of the 3x3 convolutions of each stage, or of each block of it. The official PSPNet has
+            strides (2, 2, 1, 1) and dilations (1, 1, 2, 4); the paper's fast form dilates only the last four blocks of
+            the third stage, and the last stage.
         drop_path_rate: Stochastic depth of the last block that has an identity branch, rising linearly from 0 over
             those blocks, in [0, 1). Neither in the paper nor in the official code; as in timm, the identity stays. The
             merged form has no branch to drop.
@@ -202,9 +203,13 @@ class RepVGG(BaseBackbone):
                                         full['override_groups_map'])
         super().__init__(channels, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval,
                          with_cp, init_cfg)
-        for name, values in (('strides', strides), ('dilations', dilations)):
-            if len(values) != _STAGES or not all(isinstance(v, int) and v > 0 for v in values):
-                raise ValueError(f'RepVGG: {name} must be {_STAGES} positive integers, got {tuple(values)}')
+        if len(strides) != _STAGES or not all(isinstance(v, int) and v > 0 for v in strides):
+            raise ValueError(f'RepVGG: strides must be {_STAGES} positive integers, got {tuple(strides)}')
+        per_block = [v if isinstance(v, (list, tuple)) else (v, ) * n for v, n in zip(dilations, num_blocks)]
+        fits = len(dilations) == _STAGES and all(len(values) == n for values, n in zip(per_block, num_blocks))
+        if not fits or not all(isinstance(v, int) and v > 0 for values in per_block for v in values):
+            raise ValueError(f'RepVGG: dilations must be {_STAGES} positive integers, or as many as its blocks for a '
+                             f'stage, got {tuple(dilations)}')
         norm_layer, use_se = self.norm_layer, full['use_se']
         width = min(64, channels[0])
         self.stage0 = RepVGGBlock(in_channels, width, norm_layer, stride=2, use_se=use_se, merged=merged)
@@ -215,7 +220,7 @@ class RepVGG(BaseBackbone):
             for j in range(num_blocks[i]):
                 layer += 1
                 # a stage's first block has no identity branch, whatever its stride: no official file has one
-                blocks.append(RepVGGBlock(width, channels[i], norm_layer, 1 if j else strides[i], dilations[i],
+                blocks.append(RepVGGBlock(width, channels[i], norm_layer, 1 if j else strides[i], per_block[i][j],
                                           groups.get(layer, 1), identity=j > 0, use_se=use_se,
                                           drop_path=next(rates) if j else 0.0, merged=merged))
                 width = channels[i]

@@ -91,6 +91,15 @@ def test_strides_and_dilations(strides, dilations):
         assert {b.rbr_dense.conv.dilation for b in blocks} == {(dilation, dilation)}
 
 
+def test_dilations_of_single_blocks():
+    depth = GROUPED['num_blocks'][2]
+    net = RepVGG(GROUPED, strides=(2, 2, 1, 1), dilations=(1, 1, (1, ) * (depth - 1) + (2, ), 4))
+    assert [b.rbr_dense.conv.dilation[0] for b in net.stage3] == [1] * (depth - 1) + [2]
+    for wrong in ((1, ) * (depth + 1), (1, ) * (depth - 1) + (0, )):
+        with pytest.raises(ValueError, match='dilations must be 4 positive integers, or as many as its blocks'):
+            RepVGG(GROUPED, dilations=(1, 1, wrong, 1))
+
+
 @pytest.mark.parametrize('wrong', [(2, 2, 2), (2, 2, 2, 0), (2, 2, 2, 1.0)])
 @pytest.mark.parametrize('name', ['strides', 'dilations'])
 def test_wrong_strides_and_dilations_are_refused(name, wrong):

@@ -1,0 +1,119 @@
+"""PeLK: Parameter-efficient Large Kernel ConvNets with Peripheral Convolution, Chen et al., CVPR 2024.
+
+arXiv:2403.07589. No code was published: this is made from the paper. Where the paper is silent:
+
+- A stage of C channels convolves the first ``int(3 / 8 * C)``.
+- What the kernels' sharing grids do with the taps that powers of two leave over: :mod:`mmlk.reparam.peripheral`.
+- The parallel 5x5 kernel of section 3, with a BatchNorm of its own, stands beside the shared one, which has neither a
+  norm nor a bias but what the position embedding adds.
+- The position embedding of a stage has one channel. Section 4.2 gives it c_in of them, which for a depthwise kernel is
+  one; with as many as the map, B-101 would have 92 million parameters, of 90 in table 4.
+- Weights and embeddings start as ConvNeXt's convolutions do, and layer scale too.
+
+The sparsity, 40 %, is not in the network but in its training: ``DynamicSparsityHook`` of :mod:`mmlk.engine.sparsity`.
+Published parameters and multiply-adds count what it leaves.
+"""
+from typing import Any, Dict, Sequence
+
+import torch
+from torch import Tensor
+
+from mmlk.registry import MODELS
+from mmlk.reparam.peripheral import PeripheralLargeKernel, share_embedding
+
+from .base import Arch, check_kernels, check_per_stage, check_positive, resolve_arch
+from .convnext import Block, ConvNeXt
+
+
+def _arch(third_stage: int, width: int, kernels: Sequence[int] = (51, 49, 47, 13), central: int = 5) -> Dict[str, Any]:
+    return dict(depths=(3, 3, third_stage, 3), dims=tuple(width * 2**stage for stage in range(4)), width_factor=1.3,
+                kernel_sizes=tuple(kernels), central_kernel=central)
+
+
+# Section 4.4.
+ARCHS = {
+    'T': _arch(9, 96),
+    'S': _arch(27, 96),
+    'B': _arch(27, 128),
+    'B-101': _arch(27, 128, (101, 69, 67, 13), central=7),
+}
+
+_DEFAULTS = dict(layer_scale_init_value=1e-6, kernel_sizes=(51, 49, 47, 13), central_kernel=5, small_kernel=5,
+                 conv_ratio=3 / 8, width_factor=1.0)
+_REQUIRED = ('depths', 'dims')
+
+
+class PartialBlock(Block):
+    """ConvNeXt's block with a token mixer for the first ``mixed`` channels only; section 4.3."""
+
+    def __init__(self, mixed: int, *args):
+        super().__init__(*args)
+        self.mixed = mixed
+
+    def mix(self, x: Tensor) -> Tensor:
+        mixed, left = x[:, :self.mixed], x[:, self.mixed:]
+        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            mixed = mixed.contiguous(memory_format=torch.channels_last)  # the slice's strides do not show the format
+        return torch.cat((super().mix(mixed), left), 1)
+
+
+@MODELS.register_module()
+class PeLK(ConvNeXt):
+    """PeLK as a feature extractor: ConvNeXt, wider, with a shared very large kernel on some channels for its 7x7.
+
+    As in ConvNeXt, every norm but those of the re-parameterised branches is a LayerNorm, whatever ``norm_cfg`` says.
+
+    Args:
+        arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
+            ``layer_scale_init_value`` (0: no layer scale), ``kernel_sizes`` (one per stage), ``central_kernel`` (side
+            of the centre in which weights are not shared), ``small_kernel`` (side of the parallel kernel; None: none),
+            ``conv_ratio`` (share of the channels that are convolved) and ``width_factor`` (stage i has
+            ``int(dims[i] * width_factor)`` channels).
+        in_channels: Channels of the image.
+        out_indices: Stages to return.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1).
+        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        norm_cfg: Norm layer config of the small branches.
+        norm_eval: Keep running statistics fixed in training.
+        with_cp: Trade compute for memory.
+        merged: Build the form that :func:`mmlk.reparam.merge` gives, with dense kernels.
+        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='pelk-t.pth')``.
+
+    Shape:
+        (N, in_channels, H, W) to a tuple of (N, channels[i], H // s, W // s), s = 4, 8, 16, 32: patches that do not
+        fit are cut off, as in ConvNeXt. H and W are at least the s of the last stage.
+
+    Raises:
+        ValueError: An argument does not fit; the message says which.
+    """
+
+    @staticmethod
+    def complete(arch: Arch) -> Dict[str, Any]:
+        """The arch as a full, checked dict, ``dims`` times ``width_factor``."""
+        full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'PeLK')
+        check_per_stage(full, 'kernel_sizes', *_REQUIRED)
+        check_positive(full, *_REQUIRED)
+        check_kernels(full['kernel_sizes'], full['small_kernel'])
+        check_kernels((full['central_kernel'], ), None)
+        full['dims'] = tuple(int(channels * full['width_factor']) for channels in full['dims'])
+        if min(full['dims']) < 1:
+            raise ValueError(f"width_factor {full['width_factor']} leaves no channels")
+        ratio = full['conv_ratio']
+        if ratio > 1 or int(min(full['dims']) * ratio) < 1:
+            raise ValueError(f'conv_ratio must be at most 1 and leave channels to convolve, got {ratio}')
+        return full
+
+    def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> Block:
+        """Block ``index`` of a stage of the completed arch."""
+        channels = arch['dims'][stage]
+        mixed = int(channels * arch['conv_ratio'])
+        mixer = PeripheralLargeKernel(mixed, arch['kernel_sizes'][stage], arch['central_kernel'],
+                                      arch['small_kernel'], self.norm_layer, merged)
+        return PartialBlock(mixed, 'large_kernel', mixer, channels, drop_path, arch['layer_scale_init_value'])
+
+    def finish(self) -> None:
+        """Give each stage its one position embedding; then as every backbone."""
+        if not self.merged:
+            for stage in self.stages:
+                share_embedding([block.large_kernel for block in stage])
+        super().finish()

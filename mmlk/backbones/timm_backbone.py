@@ -1,0 +1,322 @@
+"""Any model of timm (https://github.com/huggingface/pytorch-image-models), with the fast operator swapped in."""
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import timm
+from timm.layers import DropPath, PatchEmbed, convert_sync_batchnorm
+from timm.models import group_parameters
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmlk.ops import DepthwiseConv2d, replace_depthwise
+from mmlk.registry import MODELS
+from mmlk.reparam.algebra import pad_kernel
+
+from .base import BaseBackbone, _statistics_kept, check_kernels
+
+_PREFIX = 'model.'
+_LARGE_KERNEL = dict(min_kernel=7, kernel_size=None, stages=None)
+
+
+def _strip_prefix(module: nn.Module, state: Dict[str, Any], prefix: str, metadata: dict) -> None:
+    """State-dict hook: the keys as timm has them."""
+    for key in [key for key in state if key.startswith(prefix + _PREFIX)]:
+        state[prefix + key[len(prefix + _PREFIX):]] = state.pop(key)
+
+
+def _add_prefix(module: nn.Module, state: Dict[str, Any], prefix: str, *args) -> None:
+    """The inverse, before loading."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[prefix + _PREFIX + key[len(prefix):]] = state.pop(key)
+
+
+def _layers_of(model: nn.Module) -> Dict[str, int]:
+    """Layer of every parameter, from 0 for the stem, as timm's own layer decay groups them."""
+    if hasattr(model, 'group_matcher'):
+        matcher = model.group_matcher(coarse=False)
+    else:  # MetaFormer and a few others, which have the usual names
+        matcher = dict(stem=r'^stem', blocks=[(r'^stages\.(\d+)\.downsample', (0, )),
+                                              (r'^stages\.(\d+)\.blocks\.(\d+)', None)])
+    return group_parameters(model, matcher, reverse=True)
+
+
+def _stages_of(layers: Dict[str, int], modules: List[str], first: int) -> Optional[Dict[str, int]]:
+    """Stage of every parameter, by the ``modules`` that make the features, of which ``first`` come before stage 0.
+
+    None where one of them is not a module with parameters: a few models name an activation, or nothing they have.
+    """
+    ends = [max((layer for name, layer in layers.items() if name.startswith(f'{module}.')), default=None)
+            for module in modules]
+    ends[0] = ends[0] or 0  # ResNet's first is the activation of its stem
+    stem, ends = max([0, *filter(None, ends[:first])]), ends[first:]
+    if None in ends:
+        return None
+    return {name: 0 if layer <= stem else min(1 + sum(end < layer for end in ends), len(ends))
+            for name, layer in layers.items()}
+
+
+def _create(model_name: str, drop_path_rate: float = 0.0, **args) -> nn.Module:
+    try:  # said even if 0, for Swin's own is 0.1
+        return timm.create_model(model_name, drop_path_rate=drop_path_rate, **args)
+    except TypeError as error:
+        if 'drop_path_rate' in str(error) and not drop_path_rate:
+            return _create(model_name, None, **args)  # timm leaves out what is None
+        raise ValueError(f'TimmBackbone: {model_name} does not take this: {error}') from error
+    except RuntimeError as error:
+        if timm.is_model(model_name):
+            raise
+        raise ValueError(f"TimmBackbone: timm {timm.__version__} has no model '{model_name}'; timm.list_models("
+                         "'*convnext*') lists those with convnext in their names") from error
+
+
+def _choose(model_name: str, strides: List[int], out_indices: Optional[Sequence[int]],
+            out_strides: Optional[Sequence[int]]) -> Tuple[int, Sequence[int]]:
+    """Which of a model's features is stage 0, and the stages to return."""
+    if out_indices is not None and out_strides is not None:
+        raise ValueError('TimmBackbone: give out_indices or out_strides, not both')
+    if out_strides is None:
+        first = next((i for i, stride in enumerate(strides) if stride >= 4), len(strides) - 1)
+        if out_indices is None and len(set(strides[first:])) < len(strides[first:]):
+            raise ValueError(f'TimmBackbone: {model_name} is no pyramid, its maps have strides '
+                             f'{_listed(strides[first:])}; say which you want with out_indices or out_strides')
+        return first, tuple(range(len(strides) - first)) if out_indices is None else out_indices
+    lacking = [stride for stride in out_strides if stride not in strides]
+    if lacking:
+        raise ValueError(f'TimmBackbone: {model_name} has maps at strides {_listed(strides)}, not at '
+                         f'{_listed(lacking)}')
+    first = next(i for i, stride in enumerate(strides) if stride >= min([4, *out_strides]))
+    last = {stride: i - first for i, stride in enumerate(strides)}
+    return first, [last[stride] for stride in out_strides]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ', '.join(map(str, numbers))
+
+
+@MODELS.register_module()
+class TimmBackbone(BaseBackbone):
+    """A timm model as a feature extractor.
+
+    Keys of the state dict are timm's, so a file of timm's loads, and so does the backbone of a segmentor's or
+    detector's checkpoint. Stages are counted as elsewhere: stage 0 is the one at stride 4, whatever timm makes before.
+
+    ``large_kernel`` is a dict that may have:
+
+    - ``min_kernel`` (7): every depthwise convolution with stride 1, dilation 1, zero "same" padding and a longer side
+      of at least this is run by :func:`mmlk.ops.depthwise_conv2d`.
+    - ``stages`` (all, and the stem): indices of the stages whose convolutions are taken.
+    - ``kernel_size`` (None): odd, one number or one per entry of ``stages``, which the convolutions taken from those
+      stages grow to, axes of length 1 excepted; larger ones stay. A grown kernel starts as the old one with zeros
+      around: at first the network computes what it did, and it learns to look further.
+
+    Args:
+        model_name: As ``timm.create_model`` takes it, e.g. ``'convnext_tiny.fb_in1k'``.
+        in_channels: Channels of the image.
+        out_indices: Stages to return; by default all of them.
+        out_strides: Instead of ``out_indices``, strides of the maps to return; the last map at each. With a stride
+            below 4, stages are counted from the least one.
+        pretrained: Let ``init_weights`` fetch the weights that timm has for this name.
+        checkpoint: Instead, a file, URL or name for ``init_weights`` to load with :func:`mmlk.weights.load`; short for
+            ``init_cfg=dict(type='mmlk.Pretrained', checkpoint=checkpoint)``.
+        large_kernel: See above; None leaves timm's operators alone.
+        model_args: Further arguments of the timm model, e.g. ``dict(dynamic_img_size=True)`` for a Swin that is to
+            take any size.
+        drop_path_rate: Stochastic depth, in [0, 1), spread over the blocks as timm does.
+        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages.
+        sync_bn: Make each BatchNorm a SyncBN, and no other norm. (``sync_bn`` in a config's top level is not for timm's
+            models: it would drop the activations that some of them have inside their BatchNorm.)
+        norm_eval: Keep running statistics fixed in training.
+        with_cp: Trade compute for memory, where timm says how.
+        merged: No effect: :func:`mmlk.reparam.merge` leaves timm's blocks alone.
+        init_cfg: Initialisation. As with ``checkpoint``, a file has the kernels as timm has them; one with grown
+            kernels is for a config's ``load_from``, or for :func:`mmlk.weights.load`.
+
+    Shape:
+        (N, in_channels, H, W) to a tuple of (N, channels[i], H', W'), where H' is H over the stride, rounded as the
+        model does, and any H and W that the model takes.
+
+    Raises:
+        ValueError: An argument does not fit this model; the message says which.
+    """
+
+    def __init__(self, model_name: str, in_channels: int = 3, out_indices: Optional[Sequence[int]] = None,
+                 out_strides: Optional[Sequence[int]] = None, pretrained: bool = False,
+                 checkpoint: Optional[str] = None, large_kernel: Optional[dict] = None,
+                 model_args: Optional[dict] = None, drop_path_rate: float = 0.0, frozen_stages: int = -1,
+                 sync_bn: bool = False, norm_eval: bool = False, with_cp: bool = False, merged: bool = False,
+                 init_cfg: Optional[dict] = None):
+        if sum(map(bool, (pretrained, checkpoint, init_cfg))) > 1:
+            raise ValueError('TimmBackbone: give one of pretrained, checkpoint and init_cfg')
+        if checkpoint:
+            init_cfg = dict(type='mmlk.Pretrained', checkpoint=checkpoint)
+        if in_channels < 1:
+            raise ValueError(f'TimmBackbone: in_channels must be positive, got {in_channels}')
+        args = dict(model_args or {}, in_chans=in_channels, num_classes=0)
+        model = _create(model_name, drop_path_rate, **args)
+        features = list(getattr(model.feature_info, 'info', model.feature_info))
+        first, indices = _choose(model_name, [f['reduction'] for f in features], out_indices, out_strides)
+        super().__init__([f['num_chs'] for f in features[first:]], in_channels, indices, drop_path_rate,
+                         frozen_stages, {}, norm_eval, with_cp, init_cfg)
+        if drop_path_rate and not any(isinstance(m, DropPath) for m in model.modules()):
+            raise ValueError(f'TimmBackbone: {model_name} has no stochastic depth, got drop_path_rate {drop_path_rate}')
+        if sync_bn:
+            if not any(isinstance(m, _BatchNorm) for m in model.modules()):
+                raise ValueError(f'TimmBackbone: {model_name} has no BatchNorm for sync_bn to convert')
+            model = convert_sync_batchnorm(model)
+        self.model_name, self.pretrained, self._args = model_name, pretrained, args
+        self._taken = model.prune_intermediate_layers(sorted(first + i for i in indices), prune_norm=True)
+        self._order = [sorted(indices).index(i) for i in indices]
+        for module in model.modules():
+            if isinstance(module, PatchEmbed):
+                module.dynamic_img_pad = True  # else it refuses what its patches do not divide
+        self.model = model
+        self.model.is_init = True  # by its constructor; mmengine would start it anew, over loaded weights
+        self.register_state_dict_post_hook(_strip_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+        self._layers = _layers_of(model)
+        self._stage_table = _stages_of(self._layers, [f['module'] for f in features[:first + self.num_stages]], first)
+        self._own_sizes: Dict[str, Tuple[int, int]] = {}
+        if large_kernel is not None:
+            self._swap(large_kernel)
+        self._in_forward = False
+        self._held: Dict[nn.Module, Any] = {}
+        if with_cp:
+            self._checkpoint()
+        for name, parameter in self.named_parameters():
+            if frozen_stages >= 0 and self.stage_id(name) <= frozen_stages:
+                parameter.requires_grad_(False)
+        self.finish()
+
+    @property
+    def _stages(self) -> Dict[str, int]:
+        if self._stage_table is None:
+            raise ValueError(f'TimmBackbone: timm does not say where the stages of {self.model_name} end, so '
+                             'frozen_stages, large_kernel and stage-wise decay cannot be had')
+        return self._stage_table
+
+    def _swap(self, large_kernel: dict) -> None:
+        """Put the fast operator in, and grow kernels, as ``large_kernel`` says."""
+        unknown = sorted(set(large_kernel) - set(_LARGE_KERNEL))
+        if unknown:
+            raise ValueError(f"TimmBackbone: unknown keys in large_kernel: {', '.join(unknown)}; "
+                             f"it takes {', '.join(_LARGE_KERNEL)}")
+        cfg = {**_LARGE_KERNEL, **large_kernel}
+        stages = tuple(range(self.num_stages) if cfg['stages'] is None else cfg['stages'])
+        if not stages or not set(stages) <= set(range(self.num_stages)):
+            raise ValueError(f"TimmBackbone: large_kernel's stages must be in 0..{self.num_stages - 1}, got {stages}")
+        sizes = cfg['kernel_size']
+        sizes = (sizes, ) * len(stages) if isinstance(sizes, (int, type(None))) else tuple(sizes)
+        if len(sizes) != len(stages):
+            raise ValueError("TimmBackbone: large_kernel's kernel_size must be one number or one for each of "
+                             f'{len(stages)} stages, got {sizes}')
+        check_kernels([size for size in sizes if size is not None], None)
+        size_of = dict(zip(stages, sizes))
+        if cfg['stages'] is None:
+            size_of[-1] = None  # the stem, whose kernels are not to grow
+        convs = {name: m for name, m in self.model.named_modules()
+                 if isinstance(m, nn.Conv2d) and self._stages[f'{name}.weight'] - 1 in size_of}
+        try:
+            replace_depthwise(nn.ModuleList(convs.values()), cfg['min_kernel'])
+        except ValueError as error:
+            raise ValueError(f'TimmBackbone: large_kernel finds no depthwise convolution in {self.model_name} with '
+                             f"stride 1 and a kernel of at least {cfg['min_kernel']} in stages {stages}") from error
+        for name, conv in convs.items():
+            size = size_of[self._stages[f'{name}.weight'] - 1]
+            if isinstance(conv, DepthwiseConv2d) and size is not None:
+                grown = tuple(k if k == 1 else max(k, size) for k in conv.kernel_size)
+                if grown != conv.kernel_size:
+                    self._own_sizes[name] = conv.kernel_size
+                    conv.weight.data = pad_kernel(conv.weight.data, grown)
+                    conv.kernel_size, conv.padding = grown, tuple(k // 2 for k in grown)
+        if any(sizes) and not self._own_sizes:
+            raise ValueError(f'TimmBackbone: large_kernel has nothing to grow in {self.model_name}: no kernel in '
+                             f'stages {stages} is smaller than kernel_size {cfg["kernel_size"]}')
+
+    @contextmanager
+    def _own_kernels(self) -> Iterator[None]:
+        """Kernels of the sizes that timm's files hold; on leaving, they grow again."""
+        convs = [(self.model.get_submodule(name), size) for name, size in self._own_sizes.items()]
+        for conv, size in convs:
+            top, left = ((k - s) // 2 for k, s in zip(conv.kernel_size, size))
+            conv.weight.data = conv.weight.data[..., top:top + size[0], left:left + size[1]]
+        try:
+            yield
+        finally:
+            for conv, _ in convs:
+                conv.weight.data = pad_kernel(conv.weight.data, conv.kernel_size)
+
+    def init_weights(self) -> None:
+        """Load what ``pretrained``, ``checkpoint`` or ``init_cfg`` name; without them timm's initialisation stands.
+
+        Raises:
+            WeightsError: As :func:`mmlk.weights.load`; a file must fill every parameter and buffer.
+        """
+        if self.is_init or not (self.pretrained or self.init_cfg):
+            super().init_weights()
+            return
+        with self._own_kernels():
+            if self.pretrained:
+                donor = _create(self.model_name, **self._args, pretrained=True).state_dict()
+                self.load_state_dict({name: donor[name] for name in self.state_dict()})
+            super().init_weights()
+
+    def _checkpoint(self) -> None:
+        try:
+            self.model.set_grad_checkpointing(True)
+        except AssertionError as error:
+            raise ValueError(f'TimmBackbone: timm has no checkpointing for {self.model_name}; with_cp must be '
+                             'False') from error
+        for norm in self.model.modules():
+            if isinstance(norm, _BatchNorm):
+                norm.register_forward_pre_hook(self._before_norm)
+                norm.register_forward_hook(self._after_norm, always_call=True)
+
+    # What runs outside of forward is a recomputation in backward, which must not count its batch twice.
+    def _before_norm(self, norm: nn.Module, args: tuple) -> None:
+        if norm.training and not self._in_forward:
+            self._held[norm] = _statistics_kept(norm)
+            self._held[norm].__enter__()
+
+    def _after_norm(self, norm: nn.Module, args: tuple, out: Tensor) -> None:
+        if norm in self._held:
+            self._held.pop(norm).__exit__(None, None, None)
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        self._in_forward = True
+        try:
+            maps = self.model.forward_intermediates(x, indices=self._taken, intermediates_only=True)
+        finally:
+            self._in_forward = False
+        return tuple(maps[i] for i in self._order)
+
+    def _frozen_modules(self) -> List[nn.Module]:
+        """The largest modules all of whose parameters are frozen, so that their dropout is off as well."""
+        def within(module: nn.Module, prefix: str) -> List[nn.Module]:
+            stages = [self._stages[prefix + name] for name, _ in module.named_parameters()]
+            if stages and max(stages) <= self.frozen_stages:
+                return [module]
+            return [found for name, child in module.named_children() for found in within(child, f'{prefix}{name}.')]
+
+        return within(self.model, '') if self.frozen_stages >= 0 else []
+
+    def _look_up(self, table: Dict[str, int], name: str) -> int:
+        if not name.startswith(_PREFIX) or name[len(_PREFIX):] not in table:
+            raise KeyError(f"TimmBackbone has no parameter '{name}'")
+        return table[name[len(_PREFIX):]]
+
+    def stage_id(self, name: str) -> int:
+        """Depth of a parameter for stage-wise decay: 0 for the stem, i + 1 for stage i.
+
+        Raises:
+            KeyError: The backbone has no such parameter.
+            ValueError: timm does not say where the stages of this model end.
+        """
+        return self._look_up(self._stages, name)
+
+    @property
+    def num_layers(self) -> int:
+        return max(self._layers.values())
+
+    def layer_id(self, name: str) -> int:
+        """The groups of timm's own layer decay, its ``group_matcher``."""
+        return self._look_up(self._layers, name)
