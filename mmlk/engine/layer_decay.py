@@ -1,7 +1,7 @@
 """Layer-wise and stage-wise learning-rate decay for any backbone that answers ``layer_id`` and ``stage_id``."""
 import logging
 from io import StringIO
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple, Union
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -11,7 +11,8 @@ from torch import nn
 
 from mmlk.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-_KEYS = ('decay_rate', 'decay_type', 'custom_keys', 'norm_decay_mult', 'bias_decay_mult')
+_KEYS = ('decay_rate', 'decay_type', 'num_layers', 'custom_keys', 'norm_decay_mult', 'bias_decay_mult')
+_CUSTOM_KEYS = ('lr_mult', 'decay_mult', 'depth')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -26,10 +27,19 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     - ``decay_rate``: in (0, 1].
     - ``decay_type``: ``'layer_wise'`` (default) or ``'stage_wise'``.
+    - ``num_layers``: D; the backbone's own unless given. A larger one leaves a gap between the backbone and the heads,
+      as ConvNeXt's segmentation configs have it.
     - ``norm_decay_mult``, ``bias_decay_mult``: weight decay of norms (and any one-dimensional parameter, layer scale
       too) and of biases, relative to the optimizer's; both 0 unless given.
-    - ``custom_keys``: {substring of a parameter name: dict(lr_mult=..., decay_mult=...)}, the longest matching key
-      first, as in mmengine. ``lr_mult`` multiplies what layer decay gives; ``decay_mult`` replaces the rule above.
+    - ``custom_keys``: {substring of a parameter name: dict(lr_mult=..., decay_mult=..., depth=...)}, the longest
+      matching key first, as in mmengine. ``lr_mult`` multiplies what layer decay gives; ``decay_mult`` replaces the
+      rule above; ``depth``, 0 to D or ``'head'``, replaces the backbone's answer.
+
+    ConvNeXt's official ``stage_wise`` puts all downsampling at depth 0, the norms of the outputs with the heads, and
+    the stages at 1 to 4 of 6 (T) or 12 layers::
+
+        dict(decay_rate=0.9, decay_type='stage_wise', num_layers=6, custom_keys={
+            'backbone.downsample_layers': dict(depth=0), 'backbone.norm': dict(depth='head')})
 
     Every trainable parameter is in exactly one group; frozen ones are in none. The groups are logged as a table.
 
@@ -50,12 +60,15 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         self.decay_type = cfg.get('decay_type', 'layer_wise')
         if self.decay_type not in ('layer_wise', 'stage_wise'):
             raise ValueError(f"decay_type is 'layer_wise' or 'stage_wise', got {self.decay_type!r}")
+        for key, custom in cfg.get('custom_keys', {}).items():
+            if not set(custom) <= set(_CUSTOM_KEYS):
+                raise ValueError(f"custom_keys['{key}'] takes {', '.join(_CUSTOM_KEYS)}, got {', '.join(custom)}")
         if self.base_lr is None:
             raise ValueError('layer decay scales lr: give the optimizer one')
 
     def add_params(self, params: List[dict], module: nn.Module, **kwargs) -> None:
         """Fill ``params`` with one group per (depth, multipliers)."""
-        depth_of, deepest = self._depths(module)
+        depth_of, num_layers = self._depths(module)
         custom_keys = self.paramwise_cfg.get('custom_keys', {})
         ordered = sorted(sorted(custom_keys), key=len, reverse=True)
         base_wd = self.base_wd or 0.0
@@ -64,16 +77,19 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for name, param in module.named_parameters():
             if not param.requires_grad:
                 continue
-            depth = depth_of.get(id(param), deepest + 1)
-            lr = self.base_lr * self.decay_rate**(deepest + 1 - depth)
+            custom = next((custom_keys[key] for key in ordered if key in name), {})
+            depth = custom.get('depth', depth_of.get(id(param), 'head'))
+            if depth == 'head':
+                depth = num_layers + 1
+            elif not 0 <= depth <= num_layers:
+                raise ValueError(f"depth must be in 0..{num_layers} or 'head', got {depth} for {name}")
+            lr = self.base_lr * self.decay_rate**(num_layers + 1 - depth) * custom.get('lr_mult', 1.0)
             if id(param) in norms or (param.ndim <= 1 and not name.endswith('.bias')):
                 decay = self.paramwise_cfg.get('norm_decay_mult', 0.0)
             elif name.endswith('.bias'):
                 decay = self.paramwise_cfg.get('bias_decay_mult', 0.0)
             else:
                 decay = 1.0
-            custom = next((custom_keys[key] for key in ordered if key in name), {})
-            lr *= custom.get('lr_mult', 1.0)
             decay = custom.get('decay_mult', decay)
             group = groups.setdefault((depth, lr, decay), dict(
                 params=[], param_names=[], lr=lr, weight_decay=base_wd * decay, depth=depth))
@@ -82,8 +98,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         params.extend(groups[key] for key in sorted(groups))
         print_log(self._table(params), logger='current', level=logging.INFO)
 
-    def _depths(self, module: nn.Module) -> Tuple[Dict[int, int], int]:
-        """Depth by parameter of the backbone, and the deepest."""
+    def _depths(self, module: nn.Module) -> Tuple[Dict[int, Union[int, str]], int]:
+        """Depth by parameter of the backbone, and D."""
         backbone = getattr(module, 'backbone', module)
         if not (hasattr(backbone, 'layer_id') and hasattr(backbone, 'stage_id')):
             raise TypeError(f'{type(backbone).__name__} does not answer layer_id(parameter_name) and stage_id(...); '
@@ -92,7 +108,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             ask, deepest = backbone.layer_id, backbone.num_layers
         else:
             ask, deepest = backbone.stage_id, backbone.num_stages
-        return {id(p): ask(name) for name, p in backbone.named_parameters()}, deepest
+        num_layers = self.paramwise_cfg.get('num_layers', deepest)
+        if num_layers < deepest:
+            raise ValueError(f'num_layers must be at least {deepest}, the depth of this backbone, got {num_layers}')
+        depths = {id(p): ask(name) for name, p in backbone.named_parameters()}
+        return {key: depth if depth <= deepest else 'head' for key, depth in depths.items()}, num_layers
 
     @staticmethod
     def _table(params: List[dict]) -> str:

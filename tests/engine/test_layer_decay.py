@@ -3,7 +3,7 @@ import torch
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from mmlk.backbones import RepLKNet
+from mmlk.backbones import ConvNeXt, RepLKNet
 
 TINY = dict(large_kernel_sizes=(31, 29, 27, 13), layers=(1, 1, 4, 1), channels=(8, 16, 24, 32), small_kernel=5)
 
@@ -61,6 +61,39 @@ def test_stage_wise_rates():
     assert setting(optimizer, model.head[0].weight)[0] == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize('num_layers', [6, 12])
+def test_convnext_stage_wise_as_officially(num_layers):
+    # get_num_layer_stage_wise of ConvNeXt's layer_decay_optimizer_constructor.py, worked out by hand: downsampling 0,
+    # stage i at i + 1, all else at num_layers + 1; the rate is decay ** (num_layers + 1 - depth)
+    model = nn.Module()
+    model.backbone = ConvNeXt(dict(depths=(1, 1, 4, 1), dims=(8, 16, 24, 32)))
+    model.decode_head = nn.Conv2d(32, 4, 1)
+    optimizer = build(model, decay_rate=0.9, decay_type='stage_wise', num_layers=num_layers, custom_keys={
+        'backbone.downsample_layers': dict(depth=0), 'backbone.norm': dict(depth='head')})
+    for name, parameter in model.named_parameters():
+        depth = num_layers + 1
+        if name.startswith('backbone.downsample_layers'):
+            depth = 0
+        elif name.startswith('backbone.stages'):
+            depth = int(name.split('.')[2]) + 1
+        lr, decay = setting(optimizer, parameter)
+        assert lr == pytest.approx(1e-3 * 0.9**(num_layers + 1 - depth)), name
+        assert decay == (0.05 if parameter.ndim > 1 else 0), name
+
+
+def test_more_layers_than_the_backbone_has():
+    model = Model()
+    model.backbone = ConvNeXt(dict(depths=(1, 1, 4, 1), dims=(8, 16, 24, 32)))
+    backbone = model.backbone
+    optimizer = build(model, decay_rate=0.8, num_layers=12, custom_keys={
+        'backbone.stages.3': dict(depth=12), 'backbone.downsample_layers.3': dict(depth=12, lr_mult=0.5)})
+    depth = {backbone.downsample_layers[0][0].weight: 0, backbone.stages[2][3].pwconv1.weight: 4,
+             backbone.stages[3][0].pwconv1.weight: 12, backbone.norm0.weight: 13, model.head[0].weight: 13}
+    for parameter, layer in depth.items():
+        assert setting(optimizer, parameter)[0] == pytest.approx(1e-3 * 0.8**(13 - layer))
+    assert setting(optimizer, backbone.downsample_layers[3][1].weight)[0] == pytest.approx(1e-3 * 0.8 * 0.5)
+
+
 def test_norms_and_biases_have_no_decay_unless_asked():
     model = Model()
     norm, bias, weight = model.backbone.stem[0].bn.weight, model.head[0].bias, model.head[0].weight
@@ -92,6 +125,9 @@ def test_table_of_groups_is_logged(capsys):
     ({}, 'needs decay_rate in'), (dict(decay_rate=1.5), 'needs decay_rate in'),
     (dict(decay_rate=0.9, decay_type='block_wise'), "'layer_wise' or 'stage_wise', got 'block_wise'"),
     (dict(decay_rate=0.9, num_layer=6), 'unknown keys in paramwise_cfg: num_layer'),
+    (dict(decay_rate=0.9, num_layers=4), 'num_layers must be at least 5, the depth of this backbone, got 4'),
+    (dict(decay_rate=0.9, custom_keys=dict(stem=dict(layer=0))), r"custom_keys\['stem'\] takes .*, got layer"),
+    (dict(decay_rate=0.9, custom_keys=dict(stem=dict(depth=7))), "depth must be in 0..5 or 'head', got 7 for back"),
 ])
 def test_wrong_settings_are_refused(paramwise, problem):
     with pytest.raises(ValueError, match=problem):
