@@ -3,7 +3,7 @@
 # cascade_mask_rcnn_swin_base_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco.py
 _base_ = [
     '_base_/backbones/swin-b.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',
-    '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x.py', '_base_/runtime_det.py',
+    '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_swin.py', '_base_/runtime_det.py',
 ]
 model = dict(
     backbone=dict(
@@ -15,4 +15,3 @@ model = dict(
             checkpoint='https://github.com/SwinTransformer/storage/releases/download/v1.0.0/'
             'swin_base_patch4_window7_224.pth')),
     neck=dict(in_channels=_base_.channels))
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0))))

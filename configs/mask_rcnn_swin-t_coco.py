@@ -1,8 +1,9 @@
 # Swin-T, ImageNet-1K, on COCO: published 46.0 box AP, 41.6 mask AP, 48M, 267G at 1280x800.
-# Source: mmdetection configs/swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py
+# Source: Swin-Transformer-Object-Detection configs/swin/
+# mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_3x_coco.py
 _base_ = [
     '_base_/backbones/swin-t.py', '_base_/models/mask_rcnn.py',
-    '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x.py', '_base_/runtime_det.py',
+    '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_swin.py', '_base_/runtime_det.py',
 ]
 model = dict(
     backbone=dict(
@@ -14,4 +15,3 @@ model = dict(
             checkpoint='https://github.com/SwinTransformer/storage/releases/download/v1.0.0/'
             'swin_tiny_patch4_window7_224.pth')),
     neck=dict(in_channels=_base_.channels))
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0))))

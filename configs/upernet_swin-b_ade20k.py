@@ -2,7 +2,7 @@
 # Source: mmsegmentation configs/swin/swin-base-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py
 _base_ = [
     '_base_/backbones/swin-b.py', '_base_/models/upernet.py',
-    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k.py', '_base_/runtime_seg.py',
+    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k_swin.py', '_base_/runtime_seg.py',
 ]
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
@@ -15,8 +15,4 @@ model = dict(
             'swin_base_patch4_window7_224_20220317-e9b98025.pth')),
     decode_head=dict(in_channels=_base_.channels, num_classes=150),
     auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150))
-optim_wrapper = dict(
-    optimizer=dict(lr=6e-5, weight_decay=0.01),
-    paramwise_cfg=dict(custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0))))
 train_dataloader = dict(batch_size=2)  # on 8 GPUs
-auto_scale_lr = dict(base_batch_size=16)

@@ -1,0 +1,3 @@
+# The official configs start the layer scale at 1, which the pretrained weights replace.
+backbone = dict(type='mmlk.ConvNeXt', arch='S')
+channels = [96, 192, 384, 768]

@@ -1,0 +1,2 @@
+backbone = dict(type='mmlk.GFNet', arch='H-S')
+channels = [96, 192, 384, 768]

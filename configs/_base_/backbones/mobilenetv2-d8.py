@@ -1,0 +1,4 @@
+# Stride 8, as mmseg's: the last two stages keep the resolution and are dilated.
+backbone = dict(
+    type='mmlk.MobileNetV2', strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4), norm_cfg=dict(type='SyncBN'))
+channels = [24, 32, 96, 320]

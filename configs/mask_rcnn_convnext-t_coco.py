@@ -1,0 +1,15 @@
+# ConvNeXt-T, ImageNet-1K, on COCO: published 46.2 box AP, 41.7 mask AP, 48M, 262G at 1280x800.
+# Source: ConvNeXt object_detection/configs/convnext/
+# mask_rcnn_convnext_tiny_patch4_window7_mstrain_480-800_adamw_3x_coco_in1k.py
+_base_ = [
+    '_base_/backbones/convnext-t.py', '_base_/models/mask_rcnn.py',
+    '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_layer-decay.py',
+    '_base_/runtime_det.py',
+]
+model = dict(
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.4,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='convnext-t_in1k-noema')),
+    neck=dict(in_channels=_base_.channels))
+optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.95))

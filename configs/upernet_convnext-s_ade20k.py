@@ -1,0 +1,17 @@
+# ConvNeXt-S, ImageNet-1K, on ADE20K: published 48.7 mIoU (49.6 multi-scale), 82M, 1027G at 2048x512.
+# Source: ConvNeXt semantic_segmentation/configs/convnext/upernet_convnext_small_512_160k_ade20k_ss.py (the
+# multi-scale test, _ms.py, takes whole images)
+_base_ = [
+    '_base_/backbones/convnext-s.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k_stage-decay.py', '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.3,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='convnext-s_in1k-noema')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150),
+    test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(341, 341)))
+train_dataloader = dict(batch_size=2)  # on 8 GPUs

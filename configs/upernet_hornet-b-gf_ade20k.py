@@ -1,0 +1,19 @@
+# HorNet-B with global filters, ImageNet-1K, on ADE20K: published 50.5 mIoU (50.9 multi-scale), 126M, 1171G
+# at 2048x512.
+# Source: HorNet semantic_segmentation/configs/hornet/upernet_hornet_base_gf_512_160k_ade20k.py. The README
+# says 640x640; the config and the FLOPs say 512x512.
+_base_ = [
+    '_base_/backbones/hornet-b-gf.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k_stage-decay.py', '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.5,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='hornet-b-gf_in1k')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150),
+    test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(341, 341)))
+optim_wrapper = dict(clip_grad=dict(max_norm=1))
+train_dataloader = dict(batch_size=2)  # on 8 GPUs

@@ -1,0 +1,18 @@
+# HorNet-T with global filters, ImageNet-1K, on ADE20K: published 49.2 mIoU (49.3 multi-scale), 55M, 924G at
+# 2048x512.
+# Source: HorNet semantic_segmentation/configs/hornet/upernet_hornet_tiny_gf_512_160k_ade20k.py
+_base_ = [
+    '_base_/backbones/hornet-t-gf.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k_stage-decay.py', '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.4,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='hornet-t-gf_in1k')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150),
+    test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(341, 341)))
+optim_wrapper = dict(paramwise_cfg=dict(num_layers=6), clip_grad=dict(max_norm=1))
+train_dataloader = dict(batch_size=2)  # on 8 GPUs

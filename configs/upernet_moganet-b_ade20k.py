@@ -1,0 +1,16 @@
+# MogaNet-B, ImageNet-1K, on ADE20K: published 50.1 mIoU, 73.7M, 1050.4G at 2048x512.
+# Source: MogaNet segmentation/configs/upernet/moganet/upernet_moganet_base_512x512_160k_ade20k.py
+_base_ = [
+    '_base_/backbones/moganet-b.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k_multiple32.py', '_base_/schedules/seg_adamw_160k_moganet.py',
+    '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.2,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='moganet-b_in1k')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150))
+train_dataloader = dict(batch_size=2)  # on 8 GPUs

@@ -1,0 +1,17 @@
+# SLaK-T, ImageNet-1K, on ADE20K: published 47.6 mIoU, 65M, 936G at 2048x512, zero weights not counted.
+# Source: SLaK segmentation/configs/upernet_slak_tiny_512_160k_ade20k_ss.py (4 GPUs x 4 images)
+_base_ = [
+    '_base_/backbones/slak-t.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k_stage-decay.py', '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.4,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='slak-t_in1k')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150),
+    test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(341, 341)))
+optim_wrapper = dict(paramwise_cfg=dict(num_layers=6))
+custom_hooks = [dict(type='mmlk.DynamicSparsityHook', frozen=True)]  # what pretraining cut stays zero

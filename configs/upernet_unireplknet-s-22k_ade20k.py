@@ -1,0 +1,18 @@
+# UniRepLKNet-S, ImageNet-22K, on ADE20K: published 52.3 mIoU (52.7 multi-scale), 86M, 1618G at 2560x640.
+# Source: UniRepLKNet segmentation/configs/ade20k/upernet_unireplknet_s_in22k_640_160k_ade20k.py. Its
+# training set keeps the 512x512 crops of the base, a slip; ours reads the train pipeline that the same file
+# defines.
+_base_ = [
+    '_base_/backbones/unireplknet-s.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k_2560x640_multiple32.py', '_base_/schedules/seg_adamw_160k_layer-decay.py',
+    '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.3,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='unireplknet-s_in22k-in1k-384')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150))
+train_dataloader = dict(batch_size=2)  # on 8 GPUs

@@ -1,0 +1,16 @@
+# UniRepLKNet-S, ImageNet-1K, on ADE20K: published 50.5 mIoU (51.0 multi-scale), 86M, 1036G at 2048x512.
+# Source: UniRepLKNet segmentation/configs/ade20k/upernet_unireplknet_s_512_160k_ade20k.py
+_base_ = [
+    '_base_/backbones/unireplknet-s.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k_multiple32.py', '_base_/schedules/seg_adamw_160k_layer-decay.py',
+    '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.3,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='unireplknet-s_in1k')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150))
+train_dataloader = dict(batch_size=2)  # on 8 GPUs
