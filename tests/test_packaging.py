@@ -1,0 +1,103 @@
+"""What a wheel and a source distribution hold, and that the installed files are enough for MIM."""
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+import yaml
+
+CHECKOUT_TOOLS = {'doctor.py', 'render_zoo.py'}  # they look at files of a checkout
+LEFT_OUT = shutil.ignore_patterns('.git', '.venv', 'data', 'work_dirs', 'build', 'dist', '*.egg-info', '__pycache__',
+                                  '.*_cache')
+
+
+def build(kind, source, out):
+    """A distribution of the tree at ``source``, made as pip makes it."""
+    code = f'from setuptools import build_meta; print(build_meta.build_{kind}({str(out)!r}))'
+    done = subprocess.run([sys.executable, '-c', code], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out / done.stdout.splitlines()[-1]
+
+
+def files(root, *patterns):
+    """Paths of the files below ``root``, relative to it."""
+    found = {path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern)}
+    return {name for name in found if (root / name).is_file() and '__pycache__' not in name}
+
+
+@pytest.fixture(scope='module')
+def built(request, tmp_path_factory):
+    """The tree, a wheel of it, an unpacked source distribution of it, and a wheel of that."""
+    root, tmp = request.config.rootpath, tmp_path_factory.mktemp('packaging')
+    tree = tmp / 'tree'
+    shutil.copytree(root, tree, symlinks=True, ignore=lambda folder, names: LEFT_OUT(folder, names) & {
+        name for name in names if name != 'data' or folder == str(root)})  # tests/data stays
+    wheel = build('wheel', tree, tmp)
+    with tarfile.open(build('sdist', tree, tmp)) as archive:
+        archive.extractall(tmp / 'sdist', filter='data')
+    [unpacked] = (tmp / 'sdist').iterdir()
+    (tmp / 'again').mkdir()
+    return tree, wheel, unpacked, build('wheel', unpacked, tmp / 'again')
+
+
+def contents(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if '.dist-info/' not in name}
+
+
+def test_a_wheel_holds_the_package_and_what_mim_needs(built):
+    tree, wheel, _, _ = built
+    package = {f'mmlk/{name}' for name in files(tree / 'mmlk', '*.py', '[!.]*/**/*.py')}
+    configs = {f'mmlk/.mim/configs/{name}' for name in files(tree / 'configs', '**/*')}
+    tools = {f'mmlk/.mim/tools/{name}' for name in files(tree / 'tools', '*.py') - CHECKOUT_TOOLS}
+    assert contents(wheel) == package | configs | tools | {'mmlk/.mim/model-index.yml'}
+
+
+def test_a_source_distribution_holds_the_checkout(built):
+    tree, wheel, unpacked, again = built
+    assert files(tree, '**/*') - {'.gitignore'} <= files(unpacked, '**/*')
+    assert contents(again) == contents(wheel)
+
+
+def test_everything_that_the_index_names_is_installed(built):
+    _, wheel, _, _ = built
+    with zipfile.ZipFile(wheel) as archive:
+        def read(name):
+            return yaml.safe_load(archive.read(f'mmlk/.mim/{name}'))
+
+        configs = [row['Config'] for name in read('model-index.yml')['Import'] for row in read(name)['Models']]
+    assert configs and {f'mmlk/.mim/{config}' for config in configs} <= contents(wheel)
+
+
+def test_an_editable_installation_has_the_same_files_beside_the_package(built, repo):
+    mim = repo / 'mmlk' / '.mim'
+    shipped = {name[len('mmlk/.mim/'):] for name in contents(built[1]) if name.startswith('mmlk/.mim/')}
+    assert shipped == {name for name in shipped if (mim / name).read_bytes() == (repo / name).read_bytes()}
+
+
+def test_the_installed_tools_train_an_installed_config(built, tmp_path):
+    """As ``mim train mmlk upernet_replknet-tiny_ade20k.py`` calls them, far from the checkout."""
+    _, wheel, _, _ = built
+    site = tmp_path / 'site'
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    mim, run = site / 'mmlk' / '.mim', tmp_path / 'run'
+    run.mkdir()
+
+    def call(*arguments):
+        done = subprocess.run([sys.executable, '-W', 'ignore', *map(str, arguments)], cwd=run, capture_output=True,
+                              text=True, env={**os.environ, 'PYTHONPATH': str(site)})
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout + done.stderr
+
+    assert call('-c', 'import mmlk; print(mmlk.__file__)').strip() == str(site / 'mmlk' / '__init__.py')
+    call(mim / 'tools' / 'make_demo_data.py', '--layout', 'ade20k', '--out', 'data/demo/ade20k', '--train', 8,
+         '--val', 1)
+    call(mim / 'tools' / 'train.py', mim / 'configs' / 'demo' / 'upernet_replknet-tiny_ade20k.py', '--launcher', 'none',
+         '--cfg-options', 'train_cfg.max_iters=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1',
+         'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
+         'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False')
+    assert (run / 'work_dirs' / 'upernet_replknet-tiny_ade20k' / 'iter_1.pth').exists()
