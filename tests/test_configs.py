@@ -54,6 +54,14 @@ RECIPES = {
     'upernet_slak-t_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
     'upernet_slak-s_ade20k': (1e-4, 0.05, 0.3, 16, 160000),
     'upernet_slak-b_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
+    'upernet_pelk-t_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
+    'upernet_pelk-s_ade20k': (1e-4, 0.05, 0.3, 16, 160000),
+    'upernet_pelk-b_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
+    'upernet_pelk-b-101_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
+    'cascade_mask_rcnn_pelk-t_coco': (2e-4, 0.05, 0.4, 16, 36),
+    'cascade_mask_rcnn_pelk-s_coco': (2e-4, 0.05, 0.6, 16, 36),
+    'cascade_mask_rcnn_pelk-b_coco': (2e-4, 0.05, 0.7, 16, 36),
+    'cascade_mask_rcnn_pelk-b-101_coco': (2e-4, 0.05, 0.7, 16, 36),
     'cascade_mask_rcnn_slak-t_coco': (2e-4, 0.05, 0.4, 16, 36),
     'cascade_mask_rcnn_slak-t-120ep_coco': (2e-4, 0.05, 0.4, 16, 12),
 
@@ -131,6 +139,10 @@ RECIPES = {
 
 # Rate and `num_layers` of the official configs' decay: by stage in segmentation, but for UniRepLKNet, else by layer.
 LAYER_DECAY = {
+    'upernet_pelk-t_ade20k': (0.9, 6), 'cascade_mask_rcnn_pelk-t_coco': (0.7, 6),
+    'upernet_pelk-s_ade20k': (0.9, 12), 'cascade_mask_rcnn_pelk-s_coco': (0.7, 12),
+    'upernet_pelk-b_ade20k': (0.9, 12), 'cascade_mask_rcnn_pelk-b_coco': (0.8, 12),
+    'upernet_pelk-b-101_ade20k': (0.9, 12), 'cascade_mask_rcnn_pelk-b-101_coco': (0.8, 12),
     'upernet_parc-convnext-xt_ade20k': (0.9, 6),
     'cascade_mask_rcnn_parc-convnext-xt_coco': (0.7, 6),
     'upernet_convnext-t_ade20k': (0.9, 6), 'upernet_convnext-s_ade20k': (0.9, 12),
@@ -349,7 +361,7 @@ def test_layer_decay(name):
 def test_whole_images_or_windows(name):
     cfg = load(name)
     stride = None
-    if name.startswith(('upernet_convnext', 'upernet_slak', 'upernet_hornet', 'upernet_parc')):
+    if name.startswith(('upernet_convnext', 'upernet_slak', 'upernet_hornet', 'upernet_parc', 'upernet_pelk')):
         stride = {512: 341, 640: 426}[cfg.crop_size[0]]
     elif name.startswith(('upernet_replknet31b-22k', 'upernet_replknet31l', 'upernet_replknetxl')):
         stride = 426

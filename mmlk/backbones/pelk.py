@@ -11,7 +11,7 @@ arXiv:2403.07589. No code was published: this is made from the paper. Where the 
 - Weights and embeddings start as ConvNeXt's convolutions do, and layer scale too.
 
 The sparsity, 40 %, is not in the network but in its training: ``DynamicSparsityHook`` of :mod:`mmlk.engine.sparsity`.
-Published parameters and multiply-adds count what it leaves.
+Published parameters and multiply-adds are what it leaves; no weights were published.
 """
 from typing import Any, Dict, Sequence
 
@@ -44,7 +44,12 @@ _REQUIRED = ('depths', 'dims')
 
 
 class PartialBlock(Block):
-    """ConvNeXt's block with a token mixer for the first ``mixed`` channels only; section 4.3."""
+    """ConvNeXt's block with a token mixer for the first ``mixed`` channels only; section 4.3.
+
+    Args:
+        mixed: Channels of the token mixer.
+        args: As :class:`Block`'s.
+    """
 
     def __init__(self, mixed: int, *args):
         super().__init__(*args)

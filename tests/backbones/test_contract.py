@@ -34,10 +34,11 @@ TINY = {
     'ParCNet': dict(out_channels=(8, 16, 24, 32, 40), cf_s_channels=(64, 64, 64), cf_ffn_channels=(64, 64, 64),
                     cf_blocks=(1, 2, 1), conv_1=(8, 3), num_blocks=(1, 2), dropout=0.0),
     'ParCResNet': dict(layers=(1, 1, 2, 2), parc_insert_locs=(1, 1, 1, 1), planes=(8, 16, 24, 32)),
+    'PeLK': dict(depths=(1, 2, 2, 1), dims=(8, 16, 24, 32), kernel_sizes=(31, 29, 27, 13), conv_ratio=0.5),
     'RepVGG': dict(num_blocks=(2, 2, 2, 2), width_multiplier=(0.25, 0.25, 0.25, 0.25),
                    override_groups_map={2: 2, 4: 4}),
 }
-CUTS = {'ConvNeXt', 'GFNet', 'HorNet', 'ParCConvNeXt', 'SLaK'}  # whose patches cut off what does not fit
+CUTS = {'ConvNeXt', 'GFNet', 'HorNet', 'ParCConvNeXt', 'PeLK', 'SLaK'}  # whose patches cut off what does not fit
 UNBRANCHED = {'GFNet', 'HorNet', 'MogaNet', 'ParCNet', 'ParCResNet'}  # of which merging changes nothing
 GAPS = {'MogaNet'}  # whose official layer ids leave some out
 SHARED = ['arch', 'in_channels', 'out_indices', 'drop_path_rate', 'frozen_stages', 'norm_cfg', 'norm_eval', 'with_cp',

@@ -103,7 +103,8 @@ def test_published_sizes_are_of_the_weights_that_sparsity_leaves(arch, millions)
     assert round(counted(on_meta(arch), arch) / 1e6) == millions
 
 
-# Table 4. Which layers the sparsity spares is not published: this is 0.6 of every layer.
+# Table 4. Which layers the sparsity spares is not published: this is 0.6 of every layer. So counted, every network of
+# tables 2 and 3 has its published multiply-adds within 0.2 %, T and S too, which here have 4 and 2 % more.
 @pytest.mark.parametrize('arch, size, billions, within', [
     ('T', 224, 5.6, 0.045), ('S', 224, 10.7, 0.025), ('B', 224, 18.3, 0.005), ('B', 384, 54.0, 0.001),
     ('B-101', 384, 68.3, 0.001)])
@@ -167,7 +168,7 @@ def test_every_tensor_starts_as_convnexts():
     torch.manual_seed(0)
     for name, p in PeLK(SMALL).named_parameters():
         if p.dim() > 1:
-            assert p.std() == pytest.approx(0.02, rel=0.15), name
+            assert p.std().item() == pytest.approx(0.02, rel=0.15), name
     for stage in PeLK(dict(SMALL, layer_scale_init_value=0.5)).stages:
         assert all(block.gamma.eq(0.5).all() for block in stage)
 
