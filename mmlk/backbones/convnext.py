@@ -96,7 +96,8 @@ class ConvNeXt(BaseBackbone):
     Every norm of ConvNeXt itself is a LayerNorm, whatever ``norm_cfg`` says: published weights hold no other.
     ``norm_cfg`` is that of the re-parameterised branches, which an arch with ``small_kernel`` has and which merging
     folds; without them it has nothing to say. A network that shares all but the token mixer overrides ``complete`` and
-    ``block``; one with other downsampling ``stem`` and ``downsampling`` too.
+    ``block``; one with other downsampling, norms or layers ``stem``, ``downsampling``, ``output_norm`` or
+    ``blocks_per_layer`` too.
 
     Args:
         arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
@@ -140,7 +141,7 @@ class ConvNeXt(BaseBackbone):
             self.stages.append(nn.ModuleList(
                 self.block(full, i, j, rates[first + j], merged) for j in range(depths[i])))
         for i in sorted(self.out_indices):
-            self.add_module(f'norm{i}', ChannelNorm(dims[i]))
+            self.add_module(f'norm{i}', self.output_norm(dims[i]))
         self.apply(_init)
         self.finish()
 
@@ -163,6 +164,10 @@ class ConvNeXt(BaseBackbone):
     def downsampling(in_channels: int, channels: int) -> Sequence[nn.Module]:
         """Layers before each of the others."""
         return ChannelNorm(in_channels), nn.Conv2d(in_channels, channels, 2, stride=2)
+
+    def output_norm(self, channels: int) -> nn.Module:
+        """The norm on a returned map."""
+        return ChannelNorm(channels)
 
     def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> nn.Module:
         """Block ``index`` of a stage of the completed arch."""
@@ -191,9 +196,12 @@ class ConvNeXt(BaseBackbone):
         after = [self._modules[f'norm{stage}']] if stage in self.out_indices else []
         return [*before, self.stages[stage], *after]
 
+    def blocks_per_layer(self, stage: int) -> int:
+        """How many blocks of a stage share a layer id."""
+        return 3
+
     def _layers_before(self, stage: int) -> int:
-        """Layers of the stages before this one: three blocks make a layer, as in the official code."""
-        return sum((len(s) + 2) // 3 for s in self.stages[:stage])
+        return sum(-(-len(self.stages[i]) // self.blocks_per_layer(i)) for i in range(stage))
 
     @property
     def num_layers(self) -> int:
@@ -211,5 +219,6 @@ class ConvNeXt(BaseBackbone):
             stage = int(rest[0])
             return self._layers_before(stage) + 1 if stage else 0
         if kind == 'stages':
-            return self._layers_before(int(rest[0])) + 1 + int(rest[1]) // 3
+            stage, block = map(int, rest[:2])
+            return self._layers_before(stage) + 1 + block // self.blocks_per_layer(stage)
         return self.num_layers + 1

@@ -3,7 +3,7 @@ arXiv:2207.14284.
 
 Official code: https://github.com/raoyongming/HorNet (MIT). Parameter names are the official ones.
 """
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
 from timm.layers import DropPath
@@ -13,8 +13,8 @@ from mmlk.ops import DepthwiseConv2d
 from mmlk.ops.global_filter import global_filter2d, resize_filter
 from mmlk.registry import MODELS
 
-from .base import Arch, BaseBackbone, check_per_stage, check_positive, resolve_arch
-from .convnext import ChannelNorm
+from .base import Arch, check_per_stage, check_positive, resolve_arch
+from .convnext import ChannelNorm, ConvNeXt
 
 
 def _arch(base_dim: int, *filters: Dict[str, int]) -> Dict[str, Any]:
@@ -35,16 +35,6 @@ for _name, _dim in dict(T=64, S=96, B=128, L=192).items():
 _DEFAULTS = dict(layer_scale_init_value=1e-6)
 _REQUIRED = ('depths', 'base_dim', 'gnconv')
 _MIXER_DEFAULTS = dict(order=5, s=1.0, h=None, w=None)
-
-
-def _complete(arch: Arch) -> Dict[str, Any]:
-    """The arch as a full, checked dict."""
-    full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'HorNet')
-    check_per_stage(full, 'depths', 'gnconv')
-    check_positive({**full, 'base_dim': (full['base_dim'], )}, 'depths', 'base_dim')
-    full['dims'] = tuple(full['base_dim'] * 2**stage for stage in range(len(full['depths'])))
-    full['gnconv'] = [_complete_mixer(mixer, channels) for mixer, channels in zip(full['gnconv'], full['dims'])]
-    return full
 
 
 def _complete_mixer(mixer: Dict[str, Any], channels: int) -> Dict[str, Any]:
@@ -167,15 +157,8 @@ class Block(nn.Module):
         return x + self.drop_path(out.permute(0, 3, 1, 2))
 
 
-def _init(module: nn.Module) -> None:
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
 @MODELS.register_module()
-class HorNet(BaseBackbone):
+class HorNet(ConvNeXt):
     """HorNet as a feature extractor at any size, with a norm on each returned map.
 
     A global filter belongs to one map size; at another it is interpolated in each forward pass.
@@ -204,79 +187,38 @@ class HorNet(BaseBackbone):
         ValueError: An argument does not fit; the message says which.
     """
 
-    optional_weights = ('norm[0-9].*', )
-
     def __init__(self, arch: Arch = 'T-GF', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
                  drop_path_rate: float = 0.0, frozen_stages: int = -1, norm_cfg: Optional[dict] = None,
                  norm_eval: bool = False, with_cp: bool = False, merged: bool = False,
                  init_cfg: Optional[dict] = None):
-        full = _complete(arch)
-        depths, dims = full['depths'], full['dims']
-        super().__init__(dims, in_channels, out_indices, drop_path_rate, frozen_stages,
-                         norm_cfg or dict(type=ChannelNorm, eps=1e-6), norm_eval, with_cp, init_cfg)
-        rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
-        self.downsample_layers, self.stages = nn.ModuleList(), nn.ModuleList()
-        for i in range(self.num_stages):
-            if i:
-                layers = ChannelNorm(dims[i - 1], eps=1e-6), nn.Conv2d(dims[i - 1], dims[i], 2, stride=2)
-            else:
-                layers = nn.Conv2d(in_channels, dims[0], 4, stride=4), ChannelNorm(dims[0], eps=1e-6)
-            self.downsample_layers.append(nn.Sequential(*layers))
-            mixer, first = full['gnconv'][i], sum(depths[:i])
-            size = (mixer['h'], mixer['w']) if mixer['h'] else None
-            self.stages.append(nn.ModuleList(
-                Block(dims[i], GatedConv(dims[i], mixer['order'], mixer['s'], size), rate,
-                      full['layer_scale_init_value'])
-                for rate in rates[first:first + depths[i]]))
-        for i in sorted(self.out_indices):
-            self.add_module(f'norm{i}', self.norm_layer(dims[i]))
-        self.apply(_init)
-        self.finish()
+        super().__init__(arch, in_channels, out_indices, drop_path_rate, frozen_stages,
+                         norm_cfg or dict(type=ChannelNorm, eps=1e-6), norm_eval, with_cp, merged, init_cfg)
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        maps = {}
-        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
-            x = downsample(x)
-            for block in stage:
-                x = self.run(block, x)
-            if i in self.out_indices:
-                maps[i] = self._modules[f'norm{i}'](x)
-        return tuple(maps[i] for i in self.out_indices)
+    @staticmethod
+    def complete(arch: Arch) -> Dict[str, Any]:
+        """The arch as a full, checked dict."""
+        full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'HorNet')
+        check_per_stage(full, 'depths', 'gnconv')
+        check_positive({**full, 'base_dim': (full['base_dim'], )}, 'depths', 'base_dim')
+        full['dims'] = tuple(full['base_dim'] * 2**stage for stage in range(len(full['depths'])))
+        full['gnconv'] = [_complete_mixer(mixer, channels) for mixer, channels in zip(full['gnconv'], full['dims'])]
+        return full
+
+    def output_norm(self, channels: int) -> nn.Module:
+        return self.norm_layer(channels)
+
+    def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> nn.Module:
+        channels, mixer = arch['dims'][stage], arch['gnconv'][stage]
+        size = (mixer['h'], mixer['w']) if mixer['h'] else None
+        return Block(channels, GatedConv(channels, mixer['order'], mixer['s'], size), drop_path,
+                     arch['layer_scale_init_value'])
+
+    def blocks_per_layer(self, stage: int) -> int:
+        """Two in the third stage, and each other stage is a layer, as in ``layer_decay_optimizer_constructor.py``."""
+        return 2 if stage == 2 else len(self.stages[stage])
 
     def resized_weight(self, name: str, value: Tensor) -> Tensor:
         """A global filter that was trained at another size, as ``mmcv_custom/checkpoint.py`` of the official code."""
         if not name.endswith('complex_weight') or value.dim() != 4:
             return value
         return resize_filter(value, self.get_parameter(name).shape[1:3])
-
-    def parts(self, stage_id: int) -> List[nn.Module]:
-        if stage_id == 0:
-            return [self.downsample_layers[0]]
-        stage = stage_id - 1
-        before = [self.downsample_layers[stage]] if stage else []
-        after = [self._modules[f'norm{stage}']] if stage in self.out_indices else []
-        return [*before, self.stages[stage], *after]
-
-    def _layers_before(self, stage: int) -> int:
-        """Layers of the stages before this one: two blocks of the third stage make a layer, each other stage is one."""
-        return sum((len(s) + 1) // 2 if i == 2 else 1 for i, s in enumerate(self.stages[:stage]))
-
-    @property
-    def num_layers(self) -> int:
-        return self._layers_before(self.num_stages)
-
-    def layer_id(self, name: str) -> int:
-        """Two blocks of the third stage make a layer, each other stage is one, downsampling goes with the blocks after
-        it, as in ``layer_decay_optimizer_constructor.py``. A norm on an output, which pretraining lacks, learns as a
-        head does: ``num_layers + 1``.
-        """
-        kind, *rest = name.split('.')
-        if name not in dict(self.named_parameters()):
-            raise KeyError(f"HorNet has no parameter '{name}'")
-        if kind == 'downsample_layers':
-            stage = int(rest[0])
-            return self._layers_before(stage) + 1 if stage else 0
-        if kind == 'stages':
-            stage = int(rest[0])
-            return self._layers_before(stage) + 1 + (int(rest[1]) // 2 if stage == 2 else 0)
-        return self.num_layers + 1
