@@ -75,7 +75,9 @@ def _fitting(file: Shapes) -> List[Form]:
         fits = _fits(training, file)
         if fits:
             forms.append(training)
-        if not _stages(training, None if fits else 1).plain:
+        # branches may begin after the first stage, as in some MobileNetV2s
+        begins = _stages(training, 1).needed.items() <= file.items()
+        if not _stages(training, None if begins else 1).plain:
             merged = training._replace(merged=True)
             forms += [merged] if _fits(merged, file) else []
     return forms
@@ -111,5 +113,5 @@ def identify(tensors: Mapping[str, Tensor]) -> Optional[str]:
         names = [f'{form.family.__name__}, incomplete or of no published arch' for form in forms]
     if not forms:
         return None
-    told = {'' if _stages(form, 1).plain else ', merged form' if form.merged else ', training form' for form in forms}
+    told = {'' if _stages(form).plain else ', merged form' if form.merged else ', training form' for form in forms}
     return ' or '.join(dict.fromkeys(names)) + (told.pop() if len(told) == 1 else '')
