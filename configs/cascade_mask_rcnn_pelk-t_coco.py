@@ -1,6 +1,7 @@
-# PeLK-T, ImageNet-1K, on COCO: published 51.4 box AP, 44.6 mask AP, 86M, 770G at 1280x800, zero weights
-# not counted. Source: the PeLK paper, table 3; it names Cascade Mask R-CNN and 3x, all else is inferred: ConvNeXt's
-# of the same size. No code and no weights were published: pretrain, sparsely as SLaK, and set
+# PeLK-T, ImageNet-1K, on COCO: published 51.4 box AP, 44.6 mask AP, 86M, 770G at 1280x800, zero weights not
+# counted.
+# Source: the PeLK paper, table 3; it names Cascade Mask R-CNN and 3x, all else is inferred: ConvNeXt's of
+# the same size. No code and no weights were published: pretrain, sparsely as SLaK, and set
 # model.backbone.init_cfg.
 _base_ = [
     '_base_/backbones/pelk-t.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',

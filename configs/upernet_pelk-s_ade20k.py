@@ -1,6 +1,7 @@
 # PeLK-S, ImageNet-1K, on ADE20K: published 49.7 mIoU, 84M, 1077G at 2048x512, zero weights not counted.
-# Source: the PeLK paper, table 2; it names UperNet and 160k iterations, all else is inferred: ConvNeXt's of the
-# same size. No code and no weights were published: pretrain, sparsely as SLaK, and set model.backbone.init_cfg.
+# Source: the PeLK paper, table 2; it names UperNet and 160k iterations, all else is inferred: ConvNeXt's of
+# the same size. No code and no weights were published: pretrain, sparsely as SLaK, and set
+# model.backbone.init_cfg.
 _base_ = [
     '_base_/backbones/pelk-s.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k_stage-decay.py', '_base_/runtime_seg.py',
