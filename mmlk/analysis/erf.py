@@ -1,0 +1,368 @@
+"""Effective receptive fields: how much every pixel of an image contributes to the middle of a feature map.
+
+As the RepLKNet paper (arXiv:2203.06717) and ``erf/`` of its official code measure them:
+
+- images are resized to a square, bicubic, whatever their shape, and normalised as for ImageNet;
+- the score of a pixel is ReLU(ds/dx), summed over channels, where s is the sum over channels of ReLU of the map at
+  (H // 2, W // 2), in eval mode; scores are averaged over images, one by one, leaving out those that give NaN;
+- what is shown and cut into squares is log10(score + 1), over its largest value;
+- the area ratio at t is that of the smallest square around (H // 2, W // 2), of side 3, 5, ..., that holds more than
+  t of the total.
+
+The logarithm makes ratios depend on the scale of the scores: theirs is that of an image normalised as for ImageNet
+here too, whatever mean and deviation a network is fed with.
+"""
+import copy
+import logging
+import os.path as osp
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB, of pixels 0..255
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+PHOTOGRAPHS = ('astronaut.png', 'camera.png', 'chelsea.png', 'coffee.png', 'motorcycle_left.png', 'rocket.jpg')
+COLUMNS = 5  # heat maps in a row
+
+
+@dataclass
+class ReceptiveField:
+    """``scores`` (H, W), the mean over ``images`` images; ``skipped`` is how many gave NaN."""
+    scores: np.ndarray
+    images: int
+    skipped: int = 0
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Scores as they are shown and analysed: logarithmic, the largest 1."""
+        logarithms = np.log10(self.scores + 1)
+        return logarithms / logarithms.max()
+
+    def squares(self, thresholds: Sequence[float] = THRESHOLDS) -> List[Tuple[int, float]]:
+        """Side and area ratio of the smallest centred square that holds more than each of the thresholds."""
+        shown = self.shown
+        return [square(shown, threshold) for threshold in thresholds]
+
+
+def square(shares: np.ndarray, threshold: float) -> Tuple[int, float]:
+    """Side of the smallest centred square with more than ``threshold`` of the sum, and its share of the area.
+
+    Where no odd square inside the map holds as much, the whole: its height, and 1.
+    """
+    height, width = shares.shape
+    middle, centre, total = height // 2, width // 2, shares.sum()
+    for reach in range(1, middle):
+        inside = shares[middle - reach:middle + reach + 1, max(0, centre - reach):centre + reach + 1]
+        if inside.sum() / total > threshold:
+            side = 2 * reach + 1
+            return side, side * side / (height * width)
+    return height, 1.0
+
+
+class Network:
+    """A backbone in eval mode, and the images it takes.
+
+    Args:
+        backbone: Takes (N, 3, H, W), returns a map (N, C, H', W') or a sequence of them.
+        mean: Of each channel of a pixel, 0..255, in the backbone's order.
+        std: The deviation.
+        bgr: Whether the backbone takes blue first.
+
+    Raises:
+        ValueError: ``mean`` or ``std`` is not of three channels.
+    """
+
+    def __init__(self, backbone: nn.Module, mean: Sequence[float] = IMAGENET_MEAN,
+                 std: Sequence[float] = IMAGENET_STD, bgr: bool = False):
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError(f'images have three channels; the mean is of {len(mean)}, the deviation of {len(std)}')
+        self.backbone = revert_sync_batchnorm(backbone).requires_grad_(False)
+        self.backbone.eval()  # mmdet's ResNet does not return itself
+        self.mean, self.std, self.bgr = tuple(mean), tuple(std), bgr
+
+    def maps(self, x: Tensor) -> Dict[int, Tensor]:
+        """The backbone's maps of an image normalised as for ImageNet, by stage; by position where it names none."""
+        if (self.mean, self.std, self.bgr) != (IMAGENET_MEAN, IMAGENET_STD, False):
+            mean, std, own_mean, own_std = (x.new_tensor(values)[:, None, None] for values in (
+                IMAGENET_MEAN, IMAGENET_STD, self.mean, self.std))
+            pixels = x * std + mean
+            x = ((pixels.flip(1) if self.bgr else pixels) - own_mean) / own_std
+        maps = self.backbone(x)
+        maps = [maps] if isinstance(maps, Tensor) else list(maps)
+        stages = getattr(self.backbone, 'out_indices', None)
+        named = isinstance(stages, (list, tuple)) and len(stages) == len(maps)
+        return dict(zip(stages if named else range(len(maps)), maps))
+
+    def check(self, size: int, stage: int = None) -> Tuple[int, Tuple[int, ...]]:
+        """Run once, without gradients, on the meta device where that is possible.
+
+        Args:
+            size: Side of the images.
+            stage: A stage that the backbone returns; None for the last.
+
+        Returns:
+            The stage, and the shape of its map.
+
+        Raises:
+            ValueError: The backbone does not take such images, or has no such map.
+        """
+        with torch.no_grad():
+            try:
+                meta = copy.copy(self)
+                meta.backbone = copy.deepcopy(self.backbone).to('meta')
+                maps = meta.maps(torch.empty(1, 3, size, size, device='meta'))
+            except Exception:  # an operator that needs values; if it was the size, this tells it as well
+                try:
+                    maps = self.maps(torch.zeros(1, 3, size, size))
+                except Exception as error:
+                    raise ValueError(f'does not take images of {size} x {size}: {error}') from error
+        stage = max(maps) if stage is None else stage
+        if stage not in maps:
+            raise ValueError(f"has no stage {stage}; it returns {', '.join(map(str, maps))}")
+        if not isinstance(maps[stage], Tensor) or maps[stage].ndim != 4:
+            raise ValueError(f'has no map at stage {stage}: (N, C, H, W) was expected')
+        return stage, tuple(maps[stage].shape)
+
+
+def from_config(cfg: Config, initialise: bool) -> Network:
+    """The backbone of a segmentor's, detector's or classifier's config, without the weights the config names.
+
+    Args:
+        cfg: A whole config; its data preprocessor says how images are normalised, as for ImageNet if there is none.
+        initialise: Give it the random weights that training without those would start from, its branches opened.
+
+    Raises:
+        ValueError: The config has no backbone, or it cannot be built.
+    """
+    model = cfg.get('model') or {}
+    if 'backbone' not in model:
+        raise ValueError('has no model.backbone')
+    backbone = copy.deepcopy(model.backbone)
+    for key in ('init_cfg', 'pretrained', 'checkpoint'):
+        if key in backbone:  # no weights but those asked for
+            backbone[key] = False if key == 'pretrained' and isinstance(backbone[key], bool) else None
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        backbone = _build(lambda: MODELS.build(backbone))
+    images = model.get('data_preprocessor') or cfg.get('data_preprocessor')
+    how = {}
+    if images:  # mmcv reads blue first; without a mean, YOLOX's say, pixels go in as they are
+        rgb = images.get('bgr_to_rgb') or images.get('to_rgb')
+        how = dict(mean=images.get('mean') or (0, 0, 0), std=images.get('std') or (1, 1, 1), bgr=not rgb)
+    return _network(backbone, initialise, **how)
+
+
+def from_timm(name: str, initialise: bool) -> Network:
+    """A model of timm, as :func:`from_config` gives a config's.
+
+    Raises:
+        ValueError: timm has no such model, or cannot give its feature maps.
+    """
+    from mmlk.backbones.timm_backbone import TimmBackbone
+    try:
+        backbone = TimmBackbone(name, model_args=dict(dynamic_img_size=True))  # transformers, for any size
+    except ValueError:
+        backbone = _build(lambda: TimmBackbone(name))
+    own = backbone.model.pretrained_cfg
+    mean, std = ([255 * value for value in own[key]] for key in ('mean', 'std'))
+    standard = np.allclose([*mean, *std], [*IMAGENET_MEAN, *IMAGENET_STD])  # 255 times 0.485 is not quite 123.675
+    return _network(backbone, initialise, **({} if standard else dict(mean=mean, std=std)))
+
+
+def _build(build: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return build()
+    except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'cannot be built: {error}') from error
+
+
+def _network(backbone: nn.Module, initialise: bool, **how) -> Network:
+    if initialise:
+        if hasattr(backbone, 'init_weights'):
+            logger = MMLogger.get_current_instance()
+            level = logger.level
+            logger.setLevel(logging.WARNING)  # mmengine logs three lines for every parameter
+            try:
+                backbone.init_weights()
+            finally:
+                logger.setLevel(level)
+        open_branches(backbone)
+    return Network(backbone, **how)
+
+
+def open_branches(module: nn.Module) -> int:
+    """Set scales that start at almost zero to one, and return how many there were.
+
+    Such are the last norms of ResNet's blocks and ConvNeXt's layer scales. Training opens these branches; at random
+    weights they would leave the receptive field of the shortcuts alone.
+    """
+    opened = 0
+    for name, parameter in module.named_parameters():
+        one_per_channel = parameter.ndim and parameter.numel() == max(parameter.shape[:-2] or parameter.shape)
+        if one_per_channel and not name.endswith('bias') and parameter.detach().abs().max() < 0.01:
+            nn.init.ones_(parameter)
+            opened += 1
+    return opened
+
+
+def find_images(folder: str) -> List[Path]:
+    """Images in a folder and the folders in it, in the order of their paths.
+
+    Raises:
+        ValueError: There is no such folder, or no image in it.
+    """
+    if not osp.isdir(folder):
+        raise ValueError(f'no folder {folder}')
+    images = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES)
+    if not images:
+        raise ValueError(f"no image in {folder}: files that end in {', '.join(SUFFIXES)}")
+    return images
+
+
+def packaged_photographs() -> List[Path]:
+    """The photographs that scikit-image carries.
+
+    Raises:
+        ValueError: It carries none, or is not installed.
+    """
+    package = find_spec('skimage')  # without importing it, which takes a second
+    folder = Path(package.origin).parent / 'data' if package else Path('skimage')
+    photographs = [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()]
+    if not photographs:
+        raise ValueError('scikit-image and the photographs in it are not installed; name a folder of images')
+    return photographs
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """An image resized to (size, size, 3), uint8 RGB.
+
+    Raises:
+        ValueError: The file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert('RGB').resize((size, size), Image.BICUBIC))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+        raise ValueError(f'{path} cannot be read as an image: {error}') from error
+
+
+def contribution(features: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
+    """Scores of the pixels of one image.
+
+    Args:
+        features: Gives a map (1, C, H', W').
+        x: (1, 3, H, W); it stays as it is.
+
+    Returns:
+        (H, W), in x's dtype.
+    """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        outputs = features(x)
+        middle = outputs[:, :, outputs.shape[2] // 2, outputs.shape[3] // 2]
+        gradient, = torch.autograd.grad(middle.relu().sum(), x)
+    return gradient.relu().sum((0, 1)).cpu().numpy()
+
+
+def measure(network: Network, images: Iterable[np.ndarray], stage: int, device: str = 'cpu') -> ReceptiveField:
+    """The receptive field of one stage. The backbone is moved to the device for the while.
+
+    Args:
+        network: Checked with :meth:`Network.check`.
+        images: (H, W, 3) uint8 RGB, all of one size.
+        stage: One that it returns.
+        device: Where to run.
+
+    Raises:
+        ValueError: Every image gave NaN, or nothing contributes to the map: its middle is negative everywhere.
+    """
+    backbone = network.backbone.to(device)
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    total, used, skipped = 0.0, 0, 0
+    # TF32 has ten bits; scores are summed over many paths
+    exact = torch.backends.cudnn.flags(allow_tf32=False) if str(device).startswith('cuda') else nullcontext()
+    with exact:
+        for image in images:
+            pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)
+            scores = contribution(lambda x: network.maps(x)[stage], ((pixels - mean) / std)[None])
+            if np.isnan(scores).any():
+                skipped += 1
+            else:
+                total, used = total + scores.astype(np.float64), used + 1
+    backbone.to('cpu')
+    if not used:
+        raise ValueError(f'none of {skipped} images gave scores without NaN')
+    field = ReceptiveField(total / used, used, skipped)
+    if not field.scores.any():
+        raise ValueError(f'nothing contributes to the middle of stage {stage}: the map is not above zero there')
+    return field
+
+
+def table(fields: Dict[str, ReceptiveField], thresholds: Sequence[float] = THRESHOLDS) -> str:
+    """Area ratios of named receptive fields, and sides of their squares in pixels, in Markdown."""
+    head = ['', *(f't = {threshold:.0%}' for threshold in thresholds)]
+    rows = [[name, *(f'{ratio:.1%} ({side})' for side, ratio in field.squares(thresholds))]
+            for name, field in fields.items()]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (head, ['---'] * len(head), *rows))
+
+
+def summary(field: ReceptiveField, thresholds: Sequence[float] = THRESHOLDS) -> Dict[str, Any]:
+    """What a JSON says of a receptive field."""
+    squares = {f'{threshold:g}': dict(side=side, area_ratio=ratio)
+               for threshold, (side, ratio) in zip(thresholds, field.squares(thresholds))}
+    return dict(images=field.images, skipped=field.skipped, largest_score=float(field.scores.max()), squares=squares)
+
+
+def heat_maps(fields: Dict[str, ReceptiveField], decades: float = None,
+              thresholds: Sequence[float] = THRESHOLDS) -> 'Figure':
+    """Named receptive fields side by side on one scale of colours, with their squares outlined.
+
+    Args:
+        fields: At least one.
+        decades: Spread the colours over so many powers of ten below 1, in place of evenly from 0 to 1: what lies
+            around the middle shows where scores are small (far below 1 log10(score + 1) is a straight line).
+        thresholds: Of the squares.
+
+    Raises:
+        ValueError: There is no field.
+    """
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+    if not fields:
+        raise ValueError('there is no receptive field to draw')
+    norm = LogNorm(10**-decades, 1, clip=True) if decades else Normalize(0, 1)
+    columns = min(COLUMNS, len(fields))
+    rows = -(-len(fields) // columns)
+    figure = Figure(figsize=(3 * columns + 0.8, 3.2 * rows), layout='compressed')
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, (name, field) in zip(grid.flat, fields.items()):
+        height, width = field.scores.shape
+        drawn = axes.imshow(field.shown, cmap='YlGn', norm=norm)
+        labelled = 0
+        for threshold, (side, _) in zip(thresholds, field.squares(thresholds)):
+            left, top = width // 2 - side // 2 - 0.5, height // 2 - side // 2 - 0.5
+            axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor='black', linewidth=0.6,
+                                     linestyle='--'))
+            if side - labelled > 0.09 * height:  # or the labels would lie on each other
+                axes.text(left, top, f'{threshold:.0%}', fontsize=6, verticalalignment='bottom')
+                labelled = side
+        axes.set_title(name, fontsize=10)
+    figure.colorbar(drawn, ax=grid, label='log10(score + 1) / largest')
+    return figure
