@@ -5,17 +5,27 @@ What is counted is what the published tables count.
 - One multiply-add is one operation ("FLOPs" in the papers). Convolutions, transposed ones and matrix products
   count, those of attention included; norms, activations, pooling, resizing and RoIAlign do not. A convolution
   with a (kh, kw) kernel and g groups on a (C, H, W) output costs H * W * C * kh * kw * C_in / g.
+- A Fourier transform of a real map of n values, or its inverse, costs n * ceil(log2(n)) for each channel. A
+  deformable convolution costs what a plain one of its shape does; its sampling is free, as RoIAlign's.
 - A segmentor is counted without its auxiliary head, parameters and multiply-adds, which testing does not run.
 - A two-stage detector, as mmdet 2.x counted it: the RPN on every level, 1000 proposals through each box stage
   and 100 through each mask stage.
 - Papers that merge branches after training count the merged form: :func:`build` makes it.
 """
 import copy
+import functools
+import math
+import re
+import sys
+from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
-from typing import List, Set, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Set, Tuple
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
@@ -28,11 +38,15 @@ from mmlk.ops.global_filter import multiply_adds as transform_multiply_adds
 BOX_PROPOSALS = 1000
 MASK_PROPOSALS = 100
 
-# Fourier transforms of real maps, of which PyTorch's counter knows nothing; the inverse costs what the transform does
-TRANSFORMS = {
+# Operators of which PyTorch's counter knows nothing, in its unit, two to a multiply-add. Transforms are those of real
+# maps; the inverse costs what the transform does.
+FORMULAS = {
     torch.ops.aten._fft_r2c: lambda x, dim, *_, **__: 2 * transform_multiply_adds(x, dim),
     torch.ops.aten._fft_c2r: lambda x, dim, *_, out_shape, **__: 2 * transform_multiply_adds(out_shape, dim),
 }
+
+# Modules whose weights their parents use: the output projection of attention, learned queries.
+_READ_BY_OTHERS = ('NonDynamicallyQuantizableLinear', 'Embedding')
 
 
 @dataclass(frozen=True)
@@ -45,15 +59,84 @@ class Complexity:
         return f'{self.parameters / 1e6:.1f}M parameters, {self.macs / 1e9:.1f}G multiply-adds'
 
 
+@dataclass(frozen=True)
+class Node:
+    """A module's counts, those of its ``children`` included; ``kind`` is its class, ``ran`` whether the model used it.
+
+    What a module shares with one before it, parameters or a whole child, is counted there alone.
+    """
+    name: str
+    kind: str
+    parameters: int
+    macs: int
+    ran: bool
+    children: Tuple['Node', ...] = ()
+
+    def idle(self, path: str = '') -> Iterator[str]:
+        """Outermost modules below this one with parameters that did not run: heads that no convention covers."""
+        for child in self.children:
+            if child.ran:
+                yield from child.idle(f'{path}{child.name}.')
+            elif child.parameters and child.kind not in _READ_BY_OTHERS:
+                yield f'{path}{child.name}'
+
+    def to_dict(self) -> dict:
+        """For a JSON file; a leaf has no ``children``."""
+        facts = dict(name=self.name, kind=self.kind, parameters=self.parameters, macs=self.macs)
+        return dict(facts, children=[child.to_dict() for child in self.children]) if self.children else facts
+
+
+class Line(NamedTuple):
+    """A line of two trees side by side: ``level`` 0 is the model; None where a form lacks the module."""
+    level: int
+    name: str
+    training: Optional[Node]
+    merged: Optional[Node]
+
+
+def parse_size(text: str) -> Tuple[int, int]:
+    """Height and width of an image given as ``'WIDTHxHEIGHT'``, the papers' order: '2048x512' gives (512, 2048).
+
+    Raises:
+        ValueError: The text is not two positive numbers with an x between.
+    """
+    found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    if not found:
+        raise ValueError(f"a shape is WIDTHxHEIGHT in pixels, as 2048x512, got '{text}'")
+    return int(found[2]), int(found[1])
+
+
+def is_ours(backbone: dict) -> bool:
+    """Whether a backbone's config, its ``type`` a name or a class, is of mmlk, and so takes ``merged``."""
+    kind = backbone['type']
+    return (kind if isinstance(kind, str) else kind.__module__).startswith('mmlk.')
+
+
+def check_backbone(cfg: Config) -> None:
+    """Refuse a config that has no backbone.
+
+    Raises:
+        ValueError: It has no ``model``, or that has no ``backbone``.
+    """
+    model = cfg.get('model')
+    if not isinstance(model, dict) or not isinstance(model.get('backbone'), dict) or 'type' not in model['backbone']:
+        raise ValueError("the config has no backbone: it needs model = dict(type=..., backbone=dict(type=...), ...), "
+                         'as a segmentor or detector of mmseg or mmdet')
+
+
 def build(cfg: Config, merged: bool = True) -> nn.Module:
     """The model of a config on the meta device: shapes without values.
 
     Args:
         cfg: A whole config, with ``model`` and ``default_scope``.
         merged: Build backbones of mmlk with their parallel branches merged. Others have none.
+
+    Raises:
+        ValueError: The config has no backbone.
     """
+    check_backbone(cfg)
     model = copy.deepcopy(cfg.model)
-    if model.backbone.type.startswith('mmlk.'):
+    if is_ours(model.backbone):
         model.backbone.merged = merged
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), _EmptyOnMeta():
         return MODELS.build(model).to('meta')
@@ -69,20 +152,53 @@ def count(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Comp
         in_channels: Channels of the image.
 
     Raises:
-        NotImplementedError: The model runs an operator whose cost is not known; the message names it.
+        NotImplementedError: The model runs an operator whose cost is not known, or does not run on shapes alone; the
+            message names the operator or the module.
+    """
+    tree = breakdown(model, size, in_channels)
+    return Complexity(tree.parameters, tree.macs)
+
+
+def breakdown(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Node:
+    """As :func:`count`, module by module: the tree of all that the model holds, without an auxiliary head.
+
+    What runs outside of the forward of any child, the products of an attention for one, belongs to the module itself:
+    the counts of the children add up to no more than its own.
     """
     model = _meta_copy(model)
     image = torch.empty(1, in_channels, *size, device='meta')
-    unknown = _UnknownOperators()
-    counter = FlopCounterMode(display=False, custom_mapping=TRANSFORMS)
-    with torch.no_grad(), counter, unknown:
-        _run(model, image)
+    formulas = dict(FORMULAS)
+    if 'torchvision' in sys.modules:
+        formulas[torch.ops.torchvision.deform_conv2d] = lambda x, weight, *_, out_shape, **__: (
+            2 * math.prod(out_shape) * math.prod(weight[1:]))
+    unknown = _UnknownOperators(formulas)
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    meter = _Meter(model, counter)
+    try:
+        with torch.no_grad(), _deformable_as_plain(), counter, unknown:
+            _run(model, image)
+    except Exception as error:  # whatever a foreign model raises where there are no values
+        raise NotImplementedError(f'{meter.failed} does not run on the shape of a {size[1]}x{size[0]} image (width x '
+                                  f'height) alone: {type(error).__name__}: {error}') from error
     if unknown.names:
         raise NotImplementedError(f"multiply-adds of {', '.join(sorted(unknown.names))} are not known")
-    parameters = sum(p.numel() for p in model.parameters())
-    if getattr(model, 'with_auxiliary_head', False):
-        parameters -= sum(p.numel() for p in model.auxiliary_head.parameters())
-    return Complexity(parameters, counter.get_total_flops() // 2)  # PyTorch counts a multiply-add as two
+    meter.settle()
+    left_out = {model.auxiliary_head} if getattr(model, 'with_auxiliary_head', False) else set()
+    return _tree(model, '', meter, seen=left_out, counted=set())
+
+
+def side_by_side(training: Node, merged: Node, depth: int) -> Iterator[Line]:
+    """The lines of a table of two forms of a model, parents before children, down to level ``depth``."""
+    def lines(level: int, before: Optional[Node], after: Optional[Node]) -> Iterator[Line]:
+        node = before or after
+        yield Line(level, node.name, before, after)
+        if level == depth:
+            return
+        first, second = ({child.name: child for child in form.children} if form else {} for form in (before, after))
+        for name in dict.fromkeys((*first, *second)):
+            yield from lines(level + 1, first.get(name), second.get(name))
+
+    return lines(0, training, merged)
 
 
 class _EmptyOnMeta(TorchFunctionMode):
@@ -98,15 +214,87 @@ class _EmptyOnMeta(TorchFunctionMode):
 class _UnknownOperators(TorchDispatchMode):
     """Collects operators that do real work and that PyTorch's counter takes for free."""
 
-    def __init__(self):
+    def __init__(self, formulas: dict):
         super().__init__()
+        self.formulas = formulas
         self.names: Set[str] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         known = func.namespace in ('aten', 'prim', 'prims') and 'fft' not in func.__name__
-        if not known and func.overloadpacket not in TRANSFORMS:
+        if not known and func.overloadpacket not in self.formulas:
             self.names.add(str(func))
         return func(*args, **(kwargs or {}))
+
+
+class _Meter:
+    """Says which module's forward, the innermost one, ran what a counter counts; it changes the model's forwards.
+
+    Hooks would miss the heads whose ``forward`` mmseg and mmdet call by its name.
+    """
+
+    def __init__(self, model: nn.Module, counter: FlopCounterMode):
+        self.counter, self.counted = counter, 0
+        self.macs: Counter = Counter()
+        self.ran: Set[nn.Module] = set()
+        self.failed: Optional[str] = None
+        self._running = [model]
+        self._model = type(model).__name__
+        for name, module in model.named_modules():
+            module.forward = self._metered(name, module, module.forward)
+
+    def settle(self) -> None:
+        """Give the innermost module what was counted since the last time."""
+        total = self.counter.get_total_flops() // 2  # PyTorch counts a multiply-add as two
+        self.macs[self._running[-1]] += total - self.counted
+        self.counted = total
+
+    def _metered(self, name: str, module: nn.Module, forward):
+        @functools.wraps(forward)
+        def run(*args, **kwargs):
+            self.settle()
+            self.ran.add(module)
+            self._running.append(module)
+            try:
+                out = forward(*args, **kwargs)
+            except Exception:
+                self.failed = self.failed or (f"'{name}' ({type(module).__name__})" if name else self._model)
+                raise
+            self.settle()
+            self._running.pop()
+            return out
+
+        return run
+
+
+def _tree(module: nn.Module, name: str, meter: _Meter, seen: Set[nn.Module], counted: Set[nn.Parameter]) -> Node:
+    seen.add(module)
+    own = set(module.parameters(recurse=False)) - counted
+    counted |= own
+    children = []
+    for child_name, child in module.named_children():
+        if child not in seen:
+            children.append(_tree(child, child_name, meter, seen, counted))
+    return Node(name, type(module).__name__,
+                sum(p.numel() for p in own) + sum(child.parameters for child in children),
+                meter.macs[module] + sum(child.macs for child in children),
+                module in meter.ran or any(child.ran for child in children), tuple(children))
+
+
+def _deformable_as_plain() -> ExitStack:
+    """mmcv's compiled deformable convolutions, which run on no shapes, as the plain ones that cost the same."""
+    def first(ctx, x, offset, weight, stride=1, padding=0, dilation=1, groups=1, *_):
+        return F.conv2d(x, weight, None, stride, padding, dilation, groups)
+
+    def modulated(ctx, x, offset, mask, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *_):
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    patches = ExitStack()
+    for module, name, plain in (('deform_conv', 'DeformConv2dFunction', first),
+                                ('modulated_deform_conv', 'ModulatedDeformConv2dFunction', modulated)):
+        if f'mmcv.ops.{module}' in sys.modules:
+            function = getattr(sys.modules[f'mmcv.ops.{module}'], name)
+            patches.enter_context(mock.patch.object(function, 'forward', staticmethod(plain)))
+    return patches
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:
@@ -125,8 +313,13 @@ def _meta_copy(model: nn.Module) -> nn.Module:
 def _run(model: nn.Module, image: Tensor) -> None:
     if hasattr(model, 'roi_head'):
         _run_two_stage(model, image)
-    elif hasattr(model, 'decode_head') or hasattr(model, 'bbox_head'):
+    elif hasattr(model, 'decode_head'):
         model(image, mode='tensor')
+    elif hasattr(model, 'bbox_head'):
+        from mmdet.structures import DetDataSample
+        size = tuple(image.shape[2:])
+        sample = DetDataSample(metainfo=dict(img_shape=size, batch_input_shape=size, pad_shape=size))
+        model(image, [sample], mode='tensor')
     else:
         model(image)
 

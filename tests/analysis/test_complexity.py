@@ -1,4 +1,8 @@
+import importlib.util
+import json
 import math
+import re
+import sys
 
 import pytest
 import torch
@@ -6,7 +10,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmlk.analysis import complexity
-from mmlk.analysis.complexity import build, count
+from mmlk.analysis.complexity import breakdown, build, check_backbone, count, parse_size, side_by_side
 from mmlk.backbones.replknet import RepLKNet
 
 # Published parameters (M) and FLOPs (G): README of the official repository, and mmdet's and Swin's tables.
@@ -125,3 +129,181 @@ def test_operators_of_unknown_cost_are_named():
 
     with pytest.raises(NotImplementedError, match='fft'):
         count(Spectral(), (16, 16))
+
+
+def at(tree, path):
+    """The node of a module by its dotted name."""
+    for name in path.split('.'):
+        tree, = (child for child in tree.children if child.name == name)
+    return tree
+
+
+def nodes(tree):
+    yield tree
+    for child in tree.children:
+        yield from nodes(child)
+
+
+ARCH = dict(large_kernel_sizes=[7, 5], layers=[1, 1], channels=[8, 16], small_kernel=3)
+
+
+def test_modules_cost_what_their_formula_says():
+    """At 64 x 32, where the maps of the first stage are 16 x 8 and of the second 8 x 4."""
+    trees = [breakdown(RepLKNet(ARCH, out_indices=(0, 1), merged=merged), (32, 64)) for merged in (False, True)]
+    training, merged = trees
+    for stage, (kernel, width, pixels) in enumerate([(7, 8, 16 * 8), (5, 16, 8 * 4)]):
+        block, ffn = f'stages.{stage}.blocks.0', f'stages.{stage}.blocks.1'
+        for tree in trees:
+            assert at(tree, f'{block}.pw1').macs == at(tree, f'{block}.pw2').macs == pixels * width**2
+            assert at(tree, ffn).macs == 2 * pixels * 4 * width**2
+        assert at(training, f'{block}.large_kernel').macs == pixels * width * (kernel**2 + 3**2)
+        assert at(merged, f'{block}.large_kernel').macs == pixels * width * kernel**2
+        norms = 2 * 2 * width
+        assert at(training, f'{block}.large_kernel').parameters == width * (kernel**2 + 3**2) + norms
+        assert at(merged, f'{block}.large_kernel').parameters == width * kernel**2 + width
+    assert training.macs - merged.macs == 9 * (8 * 16 * 8 + 16 * 8 * 4)
+
+
+@pytest.mark.parametrize('name, size', [('upernet_replknet31b_ade20k', (64, 128)), ('upernet_swin-b_ade20k', (64, 64)),
+                                        ('mask_rcnn_resnet50_coco', (64, 64))])
+def test_the_parts_add_up(repo, name, size):
+    model = build(Config.fromfile(str(repo / f'configs/{name}.py')), merged=False)
+    tree, result = breakdown(model, size), count(model, size)
+    assert (tree.parameters, tree.macs) == (result.parameters, result.macs)
+    for node in nodes(tree):
+        assert sum(child.macs for child in node.children) <= node.macs
+        assert sum(child.parameters for child in node.children) <= node.parameters
+    assert sum(child.macs for child in tree.children) == tree.macs > 0
+    assert at(tree, 'backbone').parameters == sum(p.numel() for p in model.backbone.parameters())
+    assert 'auxiliary_head' not in [child.name for child in tree.children]
+    assert list(tree.idle()) == []
+
+
+class Odd(nn.Module):
+    """A child called by ``forward``, one called twice, a product of its own, and a head that nobody runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.direct, self.twice, self.head = nn.Linear(5, 7), nn.Linear(7, 7), nn.Linear(7, 9)
+        self.again = self.twice
+
+    def forward(self, x):
+        x = self.again(self.twice(self.direct.forward(x.mean(3))))
+        return x @ x.transpose(1, 2)
+
+
+def test_every_product_belongs_to_the_innermost_module():
+    tree = breakdown(Odd(), (5, 4))  # a (1, 3, 5) map after the mean
+    assert {child.name: child.macs for child in tree.children} == {'direct': 3 * 35, 'twice': 2 * 3 * 49, 'head': 0}
+    assert tree.macs == 3 * 35 + 2 * 3 * 49 + 3 * 3 * 7
+    assert tree.parameters == 42 + 56 + 72  # the shared layer once
+    assert list(tree.idle()) == ['head']
+
+
+def test_transforms_and_deformable_convolutions_cost_by_formula():
+    class Filter(nn.Module):
+        def forward(self, x):
+            return torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[2:])
+
+    assert count(Filter(), (12, 20)).macs == 2 * 3 * 240 * 8  # 2^8 is the first power of two past 240
+    ops = pytest.importorskip('mmcv.ops')
+    for layer, offsets in ((ops.DeformConv2dPack(3, 8, 3, padding=1, bias=False), 18),
+                           (ops.ModulatedDeformConv2dPack(3, 8, 3, padding=1), 27)):
+        assert count(layer, (10, 20)).macs == 200 * 27 * (8 + offsets)
+
+    from torchvision.ops import deform_conv2d
+
+    class Deformable(nn.Conv2d):
+        def forward(self, x):
+            return deform_conv2d(x, x.new_zeros(1, 18, 10, 20), self.weight, padding=1)
+
+    assert count(Deformable(3, 8, 3), (10, 20)).macs == 200 * 27 * 8
+
+
+def test_a_module_that_does_not_run_on_shapes_is_named():
+    class Reads(nn.Module):
+        def forward(self, x):
+            return x * x.max().item()
+
+    with pytest.raises(NotImplementedError, match=r"'1.0' \(Reads\) does not run on the shape of a 30x20 image"):
+        count(nn.Sequential(nn.ReLU(), nn.Sequential(Reads())), (20, 30))
+
+
+def test_two_forms_side_by_side():
+    trees = [breakdown(RepLKNet(ARCH, out_indices=(0, 1), merged=merged), (32, 32)) for merged in (False, True)]
+    lines = list(side_by_side(*trees, depth=6))
+    assert [line.name for line in side_by_side(*trees, depth=1)] == ['', 'stem', 'stages', 'transitions']
+    names = [line.name for line in lines if line.level == 6 and (line.merged is None or line.training is None)]
+    assert names[:3] == ['lkb_origin', 'small_conv', 'lkb_reparam']
+    assert {(line.training is None, line.merged is None) for line in lines if line.name == 'lkb_reparam'} == {
+        (True, False)}
+
+
+def test_shapes_are_width_by_height():
+    assert parse_size('2048x512') == (512, 2048)
+    for text in ('2048', '2048x', 'x512', '2048,512', '0x512', '2048x512x3', '-1x5', '2048X512', ''):
+        with pytest.raises(ValueError, match='WIDTHxHEIGHT'):
+            parse_size(text)
+
+
+@pytest.mark.parametrize('cfg', [{}, dict(model=dict(type='A')), dict(model=dict(backbone=None)),
+                                 dict(model=dict(backbone=dict(depth=50)))])
+def test_a_config_without_a_backbone_is_refused(cfg):
+    with pytest.raises(ValueError, match='has no backbone'):
+        check_backbone(Config(cfg))
+
+
+@pytest.fixture
+def run(repo, monkeypatch, capsys):
+    """The tool, run with some arguments; what it wrote to stdout, and to stderr."""
+    spec = importlib.util.spec_from_file_location('complexity_tool', repo / 'tools' / 'complexity.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.chdir(repo)
+
+    def run(*arguments, expect=0):
+        monkeypatch.setattr(sys, 'argv', ['complexity.py', *map(str, arguments)])
+        code = 0
+        try:
+            tool.main()
+        except SystemExit as end:
+            code = end.code
+        captured = capsys.readouterr()
+        assert code == expect, captured.err
+        return captured
+
+    return run
+
+
+def test_the_tool_shows_and_writes_both_forms(run, tmp_path):
+    out = run('configs/upernet_replknet31b_ade20k.py', '--shape', '2048x512', '--depth', 1, '--out',
+              tmp_path / 'new' / 'counts.json').out
+    assert '2048 wide and 512 high' in out and 'Published: 112M / 1170G' in out
+    whole, = (line.split() for line in out.splitlines() if 'whole model' in line)
+    assert whole[2:6] == ['112.153', '111.816', '1170.945', '1169.320']
+    assert 'stages' not in out
+    report = json.loads((tmp_path / 'new' / 'counts.json').read_text())
+    assert report['shape'] == dict(width=2048, height=512) and 'multiply-add' in report['conventions']
+    assert report['merged']['macs'] < report['training']['macs']
+    backbone, = (child for child in report['merged']['children'] if child['name'] == 'backbone')
+    assert backbone['kind'] == 'RepLKNet' and backbone['children'][1]['name'] == 'stages'
+
+
+def test_the_tool_says_where_nothing_merges(run):
+    out = run('configs/upernet_swin-t_ade20k.py', '--shape', '64x64').out
+    assert 'no parallel branches' in out and 'Published' not in out  # known at 2048x512 alone
+
+
+@pytest.mark.parametrize('arguments, problem', [
+    (['configs/upernet_swin-t_ade20k.py', '--shape', '512'], "WIDTHxHEIGHT in pixels, as 2048x512, got '512'"),
+    (['configs/no.py', '--shape', '64x64'], 'no config at configs/no.py'),
+    (['configs/_base_/runtime_seg.py', '--shape', '64x64'], 'the config has no backbone'),
+    (['configs/upernet_swin-t_ade20k.py', '--shape', '64x64', '--depth', '-1'], '--depth must be 0'),
+    (['configs/upernet_swin-t_ade20k.py', '--shape', '64x64', '--cfg-options', 'model.backbone.type=Nothing'],
+     'cannot be built: .*Nothing'),
+    (['configs/mask_rcnn_resnet50_coco.py', '--shape', '64x64', '--cfg-options', 'model.neck.in_channels=[1,2,3,4]'],
+     "cannot be counted: 'neck.*does not run"),
+])
+def test_the_tool_refuses_in_one_message(run, arguments, problem):
+    message = run(*arguments, expect=2).err
+    assert re.search(problem, message) and message.count('error: ') == 1
