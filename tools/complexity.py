@@ -64,8 +64,8 @@ def table(forms, title, depth):
     from rich.table import Table
     both, macs = len(forms) == 2, forms['training'].macs
     drawn = Table(title=title, title_justify='left', box=box.SIMPLE_HEAD, pad_edge=False)
-    drawn.add_column('module', overflow='fold')
-    for quantity in ('params (M)', 'mult-adds (G)'):
+    drawn.add_column('module', overflow='fold', min_width=16)
+    for quantity in ('params\n(M)', 'mult-adds\n(G)'):
         for form in ('training', 'merged') if both else ('', ):
             drawn.add_column(f'{quantity}\n{form}', justify='right', no_wrap=True)
     drawn.add_column('share', justify='right', no_wrap=True)
