@@ -1,0 +1,444 @@
+"""Class-activation maps: where in an image a segmentor, detector or classifier finds what speaks for a class.
+
+The mathematics is of pytorch-grad-cam (https://github.com/jacobgil/pytorch-grad-cam, MIT; ``pip install grad-cam``).
+The score whose gradient is taken is, of one class,
+
+- for a segmentor: the sum of its logits over the pixels that get the class; over all pixels where none does;
+- for a detector: the sum of the scores of the objects found;
+- for a classifier: its logit.
+"""
+import difflib
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from PIL import ImageOps
+from torch import Tensor, nn
+
+from .classifiers import CLASSES, Classifier, class_names, open_image
+from .shape_bias import pixels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Methods by the names of the command line: their names in pytorch-grad-cam.
+METHODS = {'gradcam': 'GradCAM', 'gradcam++': 'GradCAMPlusPlus', 'hirescam': 'HiResCAM', 'layercam': 'LayerCAM',
+           'xgradcam': 'XGradCAM', 'eigencam': 'EigenCAM', 'eigengradcam': 'EigenGradCAM'}
+
+LAST_MAP = 'the last map of the backbone'
+
+
+@dataclass
+class Sample:
+    """``image`` (H, W, 3) uint8 RGB to draw on; ``inputs`` (1, 3, h, w) of the network, of which the first ``inside``
+    rows and columns are the image and the others padding; ``data_samples`` as OpenMMLab's models take them."""
+    image: np.ndarray
+    inputs: Tensor
+    inside: Tuple[int, int]
+    data_samples: Optional[list] = None
+
+
+@dataclass
+class Choice:
+    """The class that is explained, and ``found``, in words, how the network sees it in the image.
+
+    ``region`` (h, w) bool are a segmentor's pixels of the class; ``boxes`` (N, 4) a detector's objects as x1, y1, x2,
+    y2 in pixels of the image.
+    """
+    label: int
+    found: str
+    region: Optional[np.ndarray] = None
+    boxes: Optional[np.ndarray] = None
+
+
+class Subject(nn.Module):
+    """A network whose score for a class can be asked for. ``forward`` returns a list with the output of one image.
+
+    Args:
+        network: On any device, in any mode; its parameters are frozen.
+        classes: Names of the classes.
+        backbone: Returns a sequence of maps, of which the last can be looked at as ``LAST_MAP``.
+    """
+
+    def __init__(self, network: nn.Module, classes: Sequence[str], backbone: Optional[nn.Module]):
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.network.eval()  # mmdet's ResNet does not return itself
+        self.classes = list(classes)
+        for module in network.modules():
+            if getattr(module, 'inplace', False) is True:
+                module.inplace = False  # what follows a layer would write into its map
+            if getattr(module, 'with_cp', False) is True:
+                module.with_cp = False  # a recomputed layer runs twice
+        self._probe = nn.Identity()
+        if backbone is not None:
+            backbone.register_forward_hook(self._pass_last_map)
+
+    def _pass_last_map(self, backbone: nn.Module, args: tuple, maps: Sequence[Tensor]) -> tuple:
+        return (*maps[:-1], self._probe(maps[-1]))
+
+    @property
+    def default_layer(self) -> str:
+        """The layer to look at if none is asked for."""
+        return LAST_MAP
+
+    def layer(self, name: str) -> nn.Module:
+        """A module of the network, or the last map.
+
+        Raises:
+            ValueError: There is none of this name; the message says which are near.
+        """
+        if name == LAST_MAP:
+            return self._probe
+        modules = {known: module for known, module in self.network.named_modules() if known}
+        if name in modules:
+            return modules[name]
+        near = [known for known in modules if known.endswith(f'.{name}')][:5] if name else []
+        near = near or difflib.get_close_matches(name, modules, n=5)
+        near = near or [child for child, _ in self.network.named_children()]
+        raise ValueError(f"{type(self.network).__name__} has no layer '{name}'; there is {', '.join(near)}")
+
+    def label(self, name: str) -> int:
+        """The index of a class, given by name or index.
+
+        Raises:
+            ValueError: There is no such class.
+        """
+        if name in self.classes:
+            return self.classes.index(name)
+        if name.isdecimal() and int(name) < len(self.classes):
+            return int(name)
+        near = difflib.get_close_matches(name, self.classes, n=5) or self.classes[:5]
+        raise ValueError(f"no class '{name}' among {len(self.classes)}; there is {', '.join(near)}; an index from 0 "
+                         f'will do as well')
+
+    def sample(self, path: Path) -> Sample:
+        """An image as the network takes it; the next calls are about it.
+
+        Raises:
+            ValueError: It cannot be read as an image.
+        """
+        raise NotImplementedError
+
+    def choose(self, output: Any, label: Optional[int]) -> Optional[Choice]:
+        """What to explain: the class that is asked for, or that of which there is most; None where it is not found."""
+        raise NotImplementedError
+
+    def score(self, output: Any, choice: Choice) -> Tensor:
+        """The class's score, a scalar that depends on the maps."""
+        raise NotImplementedError
+
+
+class ClassifierSubject(Subject):
+    """A :class:`mmlk.analysis.classifiers.Classifier`; it sees the square in the middle of an image."""
+
+    def __init__(self, classifier: Classifier):
+        super().__init__(classifier.network, class_names(), getattr(classifier.network, 'backbone', None))
+        self._classifier = [classifier]  # not a submodule: its network is one
+
+    @property
+    def default_layer(self) -> str:
+        return self._classifier[0].last_layer or LAST_MAP
+
+    def sample(self, path: Path) -> Sample:
+        size = self._classifier[0].size
+        inputs = pixels(ImageOps.fit(open_image(path), (size, size)), size)
+        return Sample(inputs.permute(1, 2, 0).byte().numpy(), inputs[None], (size, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._classifier[0](x)
+
+    def choose(self, output: Tensor, label: Optional[int]) -> Choice:
+        label = int(output.argmax()) if label is None else label
+        return Choice(label, f'probability {output.softmax(0)[label]:.3f}')
+
+    def score(self, output: Tensor, choice: Choice) -> Tensor:
+        return output[choice.label]
+
+
+class ConfigSubject(Subject):
+    """A model of a config of mmseg, mmdet or mmpretrain, and the images as its test pipeline makes them."""
+
+    def __init__(self, cfg: Config, network: nn.Module):
+        super().__init__(network, _class_names(cfg, network), network.backbone)
+        self._scope = cfg.get('default_scope')
+        with DefaultScope.overwrite_default_scope(self._scope):
+            self._pipeline = _pipeline(cfg)
+        self._data_samples: Optional[list] = None
+
+    def sample(self, path: Path) -> Sample:
+        import mmcv
+        from mmengine.dataset import pseudo_collate
+        open_image(path)
+        with DefaultScope.overwrite_default_scope(self._scope):
+            data = self._pipeline(dict(img_path=str(path), img_id=0))
+        data = self.network.data_preprocessor(pseudo_collate([data]), False)
+        self._data_samples = data['data_samples']
+        inside = self._data_samples[0].metainfo.get('img_shape', data['inputs'].shape[2:])[:2]
+        return Sample(mmcv.imread(str(path), channel_order='rgb'), data['inputs'], tuple(inside), self._data_samples)
+
+
+class SegmentorSubject(ConfigSubject):
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.encode_decode(x, [sample.metainfo for sample in self._data_samples])
+
+    def choose(self, output: Tensor, label: Optional[int]) -> Choice:
+        height, width = self._data_samples[0].metainfo['img_shape'][:2]
+        # padding may be cut off already
+        labels = output[:, :height, :width].argmax(0).cpu().numpy()
+        label = int(np.bincount(labels.ravel()).argmax()) if label is None else label
+        region = np.zeros(output.shape[1:], bool)
+        region[:height, :width] = labels == label
+        if not region.any():
+            return Choice(label, 'of no pixel')
+        return Choice(label, f'of {(labels == label).mean():.1%} of the pixels', region)
+
+    def score(self, output: Tensor, choice: Choice) -> Tensor:
+        logits = output[choice.label]
+        return logits.sum() if choice.region is None else logits[torch.from_numpy(choice.region)].sum()
+
+
+class DetectorSubject(ConfigSubject):
+    """Objects with scores below ``threshold`` are left out; masks are not computed."""
+
+    def __init__(self, cfg: Config, network: nn.Module, threshold: float):
+        super().__init__(cfg, network)
+        self.threshold = threshold
+        if getattr(getattr(network, 'roi_head', None), 'with_mask', False):
+            network.roi_head.mask_head = None
+
+    def forward(self, x: Tensor) -> list:
+        # predictions are put into the samples
+        return [sample.pred_instances
+                for sample in self.network.predict(x, deepcopy(self._data_samples), rescale=True)]
+
+    def choose(self, output, label: Optional[int]) -> Optional[Choice]:
+        found = output[output.scores >= self.threshold]
+        if label is None and len(found):
+            label = int(found.labels[found.scores.argmax()])
+        if label is None or not (found.labels == label).any():
+            return None
+        found = found[found.labels == label]
+        return Choice(label, f"{len(found)} object{'s' * (len(found) > 1)}, best score {found.scores.max():.2f}",
+                      boxes=found.bboxes.detach().cpu().numpy())
+
+    def score(self, output, choice: Choice) -> Tensor:
+        return output.scores[(output.scores >= self.threshold) & (output.labels == choice.label)].sum()
+
+
+class ConfigClassifierSubject(ConfigSubject):
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x, self._data_samples, mode='tensor')
+
+    choose, score = ClassifierSubject.choose, ClassifierSubject.score
+
+
+def from_config(cfg: Config, network: nn.Module, threshold: float = 0.3) -> ConfigSubject:
+    """The subject for a model that :func:`build` made.
+
+    Raises:
+        ValueError: It is neither a segmentor, nor a detector, nor a classifier, or its config has no test pipeline.
+    """
+    kinds = {kind.__name__ for kind in type(network).__mro__}
+    if 'BaseSegmentor' in kinds:
+        return SegmentorSubject(cfg, network)
+    if 'BaseDetector' in kinds:
+        return DetectorSubject(cfg, network, threshold)
+    if 'BaseClassifier' in kinds:
+        return ConfigClassifierSubject(cfg, network)
+    raise ValueError(f'{type(network).__name__} is no segmentor, detector or classifier of OpenMMLab')
+
+
+def build(cfg: Config) -> nn.Module:
+    """The model of a config, without the weights that it names.
+
+    Raises:
+        ValueError: The config has no backbone, or the model cannot be built.
+    """
+    from mmengine.model import revert_sync_batchnorm
+
+    from .complexity import check_backbone
+    check_backbone(cfg)
+    model = deepcopy(cfg.model)
+    for part in (model, model.backbone):
+        for key in ('init_cfg', 'pretrained'):
+            part.pop(key, None)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        try:
+            return revert_sync_batchnorm(MODELS.build(model))
+        except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'the model cannot be built: {error}') from error
+
+
+def _test_dataset(cfg: Config) -> dict:
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def _pipeline(cfg: Config):
+    """The test pipeline without annotations."""
+    from mmcv.transforms import Compose
+    steps = _test_dataset(cfg).get('pipeline') or cfg.get('test_pipeline')
+    if not steps:
+        raise ValueError('the config has no test pipeline: neither test_dataloader.dataset.pipeline nor test_pipeline')
+    return Compose([step for step in steps if 'Annotations' not in str(step['type'])])
+
+
+def _class_names(cfg: Config, network: nn.Module) -> List[str]:
+    """The data set's, else numbers."""
+    dataset = _test_dataset(cfg)
+    names = (dataset.get('metainfo') or {}).get('classes')
+    if not names and 'type' in dataset:
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+            kind = DATASETS.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
+        names = getattr(kind, 'METAINFO', {}).get('classes')
+    if names:
+        return list(names)
+    heads = [getattr(network, 'decode_head', None), getattr(network, 'bbox_head', None), getattr(network, 'head', None)]
+    return [str(index) for index in range(next((head.num_classes for head in heads if hasattr(head, 'num_classes')),
+                                               CLASSES))]
+
+
+def explain(subject: Subject, sample: Sample, layers: Sequence[str], method: str = 'gradcam',
+            label: Optional[int] = None) -> Optional[Tuple[Choice, Dict[str, np.ndarray]]]:
+    """Maps of one class over an image, one for each layer.
+
+    Args:
+        subject: On the device where to run.
+        sample: Of ``subject.sample``, the last one asked for.
+        layers: Names of modules that run once and make maps, (1, C, h, w) or (1, h, w, C), or tokens, (1, h * w, C),
+            perhaps after one of the class; or ``LAST_MAP``.
+        method: One of ``METHODS``.
+        label: The class; the one of which there is most by default.
+
+    Returns:
+        What is explained and, for each layer, (H, W) of the sample's image in 0..1; None where the class is not found.
+
+    Raises:
+        ValueError: A layer does not exist, has no map, or has no influence on the score.
+    """
+    import pytorch_grad_cam
+    modules = {name: subject.layer(name) for name in layers}
+    seen: Dict[str, list] = {name: [] for name in layers}
+    hooks = [module.register_forward_hook(lambda module, args, out, name=name: seen[name].append(out))
+             for name, module in modules.items()]
+    device = next(subject.parameters()).device
+    inputs = sample.inputs.to(device)
+    try:
+        with torch.no_grad():
+            output = subject(inputs)[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    views = {name: _view(name, outputs, inputs.shape[2:]) for name, outputs in seen.items()}
+    choice = subject.choose(output, label)
+    if choice is None:
+        return None
+    maps = {}
+    for name, module in modules.items():
+        cam = getattr(pytorch_grad_cam, METHODS[method])(subject, [module], reshape_transform=views[name])
+        cam.compute_input_gradient = True  # frozen parameters ask for none
+        try:
+            heat = cam(inputs, [partial(subject.score, choice=choice)])[0]
+        except Exception as error:
+            if cam.uses_gradients and not cam.activations_and_grads.gradients:
+                raise ValueError(f"the layer '{name}' has no influence on the score of "
+                                 f"'{subject.classes[choice.label]}'") from error
+            raise
+        finally:
+            cam.activations_and_grads.release()
+        maps[name] = _on_image(heat, sample)
+    return choice, maps
+
+
+def _view(name: str, outputs: list, size: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """How to see a layer's output as a map (1, C, h, w) of an image of this size."""
+    if not outputs:
+        raise ValueError(f"the layer '{name}' is not run itself, if at all; one inside of it may be")
+    if len(outputs) != 1:
+        raise ValueError(f"the layer '{name}' runs {len(outputs)} times on an image; one that runs once is needed")
+    if not isinstance(outputs[0], Tensor):
+        raise ValueError(f"the layer '{name}' gives a {type(outputs[0]).__name__}; one that gives a tensor is needed")
+    shape = tuple(outputs[0].shape)
+    if shape[0] == 1 and len(shape) == 4:
+        if _is_scaled(shape[1:3], size) and not _is_scaled(shape[2:], size):
+            return lambda x: x.permute(0, 3, 1, 2)
+        return lambda x: x
+    if shape[0] == 1 and len(shape) == 3:
+        for stride in range(1, min(size) + 1):
+            for height, width in {(size[0] // stride, size[1] // stride), (-(-size[0] // stride), -(-size[1] // stride))}:
+                before = shape[1] - height * width
+                if before in (0, 1):
+                    return lambda x: x[:, before:].unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    raise ValueError(f"the layer '{name}' gives {'x'.join(map(str, shape))}, which is no map of an image of "
+                     f"{size[0]}x{size[1]} (height x width)")
+
+
+def _is_scaled(shape: Sequence[int], size: Sequence[int]) -> bool:
+    return any(all(part in (whole // stride, -(-whole // stride)) for part, whole in zip(shape, size))
+               for stride in range(1, max(size) + 1))
+
+
+def _on_image(heat: np.ndarray, sample: Sample) -> np.ndarray:
+    """The map over the image: without the padding, of its size, the largest value 1."""
+    import cv2
+    height, width = sample.inside
+    heat = heat[:height, :width]
+    heat = cv2.resize(heat, sample.image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    return heat / max(heat.max(), 1e-7)
+
+
+def overlay(sample: Sample, heat: np.ndarray, choice: Choice) -> np.ndarray:
+    """The map over the image, with the class's region or boxes outlined in white: (H, W, 3) uint8 RGB."""
+    import cv2
+    from pytorch_grad_cam.utils.image import show_cam_on_image
+    picture = np.ascontiguousarray(show_cam_on_image(sample.image.astype(np.float32) / 255, heat, use_rgb=True))
+    white, thickness = (255, 255, 255), max(1, round(max(picture.shape) / 400))
+    if choice.region is not None:
+        region = choice.region[:sample.inside[0], :sample.inside[1]].astype(np.uint8)
+        region = cv2.resize(region, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        outlines, _ = cv2.findContours(region, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+        cv2.drawContours(picture, outlines, -1, white, thickness)
+    for left, top, right, bottom in np.rint(choice.boxes).astype(int) if choice.boxes is not None else ():
+        cv2.rectangle(picture, (int(left), int(top)), (int(right), int(bottom)), white, thickness)
+    return picture
+
+
+@dataclass
+class Row:
+    """A row of :func:`grid`: an image, its title, and overlays by layer."""
+    image: np.ndarray
+    title: str
+    overlays: Dict[str, np.ndarray]
+
+
+def grid(rows: Sequence[Row]) -> 'Figure':
+    """Images on the left, overlays beside them, a column for each layer.
+
+    Raises:
+        ValueError: There is no row.
+    """
+    from matplotlib.figure import Figure
+    if not rows:
+        raise ValueError('there is nothing to draw')
+    layers = list(rows[0].overlays)
+    heights = [3 * row.image.shape[0] / row.image.shape[1] for row in rows]
+    figure = Figure(figsize=(3 * (1 + len(layers)), sum(heights) + 0.3 * len(rows)), layout='constrained')
+    axes = figure.subplots(len(rows), 1 + len(layers), squeeze=False, height_ratios=heights)
+    for line, row in zip(axes, rows):
+        pictures = {row.title: row.image, **row.overlays}
+        for ax, (title, picture) in zip(line, pictures.items()):
+            ax.set_axis_off()
+            ax.imshow(picture)
+            ax.set_title(title, fontsize=8, wrap=True)
+    return figure
