@@ -202,8 +202,10 @@ def test_missing_headers_are_installed_for_root_and_named_to_others(stage, envir
 
 def test_run_tests_hands_its_arguments_to_pytest(stage, environment):
     (environment / 'up_to_date').touch()
+    stage.add('getconf', 'echo 3')
     install(stage, environment, 'run_tests.sh', '-k', 'a or b', 'tests/ops')
-    assert stage.calls[-1] == ['python', '-m', 'pytest', '-k', 'a or b', 'tests/ops']
+    assert stage.calls[-1] == ['python', '-m', 'pytest', '--numprocesses', '3', '--dist', 'worksteal', '-k', 'a or b',
+                               'tests/ops']
 
 
 def test_an_environment_is_made_once_where_none_is_active(stage, tmp_path):

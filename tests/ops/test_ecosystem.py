@@ -1,6 +1,7 @@
 """The operator inside PyTorch: modules, autocast, compile, export, checkpointing, DDP."""
 import copy
 import pickle
+from datetime import timedelta
 
 import pytest
 import torch
@@ -132,8 +133,10 @@ def test_checkpointing_gives_the_same_gradients(reentrant):
         assert relative_error(grad, plain) < 1e-6
 
 
-def test_ddp(tmp_path):
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+def test_ddp(monkeypatch):
+    monkeypatch.setenv('GLOO_SOCKET_IFNAME', 'lo')  # else it asks the resolver for this machine's name
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1,
+                                         timeout=timedelta(seconds=60))
     try:
         net = Net()
         copied = nn.parallel.DistributedDataParallel(copy.deepcopy(net))
