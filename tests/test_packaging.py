@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 CHECKOUT_TOOLS = {'doctor.py', 'render_zoo.py'}  # they look at files of a checkout
-LEFT_OUT = shutil.ignore_patterns('.git', '.venv', 'data', 'work_dirs', 'build', 'dist', '*.egg-info', '__pycache__',
+LEFT_OUT = shutil.ignore_patterns('.git', '.venv*', 'data', 'work_dirs', 'build', 'dist', '*.egg-info', '__pycache__',
                                   '.*_cache')
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).resolve().parent.parent / 'tools'
-SCRIPTS = sorted(TOOLS.glob('*.sh')) + [TOOLS.parent / '.ci' / 'run']
+SCRIPTS = [*sorted(TOOLS.glob('*.sh')), *sorted((TOOLS.parent / '.ci').glob('run*'))]
 BASH = shutil.which('bash')
 pytestmark = pytest.mark.skipif(BASH is None, reason='no bash here')
 
@@ -108,7 +108,7 @@ case "$*" in
     "tools/doctor.py --ops"*) [ -e $state/ops ] ;;
     *" torch torchvision") sed -i "/^torch /d" $state/packages; echo "torch 2.12.1" >>$state/packages ;;
     *--no-cache-dir*) touch $state/ops ;;
-    *"-r requirements.txt"*) [ ! -e $state/offline ] || {{ echo "no network here"; exit 1; }} ;;
+    *"install -r "*) [ ! -e $state/offline ] || {{ echo "no network here"; exit 1; }} ;;
     --version) echo "Python 3.11.7" ;;
 esac
 '''
@@ -122,8 +122,8 @@ def environment(stage, tmp_path):
     return tmp_path
 
 
-def install(stage, environment, script='install.sh', *arguments):
-    return stage.run(TOOLS / script, *arguments, VIRTUAL_ENV=str(environment))
+def install(stage, environment, script='install.sh', *arguments, **variables):
+    return stage.run(TOOLS / script, *arguments, VIRTUAL_ENV=str(environment), **variables)
 
 
 def pip_calls(stage):
@@ -141,6 +141,24 @@ def test_install_puts_torch_first_then_mmcv_then_the_rest(stage, environment):
                          ['-r', 'requirements.txt'], ['--no-deps', '--no-build-isolation', '-e', '.']]
     assert stage.calls[-1] == ['python', 'tools/doctor.py']
     assert 'for the CPU' in done.stdout and 'installed and proved' in done.stdout
+
+
+def test_the_classic_stack_has_its_own_pins(stage, environment):
+    (environment / 'ops').touch()
+    done = install(stage, environment, MMLK_STACK='classic')
+    assert done.returncode == 0, done.stdout + done.stderr
+    pins = str(environment / 'mmlk-requirements.txt')
+    assert pip_calls(stage)[0] == ['-c', pins, 'torch', 'torchvision']
+    assert pip_calls(stage)[3:5] == [['-v', '--no-build-isolation', '-c', pins, 'mmcv'], ['-r', pins]]
+    lines = Path(pins).read_text().splitlines()
+    assert {'torch==2.12.1', 'mmengine==0.10.7', 'mmcv==2.1.0', 'pytest==9.2.0'} <= set(lines)
+    assert not any(line.startswith('onedl') for line in lines)
+    assert [line for line in lines if line.startswith('setuptools')] == ['setuptools>=75,<81']
+
+
+def test_an_unknown_stack_is_named(stage, environment):
+    done = install(stage, environment, MMLK_STACK='old')
+    assert done.returncode == 1 and 'onedl (the default) or classic, got old' in done.stderr
 
 
 def test_a_second_install_only_proves(stage, environment):
@@ -179,11 +197,14 @@ def test_a_failing_step_shows_the_end_of_its_output(stage, environment):
     assert 'this step failed: 4/4' in done.stderr and str(environment / 'mmlk-install.log') in done.stderr
 
 
-def test_classic_packages_are_not_overwritten(stage, environment):
+def test_the_other_stack_is_not_overwritten(stage, environment):
     (environment / 'packages').write_text('mmcv 2.1.0\n')
     done = install(stage, environment)
     assert done.returncode == 1 and 'has mmcv 2.1.0' in done.stderr
     assert 'pip install -e . --no-deps' in done.stderr and not pip_calls(stage)
+    (environment / 'packages').write_text('onedl-mmcv 2.3.6\n')
+    done = install(stage, environment, MMLK_STACK='classic')
+    assert done.returncode == 1 and 'has onedl-mmcv 2.3.6' in done.stderr and not pip_calls(stage)
 
 
 @pytest.mark.parametrize('root', [False, True], ids=['user', 'root'])

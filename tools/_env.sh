@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by install.sh, quickstart.sh and run_tests.sh: goes to the repository's root and puts the Python
 # environment to use (the active one, else .venv) first on PATH, so that `python` means that one.
+# MMLK_STACK=classic takes OpenMMLab's last own releases in place of the maintained forks, and .venv-classic.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -45,6 +46,13 @@ make_venv() {
     "$python" -m venv "$1" || fail "'$python -m venv $1' failed"
 }
 
+MMLK_STACK=${MMLK_STACK:-onedl}
+case $MMLK_STACK in
+    onedl) venv=.venv ;;
+    classic) venv=.venv-classic ;;
+    *) fail "MMLK_STACK is onedl (the default) or classic, got $MMLK_STACK" ;;
+esac
+
 if [ -n "${VIRTUAL_ENV:-}" ]; then
     [ -x "$VIRTUAL_ENV/bin/python" ] ||
         fail "VIRTUAL_ENV is $VIRTUAL_ENV, which has no bin/python. Run 'deactivate' or 'unset VIRTUAL_ENV'."
@@ -52,7 +60,7 @@ if [ -n "${VIRTUAL_ENV:-}" ]; then
 elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then
     ENV_DIR=$CONDA_PREFIX
 else
-    ENV_DIR=$PWD/.venv
+    ENV_DIR=$PWD/$venv
     [ -x "$ENV_DIR/bin/python" ] || make_venv "$ENV_DIR"
     export VIRTUAL_ENV=$ENV_DIR
 fi

@@ -1,7 +1,21 @@
 #!/usr/bin/env bash
 # Installs mmlk and everything in requirements.txt, and proves it. Safe to run again: what is done is skipped.
+# MMLK_STACK=classic bash tools/install.sh: the same with the packages of .ci/requirements-classic.txt.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+
+classic=(mmengine mmcv mmcv-full mmcv-lite mmdet mmsegmentation)
+forks=(onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation)
+if [ "$MMLK_STACK" = classic ]; then
+    requirements=$ENV_DIR/mmlk-requirements.txt
+    { grep -vE '^(onedl-|setuptools)' requirements.txt; cat .ci/requirements-classic.txt; } >"$requirements"
+    mmcv=mmcv
+    others=("${forks[@]}")
+else
+    requirements=requirements.txt
+    mmcv=onedl-mmcv
+    others=("${classic[@]}")
+fi
 
 log=$ENV_DIR/mmlk-install.log
 stamp=$ENV_DIR/mmlk-mmcv-torch.txt  # the torch that this environment's mmcv was built against
@@ -9,7 +23,7 @@ stamp=$ENV_DIR/mmlk-mmcv-torch.txt  # the torch that this environment's mmcv was
 pip() { env "${build_env[@]}" python -m pip --disable-pip-version-check "$@"; }
 build_env=(MMCV_WITH_OPS=1)
 
-pin() { grep -E "^$1[=<>]" requirements.txt; }
+pin() { grep -E "^$1[=<>]" "$requirements"; }
 
 version_of() {
     python -c 'import importlib.metadata as m, sys; print(m.version(sys.argv[1]))' "$1" 2>/dev/null || true
@@ -17,9 +31,9 @@ version_of() {
 
 # Every pin satisfied, and mmlk installed from this very folder.
 up_to_date() {
-    python - 2>/dev/null <<'PY'
+    python - "$requirements" 2>/dev/null <<'PY'
 import importlib.metadata, pathlib, re, sys
-for line in pathlib.Path('requirements.txt').read_text().splitlines():
+for line in pathlib.Path(sys.argv[1]).read_text().splitlines():
     pin = re.fullmatch(r'([\w-]+)==(\S+)', line)
     if pin and importlib.metadata.version(pin[1]).split('+')[0] != pin[2]:
         sys.exit(1)
@@ -86,22 +100,22 @@ PY
 
 prepare() {
     pip install --upgrade pip "$(pin setuptools)" wheel ninja psutil packaging &&
-        pip install -c requirements.txt opencv-python opencv-python-headless || return
+        pip install -c "$requirements" opencv-python opencv-python-headless || return
     # The one written last counts. The plain one wants the system's libGL; without it, the other's turn.
     python -c 'import cv2' || pip install --force-reinstall --no-deps "$(pin opencv-python-headless)"
 }
 
 compile_mmcv() {
-    pip install -v --no-build-isolation -c requirements.txt onedl-mmcv "$@"
+    pip install -v --no-build-isolation -c "$requirements" "$mmcv" "$@"
 }
 
 the_rest() {
-    pip install -r requirements.txt && pip install --no-deps --no-build-isolation -e .
+    pip install -r "$requirements" && pip install --no-deps --no-build-isolation -e .
 }
 
-for classic in mmengine mmcv mmcv-full mmcv-lite mmdet mmsegmentation; do
-    [ -z "$(version_of "$classic")" ] || fail \
-"$ENV_DIR has $classic $(version_of "$classic"), whose files the onedl packages pinned here would overwrite.
+for other in "${others[@]}"; do
+    [ -z "$(version_of "$other")" ] || fail \
+"$ENV_DIR has $other $(version_of "$other"), whose files the $MMLK_STACK packages pinned here would overwrite.
 To use mmlk with the packages you have:  pip install -e . --no-deps --no-build-isolation
 For the pinned ones, in an environment of their own:  deactivate; bash tools/install.sh"
 done
@@ -128,7 +142,7 @@ command -v "${CXX:-c++}" >/dev/null || needed+=(g++)
 
 built_for=$(cat "$stamp" 2>/dev/null || version_of torch)
 step "1/4 torch and torchvision (5 GB on disk; about a minute on a fast line)" \
-    pip install -c requirements.txt torch torchvision
+    pip install -c "$requirements" torch torchvision
 torch=$(version_of torch)
 step "2/4 build tools and OpenCV (seconds)" prepare
 
@@ -145,7 +159,7 @@ else
 fi
 title="3/4 mmcv, its operators compiled $how in $MAX_JOBS jobs (for the CPU on 2 cores: 9 to 20 minutes)"
 again=(--no-cache-dir --force-reinstall --no-deps)
-if [ -n "$(version_of onedl-mmcv)" ] && [ "$built_for" != "$torch" ]; then
+if [ -n "$(version_of "$mmcv")" ] && [ "$built_for" != "$torch" ]; then
     echo "mmcv here was built for torch $built_for: once more for torch $torch"
     step "$title" compile_mmcv "${again[@]}"
 else
@@ -156,8 +170,8 @@ else
     fi
 fi
 echo "$torch" >"$stamp"
-step "4/4 the rest of requirements.txt, and mmlk itself (about a minute)" the_rest
+step "4/4 the rest of the requirements, and mmlk itself (about a minute)" the_rest
 
 python tools/doctor.py || fail "not everything works: the doctor's advice is above, the full output in $log"
 echo "installed and proved in $SECONDS s"
-[ "$ENV_DIR" != "$PWD/.venv" ] || echo "to use it:  source .venv/bin/activate"
+[ "$ENV_DIR" != "$PWD/$venv" ] || echo "to use it:  source $venv/bin/activate"
