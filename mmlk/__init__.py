@@ -1,3 +1,6 @@
 """Large-kernel convolutional backbones for OpenMMLab's dense-prediction toolboxes."""
+from mmlk._checkpoints import allow_mmengine_types
 
 __version__ = '0.1.0'
+
+allow_mmengine_types()
