@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 
 from mmlk.analysis.complexity import build
+from mmlk.datasets.check import datasets
 from mmlk.datasets.scenes import CLASSES, PALETTE
 from mmlk.weights.catalog import CATALOG, FAMILIES
 
@@ -41,6 +42,9 @@ RECIPES = {
     'upernet_convnext-b-22k_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
     'upernet_convnext-l-22k_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
     'upernet_convnext-xl-22k_ade20k': (8e-5, 0.05, 0.4, 16, 160000),
+    'upernet_convnext-t-120ep_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
+    'upernet_convnext-s-120ep_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
+    'upernet_convnext-b-120ep_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
     'upernet_convnext-t-31_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
     'upernet_convnext-s-31_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
     'mask_rcnn_convnext-t_coco': (1e-4, 0.05, 0.4, 16, 36),
@@ -92,6 +96,14 @@ RECIPES = {
     'upernet_parc-convnext-xt_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
     'upernet_parc-resnet50_ade20k': (1e-4, 0.05, None, 16, 160000),
     'upernet_parc-mobilenetv2_ade20k': (1e-4, 0.05, None, 16, 160000),
+    'upernet_convnext-xt_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
+    'upernet_resnet50-adamw_ade20k': (1e-4, 0.05, None, 16, 160000),
+    'upernet_mobilenetv2_ade20k': (1e-4, 0.05, None, 16, 160000),
+    'cascade_mask_rcnn_convnext-xt_coco': (2e-4, 0.05, 0.4, 16, 36),
+    'cascade_mask_rcnn_resnet50-adamw_coco': (2e-4, 0.05, None, 16, 36),
+    'cascade_mask_rcnn_mobilenetv2_coco': (2e-4, 0.05, None, 16, 36),
+    'ssd_parcnet-s_coco': (9e-4, 0.02, None, 128, 200),
+    'deeplabv3_parcnet-s_voc': (9e-4, 0.01, None, 32, 16500),
     'cascade_mask_rcnn_parc-convnext-xt_coco': (2e-4, 0.05, 0.4, 16, 36),
     'cascade_mask_rcnn_parc-resnet50_coco': (2e-4, 0.05, None, 16, 36),
     'cascade_mask_rcnn_parc-mobilenetv2_coco': (2e-4, 0.05, None, 16, 36),
@@ -122,6 +134,7 @@ RECIPES = {
     'cascade_mask_rcnn_swin-t_coco': (1e-4, 0.05, 0.2, 16, 36),
     'cascade_mask_rcnn_swin-s_coco': (1e-4, 0.05, 0.2, 16, 36),
     'cascade_mask_rcnn_swin-b_coco': (1e-4, 0.05, 0.3, 16, 36),
+    'upernet_vit-b16_ade20k': (6e-5, 0.01, 0.1, 16, 160000),
     'upernet_resnet50_ade20k': (0.01, 0.0005, None, 16, 160000),
     'upernet_resnet101_ade20k': (0.01, 0.0005, None, 16, 160000),
     'upernet_resnet50_cityscapes': (0.01, 0.0005, None, 8, 80000),
@@ -143,8 +156,8 @@ LAYER_DECAY = {
     'upernet_pelk-s_ade20k': (0.9, 12), 'cascade_mask_rcnn_pelk-s_coco': (0.7, 12),
     'upernet_pelk-b_ade20k': (0.9, 12), 'cascade_mask_rcnn_pelk-b_coco': (0.8, 12),
     'upernet_pelk-b-101_ade20k': (0.9, 12), 'cascade_mask_rcnn_pelk-b-101_coco': (0.8, 12),
-    'upernet_parc-convnext-xt_ade20k': (0.9, 6),
-    'cascade_mask_rcnn_parc-convnext-xt_coco': (0.7, 6),
+    'upernet_parc-convnext-xt_ade20k': (0.9, 6), 'upernet_convnext-xt_ade20k': (0.9, 6),
+    'cascade_mask_rcnn_parc-convnext-xt_coco': (0.7, 6), 'cascade_mask_rcnn_convnext-xt_coco': (0.7, 6),
     'upernet_convnext-t_ade20k': (0.9, 6), 'upernet_convnext-s_ade20k': (0.9, 12),
     'upernet_convnext-b_ade20k': (0.9, 12), 'upernet_convnext-b-22k_ade20k': (0.9, 12),
     'upernet_convnext-l-22k_ade20k': (0.9, 12), 'upernet_convnext-xl-22k_ade20k': (0.9, 12),
@@ -182,14 +195,21 @@ def built(name):
     return model
 
 
-def steps(pipeline):
+def steps(transforms):
     """Every step of a pipeline by type, those inside RandomChoice too."""
     found = {}
-    for step in pipeline:
+    for step in transforms:
         found[step['type']] = step
         for branch in step.get('transforms', []):
             found.update(steps(branch))
     return found
+
+
+def pipeline(cfg, split):
+    """That of a split's dataset, or of each alike that it is put together from."""
+    first, *others = [dataset.pipeline for _, dataset in datasets(cfg, split)]
+    assert all(other == first for other in others)
+    return first
 
 
 def is_mmlk(name):
@@ -207,7 +227,8 @@ def test_a_config_builds_and_its_heads_fit_its_backbone(name):
     if is_mmlk(name):
         assert list(model.backbone.out_channels) == channels
     if hasattr(model, 'neck'):
-        assert list(model.neck.in_channels) == channels
+        neck = model.neck.in_channels if hasattr(model.neck, 'in_channels') else cfg.model.neck.in_channels
+        assert list(neck) == [channels[i] for i in cfg.model.backbone.get('out_indices', range(4))]
     if 'decode_head' in cfg.model:
         head, kind = model.decode_head, cfg.model.decode_head.type
         if kind == 'UPerHead':
@@ -223,8 +244,14 @@ def test_a_config_builds_and_its_heads_fit_its_backbone(name):
     # what the backbone really gives, not what it says
     with torch.no_grad():
         shapes = [tuple(x.shape) for x in model.backbone(torch.empty(1, 3, 64, 96, device='meta'))]
-    strides = (4, 8, 8, 8) if name.startswith(('pspnet', 'deeplabv3plus')) else (4, 8, 16, 32)
-    assert shapes == [(1, c, 64 // stride, 96 // stride) for c, stride in zip(channels, strides)]
+    strides = [4, 8, 16, 32]
+    if name.startswith(('pspnet', 'deeplabv3')):
+        last = 16 if name.startswith('deeplabv3_') else 8
+        strides = [min(stride, last) for stride in strides]
+    elif 'vit' in name:
+        strides = [16] * 4
+    returned = cfg.model.backbone.get('out_indices', range(4))
+    assert shapes == [(1, channels[i], 64 // strides[i], 96 // strides[i]) for i in returned]
 
 
 @pytest.mark.parametrize('name', LEAVES)
@@ -252,7 +279,7 @@ def test_a_config_is_a_whole_run(name):
         if 'coco' in name:
             assert evaluator.ann_file == cfg[f'{split}_dataloader'].dataset.data_root + \
                 cfg[f'{split}_dataloader'].dataset.ann_file
-            assert evaluator.metric == ('bbox' if 'fcos' in name else ['bbox', 'segm'])
+            assert evaluator.metric == (['bbox', 'segm'] if 'rcnn' in name else 'bbox')
         else:
             assert evaluator.iou_metrics == ['mIoU']
     # mmdet merges the boxes of several scales, not their masks
@@ -269,10 +296,10 @@ def test_pipelines_build_and_agree_with_the_preprocessor(name):
     from mmengine.dataset import Compose
     cfg = load(name)
     init_default_scope(cfg.default_scope)
-    pipelines = [cfg[f'{split}_dataloader'].dataset.pipeline for split in ('train', 'val', 'test')]
+    pipelines = [pipeline(cfg, split) for split in ('train', 'val', 'test')]
     pipelines.append(cfg.get('tta_pipeline', []))
-    for pipeline in pipelines:
-        Compose(pipeline)
+    for transforms in pipelines:
+        Compose(transforms)
     if 'coco' not in name:
         train, test, several = steps(pipelines[0]), steps(pipelines[2]), steps(pipelines[3])
         crop = train['RandomCrop']['crop_size'] if 'RandomCrop' in train else train['Resize']['scale'][::-1]
@@ -293,7 +320,7 @@ def test_weights_fit_and_pixels_are_scaled_as_the_pretraining_did(name):
     assert entry in FAMILIES[family]
     # HorNet's segmentors have the filters of 384 pixels, made on loading from those of the 224 in the file
     assert entry.arch == backbone.arch or f'{entry.arch}-384' == backbone.arch
-    assert cfg.model.data_preprocessor.bgr_to_rgb
+    assert cfg.model.data_preprocessor.bgr_to_rgb == ('BGR' not in entry.note)
     assert tuple(cfg.model.data_preprocessor['mean']) == entry.mean
     assert tuple(cfg.model.data_preprocessor['std']) == entry.std
     if name in CATALOG:  # the trained model itself was published
@@ -310,13 +337,15 @@ def test_recipes(name):
     assert optimizer.type == ('AdamW' if lr < 1e-3 else 'SGD')
     if optimizer.type == 'AdamW':
         assert tuple(optimizer.betas) == (0.9, 0.999)
-        assert cfg.optim_wrapper.paramwise_cfg.norm_decay_mult == (1 if 'gfnet' in name else 0)
+        assert cfg.optim_wrapper.paramwise_cfg.norm_decay_mult == (1 if 'gfnet' in name or 'parcnet' in name else 0)
     assert cfg.model.backbone.get('drop_path_rate') == drop_path
     assert cfg.auto_scale_lr.base_batch_size == batch
     assert cfg.train_cfg.get('max_iters', cfg.train_cfg.get('max_epochs')) == length
     assert batch % cfg.train_dataloader.batch_size == 0  # that many GPUs
     scheduler = cfg.param_scheduler
-    if 'coco' in name:
+    if 'parcnet' in name:
+        assert [(s.type, s.end) for s in scheduler] == [('LinearLR', 500), ('CosineAnnealingLR', length)]
+    elif 'coco' in name:
         milestones = {36: [27, 33], 24: [16, 22], 12: [8, 11]}[length]
         assert scheduler[-1].milestones == milestones
     elif optimizer.type == 'SGD' or 'gfnet' in name:
@@ -361,7 +390,8 @@ def test_layer_decay(name):
 def test_whole_images_or_windows(name):
     cfg = load(name)
     stride = None
-    if name.startswith(('upernet_convnext', 'upernet_slak', 'upernet_hornet', 'upernet_parc', 'upernet_pelk')):
+    if name.startswith(('upernet_convnext', 'upernet_slak', 'upernet_hornet', 'upernet_parc', 'upernet_pelk',
+                        'upernet_mobilenetv2', 'upernet_resnet50-adamw')):
         stride = {512: 341, 640: 426}[cfg.crop_size[0]]
     elif name.startswith(('upernet_replknet31b-22k', 'upernet_replknet31l', 'upernet_replknetxl')):
         stride = 426
@@ -385,7 +415,7 @@ def test_what_the_replknet_paper_did(backbone):
         assert cfg.model.backbone.init_cfg == dict(type='mmlk.Pretrained', checkpoint=REPLKNET[backbone])
         assert cfg.model.backbone.norm_cfg.type == 'SyncBN'
         assert cfg.model.backbone.with_cp
-        train, test = (steps(cfg[f'{split}_dataloader'].dataset.pipeline) for split in ('train', 'test'))
+        train, test = (steps(pipeline(cfg, split)) for split in ('train', 'test'))
         if dataset == 'ade20k':
             crop = 512 if backbone == '31b' else 640
             assert (*train['RandomResize']['scale'], *train['RandomCrop']['crop_size']) == (2048, 512, crop, crop)
@@ -401,7 +431,7 @@ def test_what_the_replknet_paper_did(backbone):
 @pytest.mark.parametrize('name', [name for name in RECIPES if 'rcnn' in name and '_resn' not in name])
 def test_detectors_after_swin(name):
     cfg = load(name)
-    train = steps(cfg.train_dataloader.dataset.pipeline)
+    train = steps(pipeline(cfg, 'train'))
     shorts = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     assert train['RandomChoiceResize']['scales'] == [(short, 1333) for short in shorts]
     assert tuple(train['RandomCrop']['crop_size']) == (384, 600)
@@ -429,7 +459,7 @@ def test_what_single_families_did():
             assert stretched == ('unireplknet' in name or 'moganet' in name), name
             larger = '-22k' in name and 'replknet31' not in name
             if 'ade20k' in name:
-                scale = tuple(steps(cfg.train_dataloader.dataset.pipeline)['RandomResize']['scale'])
+                scale = tuple(steps(pipeline(cfg, 'train'))['RandomResize']['scale'])
                 assert scale == ((2560, 640) if larger else (2048, 512)), name
 
 

@@ -29,6 +29,7 @@ KINDS = {'Results': 'published', 'Re-evaluated': 'official weights, tested here'
 GROUPS = (
     ('ADE20K: mIoU, single / multi scale', 'ADE20K', ''),
     ('Cityscapes: mIoU, single / multi scale', 'Cityscapes', ''),
+    ('Pascal VOC 2012: mIoU', 'Pascal VOC 2012', ''),
     ('COCO, Cascade Mask R-CNN: box / mask AP', 'COCO', 'cascade_mask_rcnn_'),
     ('COCO, Mask R-CNN: box / mask AP', 'COCO', 'mask_rcnn_'),
     ('COCO, other detectors: box AP', 'COCO', ''),

@@ -33,6 +33,15 @@ LAYOUTS = {
                'them: make them with `pip install cityscapesscripts` and '
                '`CITYSCAPES_DATASET=<data_root> csCreateTrainIdLabelImgs`',
         suffixes=dict(img_path='_leftImg8bit.png', seg_map_path='_gtFine_labelTrainIds.png')),
+    'voc': Layout(
+        title='Pascal VOC 2012 with SBD',
+        tree='JPEGImages/*.jpg\n'
+             'SegmentationClass/*.png         ImageSets/Segmentation/{train,val}.txt   (classes from 0, 255 ignored)\n'
+             'SegmentationClassAug/*.png      ImageSets/Segmentation/aug.txt',
+        source='http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar, unpacked, and for '
+               'SegmentationClassAug and aug.txt the benchmark.tgz of SBD, converted by '
+               "mmsegmentation's tools/dataset_converters/voc_aug.py",
+        suffixes=dict(img_path='.jpg', seg_map_path='.png')),
     'coco': Layout(
         title='COCO',
         tree='train2017/*.jpg     annotations/instances_train2017.json\n'
@@ -124,6 +133,8 @@ def layout_of(dataset: dict) -> Optional[str]:
         return 'ade20k'
     if 'Cityscapes' in name or images.startswith('leftImg8bit'):
         return 'cityscapes'
+    if 'PascalVOC' in name or images.rstrip('/') == 'JPEGImages':
+        return 'voc'
     return 'coco' if 'Coco' in name else None
 
 

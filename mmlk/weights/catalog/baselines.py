@@ -47,6 +47,7 @@ SWIN = (
 
 RESNET = (
     _torchvision('resnet50_in1k', '50', 'resnet50-0676ba61', 76.130),
+    _torchvision('resnet50_in1k-v2', '50', 'resnet50-11ad3fa6', 80.858),
     _torchvision('resnet101_in1k', '101', 'resnet101-63fe2227', 77.374),
     _torchvision('resnet152_in1k', '152', 'resnet152-394f9c45', 78.312),
     _third_party('resnet50-v1c_in1k', '50-v1c', 'resnet50_v1c-2cccc1ad'),
