@@ -1,17 +1,19 @@
 """The report a paper needs: models side by side, every number with where it comes from.
 
-    python tools/compare.py configs/upernet_{replknet31b,swin-b,resnet101}_ade20k.py             # what is known, and measured
-    python tools/compare.py configs/studies/kernel_size.yml --train                              # a guideline of RepLKNet
+    python tools/compare.py configs/upernet_{replknet31b,swin-b,resnet101}_ade20k.py  # what is known, and measured
+    python tools/compare.py configs/studies/kernel_size.yml --train  # one of RepLKNet's guidelines, on demo scenes
     python tools/compare.py configs/studies/backbones.yml --data-root DIR --budget 700 --seeds 0 1
 
 Configs are named one by one, or listed by a study of configs/studies/. Published results come from configs/metafiles;
 parameters and multiply-adds are counted, latency, memory and effective receptive fields are measured. With --train or
 --budget each config is trained with each seed, and tested. The folder of results has report.md, report.json, table.tex
-(booktabs) with references.bib, and results.png, erf.png and predictions.png. The same command goes on where it was cut off.
+(booktabs) with references.bib, and results.png, erf.png and predictions.png. The same command goes on where it was cut
+off.
 """
 import argparse
 import itertools
 import json
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -38,17 +40,17 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='configs, or studies (.yml) that list some')
     parser.add_argument('--train', action='store_true', help="train by the configs' own schedules, and test")
-    parser.add_argument('--budget', type=int, metavar='N', help='train for N iterations (epochs, where the configs count '
-                        'in epochs), the schedules shortened or stretched, and test')
+    parser.add_argument('--budget', type=int, metavar='N', help='train for N iterations (epochs, where the configs '
+                        'count in epochs), the schedules shortened or stretched, and test')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='one training each (default: 0)')
-    parser.add_argument('--checkpoints', nargs='+', default=[], metavar='CONFIG=CHECKPOINT', help='test these in place of '
-                        'training; CONFIG is the name of a config, without .py')
-    parser.add_argument('--data-root', type=Path, metavar='DIR', help="the data's folder, in the layout that the configs "
-                        'expect')
-    parser.add_argument('--classes', metavar='FILE', help='class names, one a line in the order of the labels, or their '
-                        'number (default: classes.txt in --data-root, if it is there; else as the configs say)')
-    parser.add_argument('--shape', metavar='WIDTHxHEIGHT', help='of the image for multiply-adds and latency (default: that '
-                        'of the published counts, else the training crop, where the configs agree)')
+    parser.add_argument('--checkpoints', nargs='+', default=[], metavar='CONFIG=CHECKPOINT',
+                        help='test these in place of training; CONFIG is the name of a config, without .py')
+    parser.add_argument('--data-root', type=Path, metavar='DIR', help="the data's folder, in the layout that the "
+                        'configs expect')
+    parser.add_argument('--classes', metavar='FILE', help='class names, one a line in the order of the labels, or '
+                        'their number (default: classes.txt in --data-root, if it is there; else as the configs say)')
+    parser.add_argument('--shape', metavar='WIDTHxHEIGHT', help='of the image for multiply-adds and latency (default: '
+                        'that of the published counts, else the training crop, where the configs agree)')
     parser.add_argument('--part', choices=PARTS, default='model', help='what latency is of (%(default)s)')
     parser.add_argument('--turns', type=int, default=5, help='how often latency is timed (%(default)s)')
     parser.add_argument('--erf-images', metavar='DIR', help="folder of images; scikit-image's photographs by default")
@@ -98,8 +100,8 @@ def read_entries(args):
         if args.budget is not None:
             compare.use_budget(entry.cfg, args.budget)
         entry.checkpoint = entry.checkpoint and find_checkpoint(entry.checkpoint)
-    units = {entry.path: compare.length(entry.cfg)[1] for entry in entries} if args.budget is not None else {}
-    if len(set(units.values())) > 1:
+    units = {entry.path: compare.length(entry.cfg)[1] for entry in entries if args.train and not entry.checkpoint}
+    if args.budget is not None and len(set(units.values())) > 1:
         raise ValueError('one budget needs one unit: '
                          + '; '.join(f'{path} counts in {unit}' for path, unit in units.items()))
     return entries, studies[0] if len(studies) == 1 and len(args.configs) == 1 else None
@@ -175,7 +177,8 @@ def carry_out(runs, tools):
                 bar.update(task, description=f'{run.label}: {step}', completed=done, total=total)
 
             if not sys.stdout.isatty():
-                CONSOLE.print(f'{run.label}: {"testing" if run.checkpoint else "training and testing"}; logs in {run.folder}')
+                step = 'testing' if run.checkpoint else 'training and testing'
+                CONSOLE.print(f'{run.label}: {step}; logs are in {run.folder}')
             run.carry_out(tools, tick)
             bar.remove_task(task)
             bar.advance(whole)
@@ -186,13 +189,14 @@ def carry_out(runs, tools):
 
 
 def add_counts(lines, columns, counted, size):
-    columns.update(parameters=report.Column('Parameters (M)', 2, 1e6), macs=report.Column('FLOPs (G)', 2, 1e9))
-    how = f'mmlk.analysis.complexity, merged, without the auxiliary head, {size[1]}x{size[0]} (width x height)'
+    columns.update(parameters=report.Column('Params (M)', 2, 1e6), macs=report.Column('FLOPs (G)', 2, 1e9))
+    how = (f'mmlk.analysis.complexity, merged, without the auxiliary head, multiply-adds of one image of '
+           f'{size[1]}x{size[0]} (width x height)')
     for line in lines:
         if line.name in counted:
             found = counted[line.name]
             line.cells['parameters'] = report.Cell((found.parameters, ), 'counted here', how)
-            line.cells['macs'] = report.Cell((found.macs, ), 'counted here', f'{how}, one multiply-add is one')
+            line.cells['macs'] = report.Cell((found.macs, ), 'counted here', how)
 
 
 def add_latency(lines, columns, entries, size, args):
@@ -213,22 +217,21 @@ def add_latency(lines, columns, entries, size, args):
 
     rows = compare.remembered(args.out / 'latency.json', key, compute)
     how = (f'mmlk.analysis.latency, inference of the {args.part}, merged where it has branches, fp32, one image of '
-           f'{size[1]}x{size[0]} (width x height), random weights')
+           f'{size[1]}x{size[0]} (width x height), random weights, median of {args.turns} turns, peak memory beyond '
+           f'the weights, on {where}')
     for line in lines:
         row = rows[line.name]
         if row.get('failed'):
             CONSOLE.print(f"{line.name}: latency was not measured: {row['failed']}")
             continue
-        line.cells['latency'] = report.Cell((row['median_s'], ), 'measured here',
-                                            f'{how}, median of {args.turns} turns, on {where}')
+        line.cells['latency'] = report.Cell((row['median_s'], ), 'measured here', how)
         if row['peak_memory_bytes'] is not None:
-            line.cells['memory'] = report.Cell((row['peak_memory_bytes'], ), 'measured here',
-                                               f'{how}, peak beyond the weights, on {where}')
+            line.cells['memory'] = report.Cell((row['peak_memory_bytes'], ), 'measured here', how)
 
 
 def add_erf(lines, columns, entries, runs, paths, args):
     """Area ratios, and the picture."""
-    columns.update({f'erf{t:g}': report.Column(f'ERF area (%), t = {t:.0%}', 1, 0.01) for t in erf.THRESHOLDS})
+    columns.update({f'erf{t:g}': report.Column(f'ERF {t:.0%} (%)', 1, 0.01) for t in erf.THRESHOLDS})
     fields = {}
     for line, entry in zip(lines, entries):
         checkpoint = next((run.checkpoint for run in runs if run.entry is entry), None)
@@ -270,12 +273,13 @@ def describe_all(entries, study, args):
                 references.of([compare.type_name(dataset), first.data]) if first.data != 'demo scenes' else [])]
     methods = references.of(dict.fromkeys(name for entry in entries for name in entry.method_names))
     if methods:
-        caption.append(('Methods as the configs name them', methods))
+        names = [references.entries[key]['name'] for key in methods]
+        caption.append((f"Under {', '.join(names)}", methods))
     if args.train and len(args.seeds) > 1:
         caption.append((f'Mean ± sample standard deviation over {len(args.seeds)} seeds', []))
     if 'erf' not in args.skip:
-        caption.append(('ERF: share of the image in the smallest centred square with more than t of the effective '
-                        'receptive field', references.of(['effective receptive field', 'mmlk.RepLKNet'])))
+        caption.append(('ERF t: area of the smallest centred square with more than t of the effective receptive '
+                        'field, in percent of the image', references.of(['effective receptive field', 'mmlk.RepLKNet'])))
     return title, caption, cites, references
 
 
@@ -317,6 +321,8 @@ def write(made, study, references, runs, args):
 def main():
     args = parse_args()
     args.out = args.out or Path('work_dirs', Path(args.configs[0]).stem if len(args.configs) == 1 else 'compare')
+    from mmengine.logging import MMLogger
+    MMLogger.get_current_instance().setLevel(logging.WARNING)  # the loader's account of every checkpoint
     try:
         entries, study = read_entries(args)
         runs = find_runs(entries, args)
@@ -360,7 +366,7 @@ def main():
                  runs=[dict(model=run.entry.name, seed=run.seed, folder=str(run.folder), **run.state) for run in runs])
     made = report.Report(title, lines, columns, caption, facts)
     write(made, study, references, runs, args)
-    CONSOLE.print(f'\n{made.markdown()}\n\nreport.md, report.json, table.tex, references.bib and pictures are in {args.out}')
+    CONSOLE.print(f'\n{made.markdown()}\n\nreport.md, report.json, table.tex, references.bib and pictures: {args.out}')
 
 
 if __name__ == '__main__':

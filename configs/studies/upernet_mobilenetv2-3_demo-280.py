@@ -1,7 +1,8 @@
 # MobileNetV2 as it is, with kernels of 3x3, on the demo scenes enlarged to 280x224.
 _base_ = [
     '../_base_/backbones/mobilenetv2.py', '../_base_/models/upernet_small.py',
-    '../_base_/datasets/demo_ade20k_280.py', '../_base_/schedules/seg_adamw_small.py', '../_base_/runtime_seg.py',
+    '../_base_/datasets/demo_ade20k_280.py', '../_base_/schedules/seg_adamw_small.py',
+    '../_base_/runtime_seg.py',
 ]
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),

@@ -1,7 +1,7 @@
 """Comparisons of models: under one budget and several seeds, or of what is known of them; every step is kept.
 
-A comparison's folder holds, for each config and seed, ``runs/CONFIG/seed0/`` with the whole config that is trained, logs
-and ``run.json``, which says what is done. What is done is not done again; a run of other settings is refused.
+A comparison's folder holds, for each config and seed, ``runs/CONFIG/seed0/`` with the whole config that is trained,
+logs and ``run.json``, which says what is done. What is done is not done again; a run of other settings is refused.
 """
 import copy
 import importlib
@@ -65,8 +65,8 @@ class Entry:
         scope = self.cfg.get('default_scope')
         tasks = {'mmseg': 'segmentation', 'mmdet': 'detection'}
         if scope not in tasks:
-            raise ValueError(f"{self.path}: only segmentors and detectors are compared, whose configs have default_scope "
-                             f"= 'mmseg' or 'mmdet'; this one has {scope!r}")
+            raise ValueError(f'{self.path}: only segmentors and detectors are compared, whose configs have '
+                             f"default_scope = 'mmseg' or 'mmdet'; this one has {scope!r}")
         return tasks[scope]
 
     @property
@@ -228,7 +228,7 @@ def length(cfg: Config) -> Tuple[int, str]:
     for key, unit in (('max_iters', 'iterations'), ('max_epochs', 'epochs')):
         if loop.get(key):
             return loop[key], unit
-    raise ValueError('the config trains for no number of iterations or epochs: train_cfg has no max_iters or max_epochs')
+    raise ValueError('the config does not say how long it trains: train_cfg has no max_iters or max_epochs')
 
 
 def use_budget(cfg: Config, budget: int) -> None:
@@ -242,7 +242,8 @@ def use_budget(cfg: Config, budget: int) -> None:
     cfg.train_cfg.update(val_interval=budget, val_begin=budget + 1)
     for scheduler in cfg.get('param_scheduler') or []:
         last = budget if scheduler.get('by_epoch', True) == by_epoch else None
-        for key, least in (('begin', 1), ('end', 2), ('T_max', 1), ('step_size', 1)):  # a warm-up of one step never ends
+        # a warm-up of one step would never end
+        for key, least in (('begin', 1), ('end', 2), ('T_max', 1), ('step_size', 1)):
             if isinstance(scheduler.get(key), int) and scheduler[key] > 0:
                 scheduler[key] = max(least, round(scheduler[key] * factor))
                 if last is not None:
@@ -316,8 +317,8 @@ class Run:
             changed.append(f"checkpoint: {self.entry.checkpoint} (was {self.state['tested']})")
         if changed:
             listed = '\n  '.join(changed[:6]) + (f'\n  and {len(changed) - 6} more' if len(changed) > 6 else '')
-            raise ValueError(f'{self.folder} was run with other settings, and results of both would be mixed:\n  {listed}\n'
-                             'Take another --out, or remove that folder')
+            raise ValueError(f'{self.folder} was run with other settings, and results of both would be mixed:\n  '
+                             f'{listed}\nTake another --out, or remove that folder')
 
     def carry_out(self, tools: Path, tick: Tick) -> None:
         """Train where that is left to do, and test.
@@ -336,9 +337,8 @@ class Run:
         if self.checkpoint is None:
             resume = ['--resume'] if (work / 'last_checkpoint').is_file() else []
             seconds = self._run([tools / 'train.py', self.config, '--work-dir', work, *resume], 'train', tick)
-            checkpoint = (work / 'last_checkpoint').read_text().strip()
-            self._keep(checkpoint=Path(checkpoint).name, train_seconds=round(self.state.get('train_seconds', 0) + seconds, 1),
-                       machine=machine(), versions=versions())
+            self._keep(checkpoint=Path((work / 'last_checkpoint').read_text().strip()).name,
+                       train_seconds=round(seconds, 1), resumed=bool(resume), machine=machine(), versions=versions())
         if not self.finished:
             shutil.rmtree(self.folder / 'test', ignore_errors=True)
             seconds = self._run([tools / 'test.py', self.config, self.checkpoint, '--work-dir', self.folder / 'test'],
@@ -370,8 +370,8 @@ class Run:
                 process.terminate()
                 raise
         if process.returncode:
-            raise Failed(f'{self.label}: {step}ing ended with exit code {process.returncode}. Its last lines, of {log}:\n\n'
-                         f"{''.join(last)}\nThe same command goes on from here once that is mended")
+            raise Failed(f'{self.label}: {step}ing ended with exit code {process.returncode}. Its last lines, of {log}:'
+                         f"\n\n{''.join(last)}\nThe same command goes on from here once that is mended")
         return time.monotonic() - began
 
 
@@ -461,7 +461,8 @@ def accuracy(entries: Sequence[Entry], runs: Sequence[Run], root: Path) -> Tuple
 
     def put(entry: Entry, metric: str, data: str, values: Sequence[float], origin: str, detail: str) -> None:
         key = f'{metric}, {data}, {origin}'
-        columns[key] = Column(f'{metric} (%), {data}, {origin}', 2)
+        elsewhere = '' if data == entry.data else f' on {data}'
+        columns[key] = Column(f'{metric} (%){elsewhere}, {origin}', 2)
         cells[entry.name][key] = Cell(tuple(values), origin, detail)
 
     rows = {row['Name']: row for row in zoo.rows(zoo.read(root))}
@@ -484,14 +485,13 @@ def accuracy(entries: Sequence[Entry], runs: Sequence[Run], root: Path) -> Tuple
 def _origin(entry: Entry, runs: Sequence[Run]) -> Tuple[str, str]:
     where = '; '.join(dict.fromkeys(run.state['machine'] for run in runs))
     if runs[0].seed is None:
-        return 'tested here', f'checkpoint {entry.checkpoint}, on {where}'
-    seeds = [str(run.seed) for run in runs]
-    spread = 'seed ' + seeds[0] if len(seeds) == 1 else (
-        f"seeds {', '.join(seeds)}, mean and sample standard deviation")
+        return 'tested here', f'checkpoint {entry.checkpoint} on {entry.data}, on {where}'
+    seeds = ', '.join(str(run.seed) for run in runs)
+    spread = f'seed {seeds}' if len(runs) == 1 else f'seeds {seeds}, mean and sample standard deviation'
     budget, unit = length(entry.cfg)
     weights = (entry.cfg.model.backbone.get('init_cfg') or {}).get('checkpoint')
     start = f'from the weights {weights}' if weights else 'from scratch'
-    return 'trained here', f"by the row's config {start}, {budget} {unit}, {spread}, on {where}"
+    return 'trained here', f"by the row's config {start} on {entry.data}, {budget} {unit}, {spread}, on {where}"
 
 
 def measure_latency(entries: Sequence[Entry], part: str, size: Tuple[int, int], turns: int, device: torch.device,
@@ -529,16 +529,19 @@ def measure_erf(entry: Entry, checkpoint: Optional[str], images: Sequence[Path],
         np.save(out.with_suffix('.npy'), field.scores)
         return dict(erf.summary(field), stage=stage)
 
-    key = dict(model=_plain(entry.cfg.model), checkpoint=checkpoint and str(checkpoint), size=size,
-               images=[path.name for path in images])
+    weights = checkpoint and [checkpoint, *_stamp(Path(checkpoint))]
+    key = dict(model=repr(entry.cfg.model), checkpoint=weights, size=size,
+               images=[[path.name, *_stamp(path)] for path in images])
     if not out.with_suffix('.npy').is_file():
         out.with_suffix('.json').unlink(missing_ok=True)
     found = remembered(out.with_suffix('.json'), key, compute)
     return found, erf.ReceptiveField(np.load(out.with_suffix('.npy')), found['images'], found['skipped'])
 
 
-def _plain(settings: Config) -> str:
-    return json.dumps(settings.to_dict() if hasattr(settings, 'to_dict') else settings, sort_keys=True, default=str)
+def _stamp(path: Path) -> Tuple[int, int]:
+    """What tells a file from another that had its name before: size and time of the last change."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def default_size(entries: Sequence[Entry], root: Path) -> Tuple[int, int]:

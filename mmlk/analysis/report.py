@@ -116,6 +116,7 @@ class Report:
     def latex(self) -> str:
         """A table environment for ``\\usepackage{booktabs}``, with ``\\cite`` and the sources under the table."""
         sources = self.sources
+        table = 'table*' if len(self.shown) > 5 else 'table'  # over both columns of a page
         head = ['Model', *(column.title for column in self.shown.values())]
         rows = [[escape(text) for text in head]]
         for line in self.lines:
@@ -129,11 +130,12 @@ class Report:
         caption = ' '.join(f'{escape(text)}{cite(cites)}.' for text, cites in self.caption)
         return '\n'.join([
             r'% needs \usepackage{booktabs}; the keys are in references.bib',
-            r'\begin{table}[t]', r'  \centering', rf'  \caption{{{escape(self.title)}. {caption}}}',
+            rf'\begin{{{table}}}[t]', r'  \centering', rf'  \caption{{{escape(self.title)}. {caption}}}',
             rf'  \begin{{tabular}}{{l{"r" * len(self.shown)}}}', r'    \toprule', f'    {body[0]}', r'    \midrule',
-            *(f'    {row}' for row in body[1:]), r'    \bottomrule', r'  \end{tabular}', r'  \par\smallskip\footnotesize',
+            *(f'    {row}' for row in body[1:]), r'    \bottomrule', r'  \end{tabular}',
+            r'  \par\smallskip\footnotesize',
             *(rf'  \textsuperscript{{{number}}}~{escape(source)}.\par' for number, source in enumerate(sources, 1)),
-            r'\end{table}', ''])
+            rf'\end{{{table}}}', ''])
 
 
 def escape(text: str) -> str:
@@ -198,6 +200,8 @@ def plot(report: Report, accuracy: str, axes: Sequence[str]) -> 'Figure':
     first.set_yticks(range(len(lines)), [line.name for line in lines])
     first.invert_yaxis()
     first.margins(0.15)
+    for label, line in zip(first.get_yticklabels(), lines):
+        label.set_color(colours[line.name])
     first.set_xlabel(column.title)
     first.grid(axis='x', alpha=0.3)
     for axis, key in zip(others, axes):
@@ -206,11 +210,10 @@ def plot(report: Report, accuracy: str, axes: Sequence[str]) -> 'Figure':
             if key in line.cells:
                 x, cell = line.cells[key].mean / other.scale, line.cells[accuracy]
                 axis.errorbar(x, cell.mean / column.scale, yerr=cell.deviation / column.scale, fmt='o', capsize=4,
-                              color=colours[line.name], label=line.name)
+                              color=colours[line.name])
         axis.set(xlabel=other.title, ylabel=column.title)
-        axis.set_xlim(left=0)
         axis.margins(0.15)
+        axis.set_xlim(0, axis.get_xlim()[1])
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
     figure.suptitle(report.title, fontsize=10)
     return figure

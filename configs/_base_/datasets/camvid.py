@@ -1,5 +1,6 @@
-# CamVid with 11 classes, or any small set of photographs in ADE20K's layout (label 0 is no class): half of 480x360,
-# for speed; predictions are resized back. tools/compare.py takes another set by --data-root and --classes.
+# CamVid with 11 classes, or any small set of photographs in ADE20K's layout (label 0 is no class): half of
+# 480x360, for speed; predictions are resized back. tools/compare.py takes another set by --data-root and
+# --classes.
 _base_ = './ade20k.py'
 data_root = 'data/camvid'
 crop_size = (160, 160)
@@ -10,8 +11,8 @@ __photographs = dict(
     seg_map_suffix='.png',
     reduce_zero_label=True,
     metainfo=dict(
-        classes=('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'signsymbol', 'fence', 'car', 'pedestrian',
-                 'bicyclist'),
+        classes=('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'signsymbol', 'fence', 'car',
+                 'pedestrian', 'bicyclist'),
         palette=[[128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [0, 0, 192], [128, 128, 0],
                  [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192]]))
 train_pipeline = [
