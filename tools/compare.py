@@ -247,7 +247,7 @@ def add_erf(lines, columns, entries, runs, paths, args):
         for threshold in erf.THRESHOLDS:
             line.cells[f'erf{threshold:g}'] = report.Cell(
                 (found['squares'][f'{threshold:g}']['area_ratio'], ), 'measured here',
-                f"mmlk.analysis.erf, {found['images']} images of {args.erf_size}x{args.erf_size}, last stage, {weights}")
+                f"mmlk.analysis.erf, last stage, {weights}; images of {args.erf_size}x{args.erf_size}: {found['images']}")
     if fields:
         erf.heat_maps(fields).savefig(args.out / 'erf.png', dpi=110)
 
@@ -279,7 +279,8 @@ def describe_all(entries, study, args):
         caption.append((f'Mean ± sample standard deviation over {len(args.seeds)} seeds', []))
     if 'erf' not in args.skip:
         caption.append(('ERF t: area of the smallest centred square with more than t of the effective receptive '
-                        'field, in percent of the image', references.of(['effective receptive field', 'mmlk.RepLKNet'])))
+                        'field, in percent of the image',
+                        references.of(['effective receptive field', 'mmlk.RepLKNet'])))
     return title, caption, cites, references
 
 
@@ -301,9 +302,10 @@ def write(made, study, references, runs, args):
         for run in runs:
             figures = ', '.join(f'{name} {run.state["metrics"][key] * factor:.2f}' for name, (key, factor) in
                                 compare.METRICS[run.entry.task].items() if key in run.state['metrics'])
-            seconds = run.state.get('train_seconds')
-            text.append(f"| {run.label} | {figures} | {'–' if seconds is None else f'{seconds:.0f} s'} | "
-                        f"{run.state['machine']} |")
+            took = '–'
+            if run.seed is not None:
+                took = f"{run.state['train_seconds']:.0f} s{' since it was resumed' * run.state['resumed']}"
+            text.append(f"| {run.label} | {figures} | {took} | {run.state['machine']} |")
         text.append('')
     text += itertools.chain.from_iterable((f'![{name}]({name})', '') for name in pictures)
     text += ['Configs: ' + ', '.join(f'`{line.config}` ({line.name})' for line in made.lines) + '.', '',
