@@ -94,12 +94,16 @@ def read_entries(args):
         entries.append(entry)
     if checkpoints:
         raise ValueError(f"--checkpoints: there is no config {', '.join(checkpoints)} among those compared")
-    compare.check(entries)
     for entry in entries:
         compare.use_data(entry.cfg, args.data_root, names)
+    compare.check(entries)
+    for entry in entries:
         if args.budget is not None:
             compare.use_budget(entry.cfg, args.budget)
         entry.checkpoint = entry.checkpoint and find_checkpoint(entry.checkpoint)
+        start = entry.cfg.model.backbone.get('init_cfg') or {}
+        if args.train and not entry.checkpoint and start.get('type') == 'mmlk.Pretrained':
+            find_checkpoint(start['checkpoint'])  # now, not when the runs before it have taken hours
     units = {entry.path: compare.length(entry.cfg)[1] for entry in entries if args.train and not entry.checkpoint}
     if args.budget is not None and len(set(units.values())) > 1:
         raise ValueError('one budget needs one unit: '
@@ -329,8 +333,10 @@ def main():
         entries, study = read_entries(args)
         runs = find_runs(entries, args)
         size = parse_size(args.shape) if args.shape else compare.default_size(entries, MIM)
-        paths = erf.find_images(args.erf_images) if args.erf_images else erf.packaged_photographs()
-        paths = paths[:args.erf_num] if 'erf' not in args.skip else []
+        paths = []
+        if 'erf' not in args.skip:
+            paths = erf.find_images(args.erf_images) if args.erf_images else erf.packaged_photographs()
+            paths = paths[:args.erf_num]
         for path in paths:
             erf.read_image(path, 8)
     except ValueError as error:

@@ -36,6 +36,9 @@ METRICS = {'segmentation': {'mIoU': ('mIoU', 1.0)},
 FATAL = ('category out of range', 'class unknown to the file', 'colours for labels', 'dataset cannot be loaded',
          'image file missing', 'image without annotation', 'label out of range', 'malformed file', 'no classes',
          'no images', 'sizes differ', 'unreadable annotation', 'unreadable image')
+# What data sets are called in their usual folders; elsewhere a folder may hold others in their layout.
+_USUAL = {('ADE20KDataset', 'ADEChallengeData2016'): 'ADE20K', ('CityscapesDataset', 'cityscapes'): 'Cityscapes',
+          ('CocoDataset', 'coco'): 'COCO'}
 _PROGRESS = re.compile(r'(?:Iter|Epoch)\((train|test)\) +((?:\[[\s\d/]+\])+)')
 
 Tick = Callable[[str, int, int], object]
@@ -76,8 +79,7 @@ class Entry:
         root = Path(dataset.get('data_root') or '')
         if 'demo' in root.parts:
             return 'demo scenes'
-        named = {'ADE20KDataset': 'ADE20K', 'CityscapesDataset': 'Cityscapes', 'CocoDataset': 'COCO'}
-        return named.get(type_name(dataset)) or root.name or type_name(dataset)
+        return _USUAL.get((type_name(dataset), root.name)) or root.name or type_name(dataset)
 
     @property
     def cited_names(self) -> List[str]:
@@ -193,7 +195,9 @@ def use_data(cfg: Config, root: Optional[str], classes: Optional[Sequence[str]])
                 dataset.update(type='BaseSegDataset', img_suffix=LAYOUTS[layout].suffixes['img_path'],
                                seg_map_suffix=LAYOUTS[layout].suffixes['seg_map_path'],
                                reduce_zero_label=layout == 'ade20k')
-            dataset['metainfo'] = dict(classes=tuple(classes), palette=distinct_palette(len(classes)))
+            known = (dataset.get('metainfo') or {}).get('classes', ())
+            if tuple(known) != tuple(classes):  # else the config's own colours stay
+                dataset['metainfo'] = dict(classes=tuple(classes), palette=distinct_palette(len(classes)))
     for split in SPLITS if root is not None else ():
         evaluators = cfg.get(f'{split}_evaluator') or []
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
@@ -202,7 +206,7 @@ def use_data(cfg: Config, root: Optional[str], classes: Optional[Sequence[str]])
                     evaluator['ann_file'] = str(Path(root, evaluator['ann_file'][len(old):].lstrip('/')))
                     break
     if classes is not None:
-        for name, part in cfg.model.items():
+        for name, part in (cfg.get('model') or {}).items():
             if name != 'backbone':
                 _set_num_classes(part, len(classes))
 

@@ -151,6 +151,11 @@ def test_another_set_of_photographs():
         assert (dataset.img_suffix, dataset.seg_map_suffix, dataset.reduce_zero_label) == ('.jpg', '.png', True)
         assert dataset.metainfo['classes'] == ('sky', 'tree', 'car') and len(dataset.metainfo['palette']) == 3
     assert found.cfg.model.decode_head.num_classes == found.cfg.model.auxiliary_head.num_classes == 3
+    other = entry('configs/studies/upernet_resnet18_camvid.py')
+    colours = other.cfg.test_dataloader.dataset.metainfo.palette
+    compare.use_data(other.cfg, Path('/d/camvid'), other.cfg.test_dataloader.dataset.metainfo.classes)
+    assert other.cfg.test_dataloader.dataset.metainfo.palette == colours  # the same classes keep their colours
+    assert entry('configs/upernet_resnet50_ade20k.py').data == 'ADE20K'
     assert found.data == 'camvid11_jpg' and REFERENCES.of([found.data]) == ['brostow2009semantic']
 
 
@@ -393,8 +398,9 @@ def test_what_cannot_be_compared_is_refused(refuse, tmp_path):
     assert '--budget' in refuse(SMALL, '--budget', 0)
     assert 'there is no config other' in refuse(SMALL, '--checkpoints', 'other=x.pth')
     assert '--shape' in refuse(SMALL, 'configs/studies/upernet_mobilenetv2-3_demo-280.py')
-    missing = refuse(SMALL, '--checkpoints', f'{Path(SMALL).stem}={tmp_path}/none.pth')
-    assert 'none.pth' in missing
+    assert 'none.pth' in refuse(SMALL, '--checkpoints', f'{Path(SMALL).stem}={tmp_path}/none.pth')
+    assert 'gone.pth' in refuse(SMALL, '--budget', 1, '--cfg-options', 'model.backbone.init_cfg.type=mmlk.Pretrained',
+                                f'model.backbone.init_cfg.checkpoint={tmp_path}/gone.pth')
 
 
 def test_data_that_cannot_be_used_is_refused(refuse, tmp_path):
