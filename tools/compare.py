@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -378,4 +379,5 @@ def main():
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that a training ends with it
     main()

@@ -360,7 +360,7 @@ class Run:
     def _run(self, arguments: Sequence, step: str, tick: Tick) -> float:
         """Seconds that a tool took; its output is added to a log."""
         began, last, log = time.monotonic(), deque(maxlen=12), self.folder / f'{step}.log'
-        with log.open('a') as file, subprocess.Popen(
+        with log.open('a', buffering=1) as file, subprocess.Popen(
                 [sys.executable, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, text=True, errors='replace') as process:
             try:
