@@ -249,10 +249,10 @@ def add_erf(lines, columns, entries, runs, paths, args):
             continue
         weights = 'random weights' if checkpoint is None else 'the weights tested here' if entry.checkpoint else (
             f'the weights trained here, seed {args.seeds[0]}')
+        how = f'mmlk.analysis.erf, last stage, {weights}, images: {found["images"]} of {args.erf_size}x{args.erf_size}'
         for threshold in erf.THRESHOLDS:
-            line.cells[f'erf{threshold:g}'] = report.Cell(
-                (found['squares'][f'{threshold:g}']['area_ratio'], ), 'measured here',
-                f"mmlk.analysis.erf, last stage, {weights}; images of {args.erf_size}x{args.erf_size}: {found['images']}")
+            ratio = found['squares'][f'{threshold:g}']['area_ratio']
+            line.cells[f'erf{threshold:g}'] = report.Cell((ratio, ), 'measured here', how)
     if fields:
         erf.heat_maps(fields).savefig(args.out / 'erf.png', dpi=110)
 
