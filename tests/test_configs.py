@@ -6,15 +6,32 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 
+from mmlk.analysis.compare import Entry, check, read_study
 from mmlk.analysis.complexity import build
 from mmlk.datasets.check import datasets
 from mmlk.datasets.scenes import CLASSES, PALETTE
 from mmlk.weights.catalog import CATALOG, FAMILIES
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
-LEAVES = sorted(str(p.relative_to(CONFIGS))[:-3] for p in [*CONFIGS.glob('*.py'), *CONFIGS.glob('demo/*.py')])
+LEAF_FILES = [path for folder in ('', 'demo/', 'studies/') for path in CONFIGS.glob(f'{folder}*.py')]
+LEAVES = sorted(str(path.relative_to(CONFIGS))[:-3] for path in LEAF_FILES)
 DEMOS = {'demo/upernet_replknet-tiny_ade20k', 'demo/upernet_replknet-tiny_cityscapes',
          'demo/mask_rcnn_replknet-tiny_coco', 'demo/cascade_mask_rcnn_replknet-tiny_coco'}
+STUDIES = {
+    'backbones': ['upernet_replknet-tiny_camvid', 'upernet_replknet-tiny-3_camvid', 'upernet_resnet18_camvid',
+                  'upernet_swin-micro_camvid'],
+    'kernel_size': ['upernet_replknet-tiny-3_demo', 'upernet_replknet-tiny-7_demo', 'upernet_replknet-tiny-13_demo',
+                    'upernet_replknet-tiny_ade20k'],
+    'shortcut': ['upernet_mobilenetv2-3_demo', 'upernet_mobilenetv2-3-noshortcut_demo', 'upernet_mobilenetv2-13_demo',
+                 'upernet_mobilenetv2-13-noshortcut_demo'],
+    'reparam': ['upernet_mobilenetv2-3_demo', 'upernet_mobilenetv2-9_demo', 'upernet_mobilenetv2-9-reparam_demo',
+                'upernet_mobilenetv2-13_demo', 'upernet_mobilenetv2-13-reparam_demo'],
+    'dilated': ['upernet_mobilenetv2-9_demo', 'upernet_mobilenetv2-9-dilated_demo', 'upernet_mobilenetv2-13_demo',
+                'upernet_mobilenetv2-13-dilated_demo'],
+    'small_maps': ['upernet_mobilenetv2-3_demo-280', 'upernet_mobilenetv2-last7_demo-280',
+                   'upernet_mobilenetv2-last13_demo-280'],
+}
+STUDIED = {f'studies/{name}' for names in STUDIES.values() for name in names if not name.endswith('_ade20k')}
 
 # lr, weight decay, drop path, images per step, iterations or epochs: of the official configs, and for baselines of
 # mmseg's, mmdet's and Swin's. Where a config says that it infers some of them, that is what stands here.
@@ -217,7 +234,8 @@ def is_mmlk(name):
 
 
 def test_the_promised_configs_are_there():
-    assert set(LEAVES) == {*RECIPES, *DEMOS}
+    assert set(LEAVES) == {*RECIPES, *DEMOS, *STUDIED}
+    assert {path.stem for path in CONFIGS.glob('studies/*.yml')} == set(STUDIES)
 
 
 @pytest.mark.parametrize('name', LEAVES)
@@ -463,7 +481,7 @@ def test_what_single_families_did():
                 assert scale == ((2560, 640) if larger else (2048, 512)), name
 
 
-@pytest.mark.parametrize('name', sorted(DEMOS))
+@pytest.mark.parametrize('name', sorted({*DEMOS, *(name for name in STUDIED if '_demo' in name)}))
 def test_the_demos_know_the_scenes(name):
     cfg = load(name)
     first = 1 if 'coco' in name else 0  # ground is no object
@@ -477,8 +495,40 @@ def test_the_demos_know_the_scenes(name):
         assert [h.num_classes for h in found] == [len(CLASSES) - first] * len(found)
 
 
+@pytest.mark.parametrize('name', STUDIES)
+def test_a_study_compares_what_it_names(name):
+    study = read_study(CONFIGS / 'studies' / f'{name}.yml')
+    assert study.title and study.finding and 'arXiv:2203.06717' in study.source
+    assert [Path(path).stem for path in study.configs.values()] == STUDIES[name]
+    check([Entry(label, path, Config.fromfile(path)) for label, path in study.configs.items()])
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('upernet_replknet-tiny-3_demo', {3: 3}), ('upernet_replknet-tiny-7_demo', {7: 7, 5: 5, 3: 3}),
+    ('upernet_replknet-tiny-13_demo', {13: 13, 5: 5, 3: 3}), ('upernet_replknet-tiny-3_camvid', {3: 3}),
+    ('upernet_replknet-tiny_camvid', {31: 31, 29: 29, 27: 27, 13: 13, 5: 5, 3: 3}),
+    ('upernet_mobilenetv2-9-dilated_demo', {3: 9}), ('upernet_mobilenetv2-13-dilated_demo', {3: 13}),
+    ('upernet_mobilenetv2-9-reparam_demo', {9: 9, 3: 3}), ('upernet_mobilenetv2-9_demo', {9: 9}),
+    ('upernet_mobilenetv2-last7_demo-280', {7: 7, 3: 3}), ('upernet_mobilenetv2-last13_demo-280', {13: 13, 3: 3})])
+def test_the_kernels_of_the_studies_and_how_far_they_reach(name, expected):
+    depthwise = [m for m in built(f'studies/{name}').backbone.modules()
+                 if getattr(m, 'groups', 1) == getattr(m, 'out_channels', 0) > 1]
+    assert {m.kernel_size[0]: m.dilation[0] * (m.kernel_size[0] - 1) + 1 for m in depthwise} == expected
+
+
+def test_the_shortcuts_of_the_study():
+    backbones = [built(f'studies/{name}').backbone for name in STUDIES['shortcut']]
+    found = [sum(getattr(m, 'shortcut', False) for m in backbone.modules()) for backbone in backbones]
+    assert found == [10, 0, 10, 0]  # of 17 blocks, by table 2 of MobileNetV2's paper
+
+
+def test_the_maps_of_the_study_of_small_maps():
+    backbone = built('studies/upernet_mobilenetv2-last13_demo-280').backbone
+    assert backbone(torch.empty(1, 3, 224, 280, device='meta'))[-1].shape[2:] == (7, 9)
+
+
 def test_a_leaf_stays_short():
-    for path in [*CONFIGS.glob('*.py'), *CONFIGS.glob('demo/*.py')]:
+    for path in LEAF_FILES:
         assert len(path.read_text().splitlines()) <= 40, path
     for path in CONFIGS.rglob('*.py'):
         assert max(map(len, path.read_text().splitlines())) <= 110, path

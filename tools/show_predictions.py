@@ -6,12 +6,11 @@ import argparse
 import os
 import os.path as osp
 
-import numpy as np
 import torch
 
-from mmlk.analysis.panels import panels, predict
+from mmlk.analysis.panels import panels, predict_some
 from mmlk.engine.cli import add_config_options, fail, find_checkpoint, preflight, read_config
-from mmlk.weights import WeightsError, load
+from mmlk.weights import WeightsError
 
 
 def parse_args():
@@ -32,22 +31,14 @@ def main():
     cfg = read_config(args.config, args.cfg_options)
     preflight(cfg, ('test', ))
     checkpoint = find_checkpoint(args.checkpoint)
-    from mmengine.model import revert_sync_batchnorm
-    from mmengine.registry import DATASETS, MODELS, init_default_scope
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    model = MODELS.build(cfg.model)
     try:
-        load(model, checkpoint)
+        scenes, classes, palette = predict_some(cfg, checkpoint, args.num, args.score, args.device)
     except WeightsError as error:
         fail(str(error))
-    model = revert_sync_batchnorm(model).to(args.device).eval()
-    indices = np.unique(np.linspace(0, len(dataset) - 1, args.num).round().astype(int))
-    figure = panels(predict(model, dataset, indices, args.score), dataset.metainfo['classes'],
-                    dataset.metainfo.get('palette'))
+    figure = panels(scenes, classes, palette)
     os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
     figure.savefig(args.out, dpi=120)
-    print(f'{len(indices)} scenes drawn: {args.out}')
+    print(f'{len(scenes)} scenes drawn: {args.out}')
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 import colorsys
 import os.path as osp
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -94,18 +94,41 @@ def panels(scenes: Sequence[Scene], classes: Sequence[str], palette: Optional[Pa
     Raises:
         ValueError: There is no scene.
     """
+    return side_by_side({'prediction': scenes}, classes, palette)
+
+
+def side_by_side(predictions: Dict[str, Sequence[Scene]], classes: Sequence[str],
+                 palette: Optional[Palette] = None) -> 'Figure':
+    """As :func:`panels`, with a column for each of several models.
+
+    Args:
+        predictions: By the models' names, the same scenes in the same order.
+        classes: Name of each label.
+        palette: RGB of each label; distinct colours where it is None or too short.
+
+    Raises:
+        ValueError: There is no scene, or the models' scenes differ.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
+    scenes = next(iter(predictions.values()), ())
     if not scenes:
         raise ValueError('there is no scene to draw')
+    titles = {name: [scene.title for scene in theirs] for name, theirs in predictions.items()}
+    if len(set(map(tuple, titles.values()))) > 1:
+        raise ValueError(f'the models have predicted different scenes: {titles}')
     if palette is None or len(palette) < len(classes):
         palette = distinct_palette(len(classes))
+    columns = 2 + len(predictions)
     heights = [3.2 * scene.image.shape[0] / scene.image.shape[1] for scene in scenes]
-    figure = Figure(figsize=(10, sum(heights) + 0.3 * len(scenes) + 0.8), layout='constrained')
-    grid = figure.subplots(len(scenes), 3, squeeze=False, height_ratios=heights)
-    for row, scene in zip(grid, scenes):
-        named = zip(row, (scene.title, 'ground truth', 'prediction'), (None, scene.truth, scene.prediction))
-        for axes, title, annotation in named:
+    size = 10 / 3 * columns, sum(heights) + 0.3 * len(scenes) + 0.8
+    figure = Figure(figsize=size, layout='constrained')
+    grid = figure.subplots(len(scenes), columns, squeeze=False, height_ratios=heights)
+    for row, *shown in zip(grid, *predictions.values()):
+        scene = shown[0]
+        named = [(scene.title, None), ('ground truth', scene.truth)]
+        named += [(name, theirs.prediction) for name, theirs in zip(predictions, shown)]
+        for axes, (title, annotation) in zip(row, named):
             axes.set_axis_off()
             if title == 'ground truth' and annotation is None:
                 axes.set_title('no ground truth', fontsize=9)
@@ -114,10 +137,11 @@ def panels(scenes: Sequence[Scene], classes: Sequence[str], palette: Optional[Pa
             axes.imshow(scene.image if annotation is None else overlay(scene.image, annotation, palette))
             if isinstance(annotation, Instances):
                 _draw_boxes(axes, annotation, classes, palette)
-    shown = _labels_in(scenes, len(classes))[:LEGEND_ENTRIES]
-    handles = [Patch(color=np.asarray(palette[label]) / 255, label=classes[label]) for label in shown]
+    every = [scene for theirs in predictions.values() for scene in theirs]
+    handles = [Patch(color=np.asarray(palette[label]) / 255, label=classes[label])
+               for label in _labels_in(every, len(classes))[:LEGEND_ENTRIES]]
     if handles:
-        figure.legend(handles=handles, loc='outside lower center', ncols=min(6, len(handles)), fontsize=8)
+        figure.legend(handles=handles, loc='outside lower center', ncols=min(2 * columns, len(handles)), fontsize=8)
     return figure
 
 
@@ -176,6 +200,36 @@ def predict(model, dataset, indices: Sequence[int], score: float = 0.3) -> List[
             truth = _instances_of(dataset.get_data_info(int(index)), image.shape[:2], masks is not None)
         scenes.append(Scene(image, truth, prediction, title))
     return scenes
+
+
+def predict_some(cfg, checkpoint: str, number: int, score: float = 0.3,
+                 device: str = 'cpu') -> Tuple[List[Scene], Sequence[str], Optional[Palette]]:
+    """Run the model of a config on test images that lie evenly over its dataset.
+
+    Args:
+        cfg: A whole config of mmseg or mmdet.
+        checkpoint: A file.
+        number: How many images, if there are as many.
+        score: Detections below this are left out.
+        device: Where to run.
+
+    Returns:
+        The scenes, and the classes and the palette of the dataset.
+
+    Raises:
+        WeightsError: The checkpoint does not fit the model.
+    """
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import DATASETS, MODELS, init_default_scope
+
+    from mmlk.weights import load
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    model = MODELS.build(cfg.model)
+    load(model, checkpoint)
+    model = revert_sync_batchnorm(model).to(device).eval()
+    indices = np.unique(np.linspace(0, len(dataset) - 1, number).round().astype(int))
+    return (predict(model, dataset, indices, score), dataset.metainfo['classes'], dataset.metainfo.get('palette'))
 
 
 def _label_map(pixels) -> np.ndarray:

@@ -1,2 +1,2 @@
-backbone = dict(type='mmlk.MobileNetV2', arch='3', norm_cfg=dict(type='SyncBN'))
+backbone = dict(type='mmlk.MobileNetV2', arch='3')
 channels = [24, 32, 96, 320]

@@ -1,0 +1,11 @@
+# RepLKNet-tiny with kernels of 3x3, on small photographs, from scratch.
+_base_ = [
+    '../_base_/backbones/replknet-tiny.py', '../_base_/models/upernet_small.py',
+    '../_base_/datasets/camvid.py', '../_base_/schedules/seg_adamw_small.py', '../_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone, arch=dict(_base_.backbone.arch, large_kernel_sizes=[3, 3, 3, 3], small_kernel=None)),
+    decode_head=dict(in_channels=_base_.channels, num_classes=11),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=11))

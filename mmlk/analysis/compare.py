@@ -1,0 +1,562 @@
+"""Comparisons of models: under one budget and several seeds, or of what is known of them; every step is kept.
+
+A comparison's folder holds, for each config and seed, ``runs/CONFIG/seed0/`` with the whole config that is trained,
+logs and ``run.json``, which says what is done. What is done is not done again; a run of other settings is refused.
+"""
+import copy
+import importlib
+import itertools
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+import yaml
+from mmengine.config import Config
+
+from mmlk.analysis import erf, latency, zoo
+from mmlk.analysis.complexity import check_backbone
+from mmlk.analysis.panels import distinct_palette
+from mmlk.analysis.report import Cell, Column
+from mmlk.datasets.check import LAYOUTS, SPLITS, datasets, layout_of, type_name
+
+#: What a config's accuracy is called, and where a test's figures have it.
+METRICS = {'segmentation': {'mIoU': ('mIoU', 1.0)},
+           'detection': {'box AP': ('coco/bbox_mAP', 100.0), 'mask AP': ('coco/segm_mAP', 100.0)}}
+#: Faults that :func:`mmlk.datasets.audit.audit` finds and that stop a training or falsify a test.
+FATAL = ('category out of range', 'class unknown to the file', 'colours for labels', 'dataset cannot be loaded',
+         'image file missing', 'image without annotation', 'label out of range', 'malformed file', 'no classes',
+         'no images', 'sizes differ', 'unreadable annotation', 'unreadable image')
+# What data sets are called in their usual folders; elsewhere a folder may hold others in their layout.
+_USUAL = {('ADE20KDataset', 'ADEChallengeData2016'): 'ADE20K', ('CityscapesDataset', 'cityscapes'): 'Cityscapes',
+          ('PascalVOCDataset', 'VOC2012'): 'Pascal VOC 2012', ('CocoDataset', 'coco'): 'COCO'}
+_PROGRESS = re.compile(r'(?:Iter|Epoch)\((train|test)\) +((?:\[[\s\d/]+\])+)')
+
+Tick = Callable[[str, int, int], object]
+
+
+@dataclass
+class Entry:
+    """A model to compare: ``name`` in the report, ``path`` of its config and what that says, and a checkpoint if one is
+    to be tested in place of being trained."""
+    name: str
+    path: str
+    cfg: Config
+    checkpoint: Optional[str] = None
+
+    @property
+    def stem(self) -> str:
+        """The config's name, which its folder has."""
+        return Path(self.path).stem
+
+    @property
+    def task(self) -> str:
+        """'segmentation' or 'detection'.
+
+        Raises:
+            ValueError: It is neither.
+        """
+        scope = self.cfg.get('default_scope')
+        tasks = {'mmseg': 'segmentation', 'mmdet': 'detection'}
+        if scope not in tasks:
+            raise ValueError(f'{self.path}: only segmentors and detectors are compared, whose configs have '
+                             f"default_scope = 'mmseg' or 'mmdet'; this one has {scope!r}")
+        return tasks[scope]
+
+    @property
+    def data(self) -> str:
+        """What the data it is tested on is called."""
+        _, dataset = next(datasets(self.cfg, 'test'))
+        root = Path(dataset.get('data_root') or '')
+        if 'demo' in root.parts:
+            return 'demo scenes'
+        return _USUAL.get((type_name(dataset), root.name)) or root.name or type_name(dataset)
+
+    @property
+    def cited_names(self) -> List[str]:
+        """Names of the backbone that references know."""
+        kind = self.cfg.model.backbone.type
+        return [kind if isinstance(kind, str) else f'{kind.__module__.split(".")[0]}.{kind.__name__}']
+
+    @property
+    def method_names(self) -> List[str]:
+        """Names of the method and its head that references know."""
+        model = self.cfg.model
+        return [str(part['type']) for part in (model, model.get('decode_head') or {}) if 'type' in part]
+
+
+@dataclass
+class Study:
+    """A list of configs with a question: ``finding`` is what the paper found, ``source`` where."""
+    title: str
+    configs: Dict[str, str]
+    finding: str = ''
+    source: str = ''
+
+
+def read_study(path: Path) -> Study:
+    """A study's YAML file; its configs' paths are relative to it.
+
+    Raises:
+        ValueError: It is none; the message says what is wrong.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f'{path} cannot be read: {error}') from error
+    configs = content.get('configs') if isinstance(content, dict) else None
+    if not isinstance(configs, dict) or not configs or not all(isinstance(v, str) for v in configs.values()):
+        raise ValueError(f'{path} is no study: it needs title, finding, source, and configs with a path for each name')
+    unknown = set(content) - {'title', 'finding', 'source', 'configs'}
+    if unknown:
+        raise ValueError(f"{path}: a study has no {', '.join(sorted(map(str, unknown)))}")
+    configs = {str(name): str(path.parent / config) for name, config in configs.items()}
+    return Study(str(content.get('title') or path.stem), configs, str(content.get('finding') or ''),
+                 str(content.get('source') or ''))
+
+
+def check(entries: Sequence[Entry]) -> None:
+    """Refuse what cannot be compared.
+
+    Raises:
+        ValueError: There is no entry, two have one name, one has no backbone, or tasks or data differ.
+    """
+    if not entries:
+        raise ValueError('there is no config to compare')
+    for what, names in (('name', [entry.name for entry in entries]), ('file name', [entry.stem for entry in entries])):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two configs have the same {what}: {', '.join(twice)}")
+    for entry in entries:
+        try:
+            check_backbone(entry.cfg)
+        except ValueError as error:
+            raise ValueError(f'{entry.path}: {error}') from error
+        if not list(datasets(entry.cfg, 'test')):
+            raise ValueError(f'{entry.path}: the config has no test_dataloader with a dataset')
+    for what in ('task', 'data'):
+        found = {entry.path: getattr(entry, what) for entry in entries}
+        if len(set(found.values())) > 1:
+            listed = '; '.join(f'{path}: {value}' for path, value in found.items())
+            raise ValueError(f'the configs are of different {what}, and their accuracy cannot be compared: {listed}')
+
+
+def read_classes(given: str) -> List[str]:
+    """Class names of a text file, one a line, in the order of the labels, or of a number of classes.
+
+    A number before a name, as in ``1 sky``, is left out; of a table with tabs, as ADE20K's objectInfo150.txt, the last
+    column is taken.
+
+    Raises:
+        ValueError: It is neither a file with names nor a number.
+    """
+    if given.isdecimal() and int(given) > 0:
+        return [f'class {number}' for number in range(1, int(given) + 1)]
+    try:
+        lines = Path(given).read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f'classes are a number or a text file with one name a line; {given}: {error}') from error
+    lines = [line.strip() for line in lines if line.strip()]
+    numbered = [bool(re.match(r'\d+\s', line)) for line in lines]
+    if len(lines) > 1 and all(numbered[1:]):
+        lines = lines[0 if numbered[0] else 1:]  # without a head
+        lines = [re.sub(r'^\d+\s+', '', line) for line in lines]
+    names = [line.split('\t')[-1].strip() for line in lines]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{given} names {'no class' if not names else 'a class twice'}")
+    return names
+
+
+def use_data(cfg: Config, root: Optional[str], classes: Optional[Sequence[str]]) -> None:
+    """Point a config's datasets, evaluators and heads to other data of the same layout.
+
+    Args:
+        cfg: Is changed.
+        root: The data's folder; None leaves it.
+        classes: Their names; None leaves them.
+    """
+    roots = set()
+    for _, dataset in itertools.chain.from_iterable(datasets(cfg, split) for split in SPLITS):
+        if root is not None:
+            roots.add(dataset.get('data_root') or '')
+            dataset['data_root'] = f'{root}/'
+        if classes is not None:
+            layout = layout_of(dataset)
+            if type_name(dataset) in ('ADE20KDataset', 'CityscapesDataset'):  # they accept no class names but their own
+                dataset.update(type='BaseSegDataset', img_suffix=LAYOUTS[layout].suffixes['img_path'],
+                               seg_map_suffix=LAYOUTS[layout].suffixes['seg_map_path'],
+                               reduce_zero_label=layout == 'ade20k')
+            known = (dataset.get('metainfo') or {}).get('classes', ())
+            if tuple(known) != tuple(classes):  # else the config's own colours stay
+                dataset['metainfo'] = dict(classes=tuple(classes), palette=distinct_palette(len(classes)))
+    for split in SPLITS if root is not None else ():
+        evaluators = cfg.get(f'{split}_evaluator') or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            for old in sorted(roots, key=len, reverse=True):
+                if old and str(evaluator.get('ann_file', '')).startswith(old):
+                    evaluator['ann_file'] = str(Path(root, evaluator['ann_file'][len(old):].lstrip('/')))
+                    break
+    if classes is not None:
+        for name, part in (cfg.get('model') or {}).items():
+            if name != 'backbone':
+                _set_num_classes(part, len(classes))
+
+
+def _set_num_classes(part: Any, number: int) -> None:
+    if isinstance(part, dict):
+        if 'num_classes' in part:
+            part['num_classes'] = number
+        for inner in part.values():
+            _set_num_classes(inner, number)
+    elif isinstance(part, (list, tuple)):
+        for inner in part:
+            _set_num_classes(inner, number)
+
+
+def length(cfg: Config) -> Tuple[int, str]:
+    """How long a config trains, and in what: 'iterations' or 'epochs'.
+
+    Raises:
+        ValueError: It does not say.
+    """
+    loop = cfg.get('train_cfg') or {}
+    for key, unit in (('max_iters', 'iterations'), ('max_epochs', 'epochs')):
+        if loop.get(key):
+            return loop[key], unit
+    raise ValueError('the config does not say how long it trains: train_cfg has no max_iters or max_epochs')
+
+
+def use_budget(cfg: Config, budget: int) -> None:
+    """Shorten or stretch a config's whole schedule to a number of iterations, or of epochs where it counts in epochs.
+
+    It is validated by the test that follows alone; four checkpoints on the way let a run go on that was cut off.
+    """
+    old, unit = length(cfg)
+    factor, by_epoch = budget / old, unit == 'epochs'
+    cfg.train_cfg['max_epochs' if by_epoch else 'max_iters'] = budget
+    cfg.train_cfg.update(val_interval=budget, val_begin=budget + 1)
+    for scheduler in cfg.get('param_scheduler') or []:
+        last = budget if scheduler.get('by_epoch', True) == by_epoch else None
+        # a warm-up of one step would never end
+        for key, least in (('begin', 1), ('end', 2), ('T_max', 1), ('step_size', 1)):
+            if isinstance(scheduler.get(key), int) and scheduler[key] > 0:
+                scheduler[key] = max(least, round(scheduler[key] * factor))
+                if last is not None:
+                    scheduler[key] = min(scheduler[key], last if key == 'end' else max(1, last - 1))
+        if 'milestones' in scheduler:
+            scheduler['milestones'] = [max(1, round(step * factor)) for step in scheduler['milestones']]
+    cfg.default_hooks.checkpoint.update(interval=max(1, budget // 4), max_keep_ckpts=1)
+    if not by_epoch:
+        cfg.default_hooks.logger.interval = min(cfg.default_hooks.logger.get('interval', 50), max(1, budget // 10))
+
+
+class Failed(Exception):
+    """A run's training or test that ended with an error; the message has its last lines."""
+
+
+@dataclass
+class Run:
+    """One config trained with one seed, or one checkpoint (``seed`` is None), and tested; all in ``folder``."""
+    entry: Entry
+    seed: Optional[int]
+    folder: Path
+    state: Dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return self.entry.name if self.seed is None else f'{self.entry.name}, seed {self.seed}'
+
+    @property
+    def config(self) -> Path:
+        """The whole config that is run."""
+        return self.folder / f'{self.entry.stem}.py'
+
+    @property
+    def checkpoint(self) -> Optional[str]:
+        """What is tested: None before training has ended."""
+        if self.seed is None:
+            return self.entry.checkpoint
+        path = self.folder / 'train' / self.state.get('checkpoint', 'none')
+        return str(path) if path.is_file() else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.checkpoint is not None and 'metrics' in self.state
+
+    def settings(self) -> Config:
+        """The entry's config with this run's seed."""
+        cfg = copy.deepcopy(self.entry.cfg)
+        if self.seed is not None:
+            cfg.randomness = dict(cfg.get('randomness') or {}, seed=self.seed)
+        return cfg
+
+    def open(self) -> None:
+        """Take up what an earlier call left; otherwise write nothing.
+
+        Raises:
+            ValueError: That was of other settings.
+        """
+        if not self.config.is_file():
+            return
+        try:
+            before = Config.fromfile(str(self.config))
+            self.state = json.loads((self.folder / 'run.json').read_text())
+        except FileNotFoundError:
+            self.state = {}
+        except Exception as error:
+            raise ValueError(f'{self.folder} cannot be read; remove it to run it anew: {error}') from error
+        changed = list(_differences(_flat(before.to_dict()), _flat(self.settings().to_dict())))
+        if self.seed is None and self.state.get('tested', self.entry.checkpoint) != self.entry.checkpoint:
+            changed.append(f"checkpoint: {self.entry.checkpoint} (was {self.state['tested']})")
+        if changed:
+            listed = '\n  '.join(changed[:6]) + (f'\n  and {len(changed) - 6} more' if len(changed) > 6 else '')
+            raise ValueError(f'{self.folder} was run with other settings, and results of both would be mixed:\n  '
+                             f'{listed}\nTake another --out, or remove that folder')
+
+    def carry_out(self, tools: Path, tick: Tick) -> None:
+        """Train where that is left to do, and test.
+
+        Args:
+            tools: The folder of train.py and test.py.
+            tick: Called as things go, with 'train' or 'test', what is done and the total.
+
+        Raises:
+            Failed: A tool ended with an error. What it did is kept, and the next call goes on.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.config.is_file():
+            self.settings().dump(str(self.config))
+        work = self.folder / 'train'
+        if self.checkpoint is None:
+            resume = ['--resume'] if (work / 'last_checkpoint').is_file() else []
+            seconds = self._run([tools / 'train.py', self.config, '--work-dir', work, *resume], 'train', tick)
+            self._keep(checkpoint=Path((work / 'last_checkpoint').read_text().strip()).name,
+                       train_seconds=round(seconds, 1), resumed=bool(resume), machine=machine(), versions=versions())
+        if not self.finished:
+            shutil.rmtree(self.folder / 'test', ignore_errors=True)
+            seconds = self._run([tools / 'test.py', self.config, self.checkpoint, '--work-dir', self.folder / 'test'],
+                                'test', tick)
+            figures = json.loads(next((self.folder / 'test').glob('*/*.json')).read_text())
+            self._keep(metrics=figures, tested=self.checkpoint, test_seconds=round(seconds, 1),
+                       machine=machine(), versions=versions())
+
+    def _keep(self, **facts) -> None:
+        self.state.update(facts)
+        path = self.folder / 'run.json'
+        path.with_suffix('.part').write_text(json.dumps(self.state, indent=1) + '\n')
+        path.with_suffix('.part').replace(path)  # whole or not at all
+
+    def _run(self, arguments: Sequence, step: str, tick: Tick) -> float:
+        """Seconds that a tool took; its output is added to a log."""
+        began, last, log = time.monotonic(), deque(maxlen=12), self.folder / f'{step}.log'
+        with log.open('a', buffering=1) as file, subprocess.Popen(
+                [sys.executable, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, errors='replace') as process:
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    last.append(line)
+                    done = progress_of(line, *(length(self.entry.cfg) if step == 'train' else (None, None)))
+                    if done:
+                        tick(step, *done)
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode:
+            raise Failed(f'{self.label}: {step}ing ended with exit code {process.returncode}. Its last lines, of {log}:'
+                         f"\n\n{''.join(last)}\nThe same command goes on from here once that is mended")
+        return time.monotonic() - began
+
+
+def progress_of(line: str, total: Optional[int], unit: Optional[str]) -> Optional[Tuple[int, int]]:
+    """What a line of mmengine's log says is done, and of how many; None where it says nothing.
+
+    Args:
+        line: As ``... Iter(train) [ 20/700] ...``, ``... Epoch(train) [1][ 25/75] ...`` or ``... [50/101] ...``.
+        total: Iterations or epochs of the training; None for a test.
+        unit: 'iterations' or 'epochs'.
+    """
+    found = _PROGRESS.search(line)
+    if not found:
+        return None
+    numbers = [int(number) for number in re.findall(r'\d+', found[2])]
+    if found[1] == 'train' and unit == 'epochs' and len(numbers) == 3:
+        epoch, done, steps = numbers
+        return (epoch - 1) * steps + done, total * steps
+    return tuple(numbers[-2:]) if len(numbers) >= 2 else None
+
+
+def _flat(settings: Any, path: str = '') -> Iterator[Tuple[str, Any]]:
+    """Dotted names and values of nested settings."""
+    if isinstance(settings, dict) and settings:
+        for key, value in settings.items():
+            yield from _flat(value, f'{path}.{key}' if path else str(key))
+    elif isinstance(settings, (list, tuple)) and settings:
+        for place, value in enumerate(settings):
+            yield from _flat(value, f'{path}.{place}')
+    else:
+        yield path, settings
+
+
+def _differences(before: Iterator[Tuple[str, Any]], after: Iterator[Tuple[str, Any]]) -> Iterator[str]:
+    old, new = dict(before), dict(after)
+    for key in dict.fromkeys((*old, *new)):
+        if old.get(key) != new.get(key):
+            yield f"{key}: {new.get(key, 'not set')} (was {old.get(key, 'not set')})"
+
+
+def remembered(path: Path, key: dict, compute: Callable[[], Any]) -> Any:
+    """What a file has for a key, or what is computed now and written there in place of that of another key."""
+    key = json.loads(json.dumps(key))
+    try:
+        content = json.loads(path.read_text())
+        if content['key'] == key:
+            return content['value']
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    value = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(key=key, value=value), indent=1) + '\n')
+    return json.loads(json.dumps(value))
+
+
+def machine() -> str:
+    """The processor or the GPU that training runs on, and the versions of PyTorch and Python."""
+    from mmlk.ops.benchmark import describe
+    return describe(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+
+
+def versions() -> Dict[str, str]:
+    """Versions of what a result depends on."""
+    found = dict(python=platform.python_version())
+    for name in ('mmlk', 'torch', 'numpy', 'mmengine', 'mmcv', 'mmseg', 'mmdet'):
+        try:
+            found[name] = importlib.import_module(name).__version__
+        except ImportError:
+            continue
+    return found
+
+
+def accuracy(entries: Sequence[Entry], runs: Sequence[Run], root: Path) -> Tuple[Dict[str, Column],
+                                                                                 Dict[str, Dict[str, Cell]]]:
+    """Accuracy that is published, was found by this toolbox, or is of these runs.
+
+    Args:
+        entries: The models.
+        runs: Finished.
+        root: Of the model zoo.
+
+    Returns:
+        The columns by key, and each model's cells by the same keys.
+    """
+    cells: Dict[str, Dict[str, Cell]] = {entry.name: {} for entry in entries}
+    columns: Dict[str, Column] = {}
+
+    def put(entry: Entry, metric: str, data: str, values: Sequence[float], origin: str, detail: str) -> None:
+        key = f'{metric}, {data}, {origin}'
+        elsewhere = '' if data == entry.data else f' on {data}'
+        columns[key] = Column(f'{metric} (%){elsewhere}, {origin}', 2)
+        cells[entry.name][key] = Cell(tuple(values), origin, detail)
+
+    rows = {row['Name']: row for row in zoo.rows(zoo.read(root))}
+    for entry in entries:
+        own = [run for run in runs if run.entry is entry]
+        for metric, (key, factor) in METRICS[entry.task].items():
+            values = [run.state['metrics'][key] * factor for run in own if key in run.state['metrics']]
+            if values:
+                put(entry, metric, entry.data, values, *_origin(entry, own))
+        row = rows.get(entry.stem, {})
+        for kind, called in zoo.KINDS.items():
+            for result in row.get(kind) or []:
+                source = result.get('Source') or row.get('Published', {}).get('Source', '')
+                for metric in (name for name in zoo.METRICS if name in result['Metrics']):
+                    put(entry, metric, result['Dataset'], [result['Metrics'][metric]], called,
+                        f"{source} (configs/metafiles; pretraining: {row['Metadata']['Pretraining']})")
+    return columns, cells
+
+
+def _origin(entry: Entry, runs: Sequence[Run]) -> Tuple[str, str]:
+    where = '; '.join(dict.fromkeys(run.state['machine'] for run in runs))
+    if runs[0].seed is None:
+        return 'tested here', f'checkpoint {entry.checkpoint} on {entry.data}, on {where}'
+    seeds = ', '.join(str(run.seed) for run in runs)
+    spread = f'seed {seeds}' if len(runs) == 1 else f'seeds {seeds}, mean and sample standard deviation'
+    budget, unit = length(entry.cfg)
+    weights = (entry.cfg.model.backbone.get('init_cfg') or {}).get('checkpoint')
+    start = f'from the weights {weights}' if weights else 'from scratch'
+    return 'trained here', f"by the row's config {start} on {entry.data}, {budget} {unit}, {spread}, on {where}"
+
+
+def measure_latency(entries: Sequence[Entry], part: str, size: Tuple[int, int], turns: int, device: torch.device,
+                    tick: Callable[[str, int], object]) -> Dict[str, dict]:
+    """Inference of each model, merged where it has branches, all taking turns: as :class:`latency.Row` tells of it."""
+    networks, modules = [], []
+    for entry in entries:
+        networks.append(latency.from_config(entry.cfg, entry.name, part))
+        torch.manual_seed(0)
+        modules.append(networks[-1].build().to(device))
+    variant = latency.Variant(merged=True)
+    rows = latency.measure(networks, modules, [variant], 'inference', size, 1, device, turns, tick=tick)
+    return {row.name: row.to_dict() for row in rows}
+
+
+def measure_erf(entry: Entry, checkpoint: Optional[str], images: Sequence[Path], size: int, device: str,
+                out: Path, track: Callable) -> Tuple[dict, erf.ReceptiveField]:
+    """A backbone's effective receptive field at its last stage, of a checkpoint or of random weights.
+
+    Its mean scores are kept as ``out`` with the suffix .npy.
+
+    Raises:
+        ValueError: It cannot be measured; the message says why.
+    """
+    from mmlk.weights import load
+
+    def compute() -> dict:
+        torch.manual_seed(0)
+        network = erf.from_config(entry.cfg, initialise=checkpoint is None)
+        if checkpoint:
+            load(network.backbone, checkpoint)
+        stage, _ = network.check(size)
+        field = erf.measure(network, track([erf.read_image(path, size) for path in images]), stage, device)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.save(out.with_suffix('.npy'), field.scores)
+        return dict(erf.summary(field), stage=stage)
+
+    weights = checkpoint and [checkpoint, *_stamp(Path(checkpoint))]
+    key = dict(model=repr(entry.cfg.model), checkpoint=weights, size=size,
+               images=[[path.name, *_stamp(path)] for path in images])
+    if not out.with_suffix('.npy').is_file():
+        out.with_suffix('.json').unlink(missing_ok=True)
+    found = remembered(out.with_suffix('.json'), key, compute)
+    return found, erf.ReceptiveField(np.load(out.with_suffix('.npy')), found['images'], found['skipped'])
+
+
+def _stamp(path: Path) -> Tuple[int, int]:
+    """What tells a file from another that had its name before: size and time of the last change."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def default_size(entries: Sequence[Entry], root: Path) -> Tuple[int, int]:
+    """Height and width at which all models are measured: that of the zoo's counts, else the training crop.
+
+    Raises:
+        ValueError: They do not agree on one.
+    """
+    rows = {row['Name']: row for row in zoo.rows(zoo.read(root))}
+    for sizes in ([rows[entry.stem] and zoo.image_size(rows[entry.stem]) for entry in entries if entry.stem in rows],
+                  [tuple(entry.cfg.crop_size) for entry in entries if 'crop_size' in entry.cfg]):
+        if len(sizes) == len(entries) and len(set(sizes)) == 1:
+            return sizes[0]
+    raise ValueError('the configs have no image size in common; name one with --shape WIDTHxHEIGHT')

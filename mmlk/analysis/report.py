@@ -1,0 +1,219 @@
+"""The report of a comparison: one table in Markdown, LaTeX and JSON, where each number says where it comes from."""
+import re
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple, Sequence, Tuple
+
+import yaml
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EMPTY = '–'
+_ESCAPED = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}',
+            '>': r'\textgreater{}', '|': r'\textbar{}', '–': '--', '×': r'$\times$', '±': r'$\pm$',
+            **{letter: f'\\{letter}' for letter in '&%$#_{}'}}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number: one value, or one of each seed. ``origin`` says what kind of number it is, 'published', 'counted here',
+    'measured here', 'tested here' or 'trained here', and ``detail`` where exactly it comes from."""
+    values: Tuple[float, ...]
+    origin: str
+    detail: str
+
+    @property
+    def mean(self) -> float:
+        """The mean of the values."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Their sample standard deviation (of n - 1); 0 for one value."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    @property
+    def source(self) -> str:
+        """Kind and place in one."""
+        return f'{self.origin}: {self.detail}'
+
+    def to_dict(self) -> dict:
+        """For a JSON file, in the units of the values."""
+        return dict(mean=self.mean, deviation=self.deviation if len(self.values) > 1 else None,
+                    values=list(self.values), origin=self.origin, detail=self.detail)
+
+
+class Column(NamedTuple):
+    """``title`` with its unit; a value is shown divided by ``scale``, with ``digits`` after the point."""
+    title: str
+    digits: int = 1
+    scale: float = 1.0
+
+    def number(self, value: float) -> str:
+        """A value as it is shown."""
+        return f'{value / self.scale:.{self.digits}f}'
+
+    def show(self, cell: Cell, plus_minus: str) -> str:
+        """A cell's number, with its deviation where there are several values."""
+        text = self.number(cell.mean)
+        return f'{text}{plus_minus}{self.number(cell.deviation)}' if len(cell.values) > 1 else text
+
+
+@dataclass
+class Line:
+    """A model: ``cells`` by the key of the column, ``cites`` the keys of what its name is cited with."""
+    name: str
+    config: str
+    cells: Dict[str, Cell] = field(default_factory=dict)
+    cites: List[str] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """``columns`` by key, in their order; those that no line has are not shown. ``caption`` are sentences with the keys
+    of what each is cited with. ``facts`` is what the JSON says besides: versions, settings, runs."""
+    title: str
+    lines: List[Line]
+    columns: Dict[str, Column]
+    caption: List[Tuple[str, List[str]]]
+    facts: dict = field(default_factory=dict)
+
+    @property
+    def shown(self) -> Dict[str, Column]:
+        """The columns that have a number."""
+        return {key: column for key, column in self.columns.items() if any(key in line.cells for line in self.lines)}
+
+    @property
+    def sources(self) -> List[str]:
+        """Where the numbers come from, each place once, in the order of the columns."""
+        return list(dict.fromkeys(line.cells[key].source for key in self.shown for line in self.lines
+                                  if key in line.cells))
+
+    def to_dict(self) -> dict:
+        """For a JSON file: everything, unrounded."""
+        columns = {key: column._asdict() for key, column in self.shown.items()}
+        models = [dict(name=line.name, config=line.config, cites=line.cites,
+                       cells={key: line.cells[key].to_dict() for key in self.shown if key in line.cells})
+                  for line in self.lines]
+        caption = [dict(text=text, cites=cites) for text, cites in self.caption]
+        return dict(title=self.title, caption=caption, columns=columns, models=models, **self.facts)
+
+    def markdown(self) -> str:
+        """The table, and the list of sources that the bracketed numbers in its cells are of."""
+        sources = self.sources
+        rows = [['model', *(column.title for column in self.shown.values())]]
+        rows.append(['---', *('---:' for _ in self.shown)])
+        for line in self.lines:
+            cells = (line.cells.get(key) for key in self.shown)
+            rows.append([line.name, *(
+                f'{column.show(cell, " ± ")} [{sources.index(cell.source) + 1}]' if cell else EMPTY
+                for column, cell in zip(self.shown.values(), cells))])
+        table = '\n'.join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows)
+        return '\n'.join([table, '', *(f'[{number}] {source}  ' for number, source in enumerate(sources, 1))])
+
+    def latex(self) -> str:
+        """A table environment for ``\\usepackage{booktabs}``, with ``\\cite`` and the sources under the table."""
+        sources = self.sources
+        table = 'table*' if len(self.shown) > 5 else 'table'  # over both columns of a page
+        head = ['Model', *(column.title for column in self.shown.values())]
+        rows = [[escape(text) for text in head]]
+        for line in self.lines:
+            row = [escape(line.name) + cite(line.cites)]
+            for key, column in self.shown.items():
+                cell = line.cells.get(key)
+                row.append('--' if cell is None else f'${column.show(cell, chr(92) + "pm ")}$'
+                           f'\\textsuperscript{{{sources.index(cell.source) + 1}}}')
+            rows.append(row)
+        body = [' & '.join(row) + r' \\' for row in rows]
+        caption = ' '.join(f'{escape(text)}{cite(cites)}.' for text, cites in self.caption)
+        return '\n'.join([
+            r'% needs \usepackage{booktabs}; the keys are in references.bib',
+            rf'\begin{{{table}}}[t]', r'  \centering', rf'  \caption{{{escape(self.title)}. {caption}}}',
+            rf'  \begin{{tabular}}{{l{"r" * len(self.shown)}}}', r'    \toprule', f'    {body[0]}', r'    \midrule',
+            *(f'    {row}' for row in body[1:]), r'    \bottomrule', r'  \end{tabular}',
+            r'  \par\smallskip\footnotesize',
+            *(rf'  \textsuperscript{{{number}}}~{escape(source)}.\par' for number, source in enumerate(sources, 1)),
+            rf'\end{{{table}}}', ''])
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX takes it literally."""
+    return ''.join(_ESCAPED.get(letter, letter) for letter in text)
+
+
+def cite(keys: Sequence[str]) -> str:
+    """A tie and a citation in LaTeX; empty without keys."""
+    return f"~\\cite{{{','.join(keys)}}}" if keys else ''
+
+
+def cited(latex: str) -> List[str]:
+    """The keys that a LaTeX text cites, each once."""
+    return list(dict.fromkeys(key for group in re.findall(r'\\cite\{([^}]*)\}', latex) for key in group.split(',')))
+
+
+class References:
+    """The BibTeX entries of ``references.yml``: by key, what an entry is ``of`` and its text.
+
+    Args:
+        path: Of the file.
+    """
+
+    def __init__(self, path: Path):
+        self.entries = yaml.safe_load(path.read_text(encoding='utf-8'))
+
+    def of(self, names: Iterable[str]) -> List[str]:
+        """The keys of what is of one of the names: class names of configs, or the beginnings of data sets' names."""
+        names = list(names)
+        return [key for key, entry in self.entries.items()
+                if any(name in entry['of'] or any(name.lower().startswith(start) for start in entry.get('data', ()))
+                       for name in names)]
+
+    def bibtex(self, keys: Iterable[str]) -> str:
+        """The text of a .bib file with these entries."""
+        return '\n'.join(self.entries[key]['bibtex'] for key in keys)
+
+
+def plot(report: Report, accuracy: str, axes: Sequence[str]) -> 'Figure':
+    """Accuracy of each model with all its seeds, and against each of some other columns.
+
+    Args:
+        report: Of which models without this accuracy are left out.
+        accuracy: The key of a column that some line has.
+        axes: Keys of columns, each of which makes a panel of the models that have it.
+    """
+    from matplotlib.figure import Figure
+    lines = [line for line in report.lines if accuracy in line.cells]
+    axes = [key for key in axes if any(key in line.cells for line in lines)]
+    colours = {line.name: f'C{index % 10}' for index, line in enumerate(lines)}
+    column = report.columns[accuracy]
+    figure = Figure(figsize=(4.6 * (1 + len(axes)), max(3.4, 1.5 + 0.34 * len(lines))), layout='constrained')
+    first, *others = figure.subplots(1, 1 + len(axes), squeeze=False)[0]
+    for place, line in enumerate(lines):
+        cell = line.cells[accuracy]
+        values = [value / column.scale for value in cell.values]
+        first.errorbar(cell.mean / column.scale, place, xerr=cell.deviation / column.scale, fmt='o', capsize=4,
+                       color=colours[line.name])
+        if len(values) > 1:
+            first.scatter(values, [place] * len(values), marker='|', s=160, color=colours[line.name], alpha=0.6)
+    first.set_yticks(range(len(lines)), [line.name for line in lines])
+    first.invert_yaxis()
+    first.margins(0.15)
+    for label, line in zip(first.get_yticklabels(), lines):
+        label.set_color(colours[line.name])
+    first.set_xlabel(column.title)
+    first.grid(axis='x', alpha=0.3)
+    for axis, key in zip(others, axes):
+        other = report.columns[key]
+        for line in lines:
+            if key in line.cells:
+                x, cell = line.cells[key].mean / other.scale, line.cells[accuracy]
+                axis.errorbar(x, cell.mean / column.scale, yerr=cell.deviation / column.scale, fmt='o', capsize=4,
+                              color=colours[line.name])
+        axis.set(xlabel=other.title, ylabel=column.title)
+        axis.margins(0.15)
+        axis.set_xlim(0, axis.get_xlim()[1])
+        axis.grid(alpha=0.3)
+    figure.suptitle(report.title, fontsize=10)
+    return figure
