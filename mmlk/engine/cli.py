@@ -3,9 +3,17 @@ import argparse
 import os
 import os.path as osp
 import sys
+import traceback
 from typing import NoReturn, Sequence
 
 from mmengine.config import Config, DictAction
+
+from mmlk.engine import checkpoints, config
+
+
+def is_config(text: str) -> bool:
+    """Whether an argument is meant as a config file."""
+    return text.lower().endswith(('.py', *config.DATA_FORMATS))
 
 
 def fail(message: str) -> NoReturn:
@@ -30,15 +38,21 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(path: str, cfg_options: dict = None) -> Config:
-    """The config at ``path`` with overrides applied; ends the program with one message when it cannot be read."""
+    """The config at ``path`` with overrides applied; ends the program with one message when it cannot be read.
+
+    From here on mmengine, too, reads checkpoints through the allow-list.
+    """
+    checkpoints.guard()
     if not osp.isfile(path):
         fail(f'no config at {path}')
     try:
-        cfg = Config.fromfile(path)
-    except (FileNotFoundError, ImportError, KeyError, SyntaxError) as error:
-        fail(f'{path} cannot be read: {error}')
-    if cfg_options:
-        cfg.merge_from_dict(cfg_options)
+        cfg = config.read(path)
+    except config.ConfigError as error:
+        fail(str(error))
+    try:
+        cfg.merge_from_dict(cfg_options or {})
+    except (KeyError, TypeError, ValueError) as error:
+        fail(f'--cfg-options do not fit {path}: {error}')
     return cfg
 
 
@@ -72,10 +86,20 @@ def find_checkpoint(source: str) -> str:
 
 
 def build_runner(cfg: Config):
-    """The runner of a config: its own ``runner_type``, else mmengine's."""
-    from mmengine.registry import RUNNERS
+    """The runner of a config: its own ``runner_type``, else mmengine's.
+
+    Ends the program with one message where mmlk or a registry refuses what the config says.
+    """
+    import mmlk
+    from mmengine import registry
     from mmengine.runner import Runner
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    try:
+        return registry.RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        refused_by = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not refused_by.startswith((osp.dirname(mmlk.__file__), osp.dirname(registry.__file__))):
+            raise  # with its traceback, which code of others needs
+        fail(f'{cfg.filename}: {error}')
 
 
 def is_detection(cfg: Config) -> bool:

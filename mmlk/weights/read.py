@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Tuple, Union
+from typing import Any, Callable, Iterator, List, Sequence, Tuple, Union
 
 import torch
 from torch import serialization
@@ -162,9 +162,15 @@ def _check_fill(path: Path) -> None:
             place = content.find(_NAME, place + 1)
 
 
-def _read_pickle(path: Path, allow_pickle: bool) -> Any:
+def _name(allowed: Allowed) -> str:
+    return allowed[1] if isinstance(allowed, tuple) else f'{allowed.__module__}.{allowed.__qualname__}'
+
+
+def _read_pickle(path: Path, allow_pickle: bool, built: Sequence[Tuple[Callable, str]]) -> Any:
     _check_fill(path)
-    allowed = list(STAND_INS)
+    names_built = {name for _, name in built}
+    allowed: List[Allowed] = [stand_in for stand_in in STAND_INS if _name(stand_in) not in names_built]
+    allowed += built
     seen: List[str] = []
     while True:
         with _allow_only(allowed):
@@ -211,13 +217,14 @@ def _read_safetensors(path: Path) -> Any:
         raise WeightsError(f'{path} is a damaged safetensors file ({error})') from error
 
 
-def read(path: Union[str, Path], allow_pickle: bool = False) -> Any:
+def read(path: Union[str, Path], allow_pickle: bool = False, built: Sequence[Tuple[Callable, str]] = ()) -> Any:
     """Read a file of ``torch.save`` (zip or the older form) or a safetensors file, onto the CPU.
 
     Args:
         path: The file.
         allow_pickle: Also build the types that the file names beyond ``STAND_INS``, which runs their code.
             Say it only of files from people you trust.
+        built: (callable, the name that a file has for it) of what is to be built for real, in place of stand-ins.
 
     Returns:
         What the file holds; known foreign objects are replaced by a ``StandIn`` or an ordered dict.
@@ -248,4 +255,4 @@ def read(path: Union[str, Path], allow_pickle: bool = False) -> Any:
     elif not head.startswith(b'\x80'):
         raise WeightsError(f'{path} is neither a file of torch.save nor safetensors; it begins with '
                            f'{head[:16]!r}')
-    return _read_pickle(path, allow_pickle)
+    return _read_pickle(path, allow_pickle, built)
