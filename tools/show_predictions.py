@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from mmlk.analysis.panels import panels, predict
-from mmlk.engine.cli import add_config_options, fail, find_checkpoint, preflight, read_config
-from mmlk.weights import WeightsError, load
+from mmlk.engine.cli import add_config_options, find_checkpoint, one_message, preflight, read_config
+from mmlk.weights import load
 
 
 def parse_args():
@@ -35,16 +35,16 @@ def main():
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import DATASETS, MODELS, init_default_scope
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    with one_message():
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
     model = MODELS.build(cfg.model)
-    try:
+    with one_message():
         load(model, checkpoint)
-    except WeightsError as error:
-        fail(str(error))
     model = revert_sync_batchnorm(model).to(args.device).eval()
     indices = np.unique(np.linspace(0, len(dataset) - 1, args.num).round().astype(int))
-    figure = panels(predict(model, dataset, indices, args.score), dataset.metainfo['classes'],
-                    dataset.metainfo.get('palette'))
+    with one_message():
+        scenes = predict(model, dataset, indices, args.score)
+    figure = panels(scenes, dataset.metainfo['classes'], dataset.metainfo.get('palette'))
     os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
     figure.savefig(args.out, dpi=120)
     print(f'{len(indices)} scenes drawn: {args.out}')

@@ -1,14 +1,16 @@
 """What the command-line tools share: common options, reading a config, and checks before any long work."""
 import argparse
+import json
 import os
 import os.path as osp
 import sys
 import traceback
-from typing import NoReturn, Sequence
+from contextlib import contextmanager
+from typing import Iterator, NoReturn, Sequence
 
 from mmengine.config import Config, DictAction
 
-from mmlk.engine import checkpoints, config
+from mmlk.engine import checkpoints, config, loading
 
 
 def is_config(text: str) -> bool:
@@ -40,9 +42,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def read_config(path: str, cfg_options: dict = None) -> Config:
     """The config at ``path`` with overrides applied; ends the program with one message when it cannot be read.
 
-    From here on mmengine, too, reads checkpoints through the allow-list.
+    From here on mmengine, too, reads checkpoints through the allow-list, and pipelines name the file that they fail on.
     """
     checkpoints.guard()
+    loading.guard()
     if not osp.isfile(path):
         fail(f'no config at {path}')
     try:
@@ -93,6 +96,9 @@ def build_runner(cfg: Config):
     import mmlk
     from mmengine import registry
     from mmengine.runner import Runner
+    hooks, check = cfg.get('custom_hooks') or [], dict(type='mmlk.CheckLabelsHook')
+    if not is_detection(cfg) and check not in hooks:
+        cfg.custom_hooks = [*hooks, check]
     try:
         return registry.RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -100,6 +106,20 @@ def build_runner(cfg: Config):
         if not refused_by.startswith((osp.dirname(mmlk.__file__), osp.dirname(registry.__file__))):
             raise  # with its traceback, which code of others needs
         fail(f'{cfg.filename}: {error}')
+
+
+@contextmanager
+def one_message() -> Iterator[None]:
+    """End the program with one message where a run meets weights or data that cannot be used."""
+    from mmlk.weights import WeightsError
+    try:
+        yield
+    except WeightsError as error:
+        fail(str(error))
+    except loading.DataError as error:  # from another process, it has that one's traceback before it
+        fail(str(error).splitlines()[-1].rpartition('DataError: ')[2])
+    except json.JSONDecodeError as error:
+        fail(f'an annotation file is not JSON: {error}; tools/check_data.py says which')
 
 
 def is_detection(cfg: Config) -> bool:

@@ -1,10 +1,13 @@
 """Hooks of mmengine's runner."""
+from typing import Optional
+
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
+from mmlk.engine.loading import DataError
 from mmlk.ops import set_memory_format
 from mmlk.registry import HOOKS
 from mmlk.reparam import merge
@@ -20,6 +23,41 @@ class MergeBranchesHook(Hook):
         """Merge in place."""
         merge(runner.model, inplace=True)
         print_log('parallel branches merged; testing the merged model', logger='current')
+
+
+@HOOKS.register_module()
+class CheckLabelsHook(Hook):
+    """Refuse label maps with a class that the segmentor lacks, before a loss or a metric sees them.
+
+    A loss would end in an assertion on the GPU, and an IoU would count such pixels wrong; neither names the file. The
+    tools put it into each segmentor's run.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        """Ask the heads how many classes there are."""
+        heads = [m for m in runner.model.modules() if hasattr(m, 'num_classes') and hasattr(m, 'ignore_index')]
+        self.classes = min((head.num_classes for head in heads), default=None)
+        self.ignored = {head.ignore_index for head in heads}
+
+    def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None,
+                     mode: str = 'train') -> None:
+        if self.classes is None or not isinstance(data_batch, dict):
+            return
+        for sample in data_batch.get('data_samples') or ():
+            labels = getattr(sample, 'gt_sem_seg', None)
+            if labels is not None:
+                self._check(labels.data, sample.metainfo)
+
+    def _check(self, labels: Tensor, metainfo: dict) -> None:
+        wrong = (labels < 0) | (labels >= self.classes)
+        for value in self.ignored:
+            wrong &= labels != value
+        if wrong.any():
+            name = metainfo.get('seg_map_path') or f"the label map of {metainfo.get('img_path', 'an image')}"
+            found = ', '.join(map(str, labels[wrong].unique().tolist()[:8]))
+            raise DataError(f'{name} holds label {found} after loading; the segmentor has classes 0 to '
+                            f'{self.classes - 1}. tools/check_data.py lists all such files; is reduce_zero_label '
+                            'right?')
 
 
 @HOOKS.register_module()
