@@ -1,11 +1,13 @@
 """Images and label maps in a run: what cannot be right is an error that names the file."""
 import os
 import os.path as osp
-from typing import Optional
+from typing import Optional, Sequence
 
 from mmcv import transforms
 from mmcv.transforms import TRANSFORMS
 from PIL import Image
+
+from mmlk.datasets.audit import is_number, points_fault, runs_fault
 
 # How a whole file ends, by how it begins. Bytes may follow.
 _ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89PNG\r\n\x1a\n': b'IEND'}
@@ -25,7 +27,7 @@ class LoadImageFromFile(transforms.LoadImageFromFile):
 
     Raises:
         DataError: The image cannot be decoded to its end; or its label map, a PNG, is of another size, has colours, or
-            has 16 bits, of which mmseg takes the lower eight.
+            has 16 bits, of which mmseg takes the lower eight; or its masks and boxes are none.
     """
 
     def transform(self, results: dict) -> Optional[dict]:
@@ -38,6 +40,8 @@ class LoadImageFromFile(transforms.LoadImageFromFile):
             _check_end(path)
         if loaded is not None and labels and osp.isfile(labels):
             _check_labels(labels, loaded['img'].shape[:2])
+        if loaded is not None:
+            _check_instances(path, results.get('instances') or (), loaded['img'].shape[:2])
         return loaded
 
 
@@ -68,6 +72,20 @@ def _check_labels(path: str, size: tuple) -> None:
         raise DataError(f'{path} has {_PNG_COLOURS[head[25]]} channels; expected one, of label ids')
     if head[24] == 16:
         raise DataError(f'{path} has 16 bits for a label; expected 8')
+
+
+def _check_instances(path: str, instances: Sequence[dict], size: tuple) -> None:
+    """Refuse masks and boxes on which C code would end the process, or give whatever lies in memory."""
+    for instance in instances:
+        mask, fault = instance.get('mask'), ''
+        if isinstance(mask, list):
+            fault = next(filter(None, (points_fault(points, *size) for points in mask)), '')
+        elif isinstance(mask, dict):
+            fault = runs_fault(mask, *size)
+        if not all(map(is_number, instance.get('bbox') or ())):
+            fault = f"a box {instance['bbox']}"
+        if fault:
+            raise DataError(f'the annotations of {path} hold {fault}; tools/check_data.py lists all such')
 
 
 def guard() -> None:
