@@ -13,6 +13,10 @@ from mmengine.config import Config, DictAction
 from mmlk.engine import checkpoints, config, loading
 
 
+# Of annotations: pickles, and YAML with mmengine's loader, are programs.
+_PROGRAMS = ('.pickle', '.pkl', '.yaml', '.yml')
+
+
 def is_config(text: str) -> bool:
     """Whether an argument is meant as a config file."""
     return text.lower().endswith(('.py', *config.DATA_FORMATS))
@@ -128,8 +132,12 @@ def is_detection(cfg: Config) -> bool:
 
 
 def preflight(cfg: Config, splits: Sequence[str]) -> None:
-    """End the program with one message when files that a run needs are not there."""
-    from mmlk.datasets.check import missing
+    """End the program with one message when files that a run needs are not there, or annotations would run code."""
+    from mmlk.datasets.check import datasets, missing
+    for where, dataset in (found for split in splits for found in datasets(cfg, split)):
+        for key in ('ann_file', 'proposal_file'):
+            if str(dataset.get(key) or '').lower().endswith(_PROGRAMS):
+                fail(f'{where}.{key} is {dataset[key]}, which runs code as mmengine reads it; make it a JSON file')
     problems = missing(cfg, splits)
     if problems:
         fail('\n\n'.join(str(problem) for problem in problems))

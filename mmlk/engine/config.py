@@ -143,6 +143,8 @@ def _check(path: str, settings: Dict[str, Any], imports: Any) -> None:
             if not re.fullmatch(rf"\w+|({'|'.join(SCOPES)})\.[A-Z]\w*", value):
                 raise ConfigError(f"{path}: {place} is '{value:.80}'; outside of Python it is a registered name, "
                                   f"such as ResNet or mmlk.RepLKNet, of {', '.join(SCOPES)}")
+        elif key == 'allow_pickle' and value:
+            raise ConfigError(f'{path}: {place} would run code of a weights file, which only a config in Python may')
         elif key in ('_scope_', 'default_scope') and value not in (None, *SCOPES):
             raise ConfigError(f"{path}: {place} is {value!r:.80}; it must be one of {', '.join(SCOPES)}")
     names = imports.get('imports', []) if isinstance(imports, dict) else None

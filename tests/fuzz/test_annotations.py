@@ -44,8 +44,8 @@ def problems_of(folder, text: str) -> dict:
     """What check_data finds in a COCO file, without building mmdet's dataset."""
     (folder / 'a.json').write_text(text)
     report = Report(['here'])
-    _audit_coco(SimpleNamespace(ann_file=str(folder / 'a.json'), data_prefix=dict(img=str(folder))), CLASSES, True, report,
-                untracked)
+    dataset = SimpleNamespace(ann_file=str(folder / 'a.json'), data_prefix=dict(img=str(folder)))
+    _audit_coco(dataset, CLASSES, True, report, untracked)
     return {kind: lines for kind, lines in report.problems.items() if lines}
 
 
@@ -53,7 +53,8 @@ def test_sound_ones_have_no_problem(folder):
     assert problems_of(folder, json.dumps(SOUND)) == {}
 
 
-@cases(60, place=st.floats(0, 0.999), length=st.integers(0, 30), put=st.text(st.sampled_from('{}[],:"-0e9N'), max_size=6))
+@cases(60, place=st.floats(0, 0.999), length=st.integers(0, 30),
+       put=st.text(st.sampled_from('{}[],:"-0e9N'), max_size=6))
 def test_damaged_json(folder, place, length, put):
     text = json.dumps(SOUND)
     at = int(place * len(text))
@@ -82,7 +83,8 @@ def test_a_wrong_value_anywhere(folder, data, value):
 def faults() -> dict:
     """By name: the change to the first annotation, and the kind of problem that it is."""
     return {
-        'class id': (dict(category_id=99), 'category out of range'), 'image id': (dict(image_id=99), 'image not listed'),
+        'class id': (dict(category_id=99), 'category out of range'),
+        'image id': (dict(image_id=99), 'image not listed'),
         'box right': (dict(bbox=[35, 3, 20, 5]), 'box outside the image'),
         'box left': (dict(bbox=[-9, 3, 20, 5]), 'box outside the image'),
         'box short': (dict(bbox=[1, 2, 3]), 'malformed box'),

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from mmlk.engine import checkpoints, config
-from mmlk.engine.cli import read_config
+from mmlk.engine.cli import preflight, read_config
 from mmlk.weights import WeightsError
 from tests.conftest import REPO
 from tests.fuzz.cases import cases
@@ -109,6 +109,7 @@ def attacks(mark: str, suffix: str = '') -> dict:
         'load': dict(model=dict(type='mmengine.load', file='tag.yaml')),
         'runner': dict(runner_type='subprocess.Popen'), 'scope': dict(default_scope='program'),
         'inner scope': dict(model=dict(_scope_='program', type='ResNet')), 'variable': dict(a='{{ fileDirname }}'),
+        'pickle': dict(model=dict(init_cfg=dict(type='mmlk.Pretrained', checkpoint='x', allow_pickle=True))),
         'environment': dict(a='{{$ENV:HOME:x}}'), 'itself': dict(_base_=f'c{suffix}'),
     }
 
@@ -173,3 +174,12 @@ def test_mmengine_too_runs_nothing_of_a_checkpoint(tmp_path, name, legacy, key):
     finally:
         CheckpointLoader._schemes = before
     assert not mark.exists()
+
+
+@pytest.mark.parametrize('name', ['a.pkl', 'a.PICKLE', 'a.yaml', 'a.yml'])
+@pytest.mark.parametrize('key', ['ann_file', 'proposal_file'])
+def test_annotations_that_are_programs_are_refused(capsys, name, key):
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset={'type': 'A', key: name}))))
+    with pytest.raises(SystemExit):
+        preflight(cfg, ('train', ))
+    assert f'train_dataloader.dataset.dataset.{key} is {name}, which runs code' in capsys.readouterr().err

@@ -70,7 +70,7 @@ def test_sizes(tmp_path, size):
 @cases(80, kind=st.sampled_from(sorted(MODES)), step=st.sampled_from(['cut', 'flip', 'random', 'empty', 'text']),
        place=st.floats(0, 0.99), junk=st.binary(min_size=1, max_size=40))
 def test_broken_files(tmp_path, kind, step, place, junk):
-    """Each reader gives a picture of the right size or names the file, and no part of a picture passes for all of it."""
+    """Each reader names the file, or gives what it gives of the whole file: no part of a picture passes for all of it."""
     content, meant = encoded('RGB', kind, smooth(33, 47))
     at = int(place * len(content))
     broken = {'cut': content[:at], 'flip': content[:at] + junk + content[at + len(junk):], 'random': junk, 'empty': b'',
@@ -83,13 +83,9 @@ def test_broken_files(tmp_path, kind, step, place, junk):
         except error as refusal:
             assert str(path) in str(refusal) and '\n' not in str(refusal)
         else:
-            assert step == 'flip' or step == 'cut' and np.array_equal(picture, read_whole(tmp_path, kind, content, read))
+            (tmp_path / f'whole.{kind}').write_bytes(content)
+            assert step == 'flip' or np.array_equal(picture, read(tmp_path / f'whole.{kind}'))
     assert step == 'flip' or [kind for kind, _ in _check_sample(str(path), None, LEGAL)] in ([], ['unreadable image'])
-
-
-def read_whole(folder, kind, content, read) -> np.ndarray:
-    (folder / f'whole.{kind}').write_bytes(content)
-    return read(folder / f'whole.{kind}')
 
 
 def test_numbers_of_32_bits_are_no_picture(tmp_path):
