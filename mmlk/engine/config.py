@@ -16,6 +16,7 @@ from mmengine.utils import import_modules_from_strings
 DATA_FORMATS = ('.json', '.yaml', '.yml')
 SCOPES = ('mmcv', 'mmdet', 'mmengine', 'mmlk', 'mmpretrain', 'mmseg')
 
+_LISTS = ('prob', 'scale_factor')  # of transforms that insist on a list
 _MOST = 100_000  # settings in one file: YAML's references make many out of few
 
 
@@ -159,7 +160,8 @@ def _check(path: str, settings: Dict[str, Any], imports: Any) -> None:
 
 def _with_tuples(value: Any, in_pipeline: bool) -> Any:
     if isinstance(value, dict):
-        return {key: _with_tuples(part, in_pipeline or str(key).endswith('pipeline')) for key, part in value.items()}
+        return {key: part if key in _LISTS else _with_tuples(part, in_pipeline or str(key).endswith('pipeline'))
+                for key, part in value.items()}
     if not isinstance(value, (list, tuple)):
         return value
     numbers = in_pipeline and all(isinstance(part, (int, float)) for part in value)
