@@ -34,7 +34,7 @@ def apply_options(cfg, args):
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             fail('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
-    if cfg.get('load_from'):
+    if cfg.get('load_from') and '://' not in cfg.load_from:  # else it is looked for when the run begins
         cfg.load_from = find_checkpoint(cfg.load_from)
     if args.resume:
         cfg.resume = True

@@ -34,10 +34,13 @@ class CheckLabelsHook(Hook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Ask the heads how many classes there are."""
-        heads = [m for m in runner.model.modules() if hasattr(m, 'num_classes') and hasattr(m, 'ignore_index')]
-        self.classes = min((head.num_classes for head in heads), default=None)
-        self.ignored = {head.ignore_index for head in heads}
+        """Ask the decode head, the last of a cascade, how many classes there are; others may count something else."""
+        model = runner.model
+        while hasattr(model, 'module'):  # wrapped, for several GPUs or test-time augmentation
+            model = model.module
+        head = getattr(model, 'decode_head', None)
+        head = head[-1] if isinstance(head, nn.ModuleList) else head
+        self.classes, self.ignored = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', 255)
 
     def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None,
                      mode: str = 'train') -> None:
@@ -49,11 +52,11 @@ class CheckLabelsHook(Hook):
                 self._check(labels.data, sample.metainfo)
 
     def _check(self, labels: Tensor, metainfo: dict) -> None:
-        wrong = (labels < 0) | (labels >= self.classes)
-        for value in self.ignored:
-            wrong &= labels != value
+        name = metainfo.get('seg_map_path') or f"the label map of {metainfo.get('img_path', 'an image')}"
+        if labels.ndim != 3 or labels.shape[0] != 1:
+            raise DataError(f'{name} is of shape {tuple(labels.shape)}; expected one channel, of label ids')
+        wrong = ((labels < 0) | (labels >= self.classes)) & (labels != self.ignored)
         if wrong.any():
-            name = metainfo.get('seg_map_path') or f"the label map of {metainfo.get('img_path', 'an image')}"
             found = ', '.join(map(str, labels[wrong].unique().tolist()[:8]))
             raise DataError(f'{name} holds label {found} after loading; the segmentor has classes 0 to '
                             f'{self.classes - 1}. tools/check_data.py lists all such files; is reduce_zero_label '

@@ -12,7 +12,6 @@ from mmlk.datasets.audit import is_number, points_fault, runs_fault
 # How a whole file ends, by how it begins. Bytes may follow.
 _ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89PNG\r\n\x1a\n': b'IEND'}
 _TAIL = 1 << 16
-_PNG_COLOURS = {2: 'three', 6: 'four'}  # channels, by the colour type in the header
 
 
 class DataError(ValueError):
@@ -26,8 +25,8 @@ class LoadImageFromFile(transforms.LoadImageFromFile):
     eight, and without the alpha channel (but OpenCV darkens the transparent parts of a TIFF).
 
     Raises:
-        DataError: The image cannot be decoded to its end; or its label map, a PNG, is of another size, has colours, or
-            has 16 bits, of which mmseg takes the lower eight; or its masks and boxes are none.
+        DataError: The image cannot be decoded to its end; or its label map, a PNG of mmseg's, is of another size
+            or has 16 bits, of which mmseg takes the lower eight; or its masks and boxes are none.
     """
 
     def transform(self, results: dict) -> Optional[dict]:
@@ -38,7 +37,7 @@ class LoadImageFromFile(transforms.LoadImageFromFile):
             raise DataError(f'{path} cannot be read as an image ({" ".join(str(error).split())})') from error
         if loaded is not None and osp.isfile(path):
             _check_end(path)
-        if loaded is not None and labels and osp.isfile(labels):
+        if loaded is not None and labels and 'seg_fields' in results and osp.isfile(labels):  # one of mmseg
             _check_labels(labels, loaded['img'].shape[:2])
         if loaded is not None:
             _check_instances(path, results.get('instances') or (), loaded['img'].shape[:2])
@@ -68,9 +67,7 @@ def _check_labels(path: str, size: tuple) -> None:
     width, height = (int.from_bytes(head[place:place + 4], 'big') for place in (16, 20))
     if (height, width) != tuple(size):
         raise DataError(f'{path} is {height}x{width}, its image {size[0]}x{size[1]} (HxW)')
-    if head[25] in _PNG_COLOURS:
-        raise DataError(f'{path} has {_PNG_COLOURS[head[25]]} channels; expected one, of label ids')
-    if head[24] == 16:
+    if (head[24], head[25]) == (16, 0):
         raise DataError(f'{path} has 16 bits for a label; expected 8')
 
 

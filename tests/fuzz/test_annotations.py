@@ -174,7 +174,7 @@ class Head(torch.nn.Module):
        mode=st.sampled_from(['train', 'val', 'test']), named=st.booleans())
 def test_a_run_refuses_labels_that_the_heads_lack(labels, mode, named):
     hook = CheckLabelsHook()
-    hook.before_run(SimpleNamespace(model=torch.nn.Sequential(torch.nn.ReLU(), Head())))
+    hook.before_run(SimpleNamespace(model=SimpleNamespace(decode_head=Head())))
     sample = BaseDataElement(metainfo=dict(img_path='x.jpg', **(dict(seg_map_path='x.png') if named else {})))
     sample.gt_sem_seg = PixelData(data=torch.tensor([[labels]]))
     call = getattr(hook, f'before_{mode}_iter')
@@ -184,3 +184,6 @@ def test_a_run_refuses_labels_that_the_heads_lack(labels, mode, named):
     else:
         with pytest.raises(DataError, match='x.png holds label' if named else 'x.jpg holds label'):
             call(None, 0, batch)
+    sample.gt_sem_seg = PixelData(data=torch.zeros(4, 4, 3))
+    with pytest.raises(DataError, match='expected one channel'):
+        call(None, 0, batch)
