@@ -26,7 +26,7 @@ from PIL import Image
 from rich.progress import track
 
 from mmlk.analysis import cam, classifiers, erf
-from mmlk.engine.cli import add_config_options, fail, find_checkpoint, read_config
+from mmlk.engine.cli import add_config_options, fail, find_checkpoint, is_config, read_config
 from mmlk.weights import load
 
 
@@ -76,7 +76,7 @@ def build(args: argparse.Namespace) -> cam.Subject:
     """What is to be explained, with its weights in."""
     if args.checkpoint:
         find_checkpoint(args.checkpoint)
-    if not args.config.endswith('.py'):
+    if not is_config(args.config):
         return cam.ClassifierSubject(classifiers.build(args.config, args.checkpoint))
     cfg = read_config(args.config, args.cfg_options)
     network = cam.build(cfg)

@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from mmlk.analysis import classifiers, shape_bias
-from mmlk.engine.cli import add_config_options, fail, find_checkpoint, read_config
+from mmlk.engine.cli import add_config_options, fail, find_checkpoint, is_config, read_config
 
 
 def parse_args():
@@ -65,12 +65,12 @@ def parse_args():
 def default_name(model: str) -> str:
     if model.startswith(classifiers.TIMM):
         return model[len(classifiers.TIMM):]
-    return os.path.splitext(os.path.basename(model))[0] if model.endswith('.py') else model
+    return os.path.splitext(os.path.basename(model))[0] if is_config(model) else model
 
 
 def build(model: str, checkpoint: str, args: argparse.Namespace) -> classifiers.Classifier:
     """A classifier with its weights in, and with the options in place of what it says of its images."""
-    if model.endswith('.py'):
+    if is_config(model):
         cfg = read_config(model, args.cfg_options)
         if checkpoint is None:
             raise ValueError(f'{model} needs a checkpoint: a file with a classifier in it')

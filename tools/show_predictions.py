@@ -9,8 +9,7 @@ import os.path as osp
 import torch
 
 from mmlk.analysis.panels import panels, predict_some
-from mmlk.engine.cli import add_config_options, fail, find_checkpoint, preflight, read_config
-from mmlk.weights import WeightsError
+from mmlk.engine.cli import add_config_options, find_checkpoint, one_message, preflight, read_config
 
 
 def parse_args():
@@ -31,10 +30,8 @@ def main():
     cfg = read_config(args.config, args.cfg_options)
     preflight(cfg, ('test', ))
     checkpoint = find_checkpoint(args.checkpoint)
-    try:
+    with one_message():
         scenes, classes, palette = predict_some(cfg, checkpoint, args.num, args.score, args.device)
-    except WeightsError as error:
-        fail(str(error))
     figure = panels(scenes, classes, palette)
     os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
     figure.savefig(args.out, dpi=120)

@@ -2,7 +2,7 @@
 import argparse
 
 from mmlk.engine.cli import (add_common_arguments, build_runner, fail, find_checkpoint, is_detection, load_config,
-                             preflight)
+                             one_message, preflight)
 
 
 def parse_args():
@@ -65,11 +65,9 @@ def main():
     if args.out and is_detection(cfg):
         from mmdet.evaluation import DumpDetResults
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    try:
+    with one_message():
         weights.load(runner.model, checkpoint)  # mmengine alone would only warn of what does not fit
-    except weights.WeightsError as error:
-        fail(str(error))
-    runner.test()
+        runner.test()
 
 
 if __name__ == '__main__':

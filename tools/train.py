@@ -4,7 +4,8 @@ import os
 
 from mmengine.device import get_device
 
-from mmlk.engine.cli import add_common_arguments, build_runner, fail, find_checkpoint, load_config, preflight
+from mmlk.engine.cli import (add_common_arguments, build_runner, fail, find_checkpoint, load_config, one_message,
+                             preflight)
 
 
 def parse_args():
@@ -33,6 +34,8 @@ def apply_options(cfg, args):
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             fail('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
+    if cfg.get('load_from') and '://' not in cfg.load_from:  # else it is looked for when the run begins
+        cfg.load_from = find_checkpoint(cfg.load_from)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else find_checkpoint(args.resume)
@@ -44,7 +47,8 @@ def main():
     apply_options(cfg, args)
     preflight(cfg, ('train', 'val'))
     os.makedirs(cfg.work_dir, exist_ok=True)
-    build_runner(cfg).train()
+    with one_message():
+        build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@
     python tools/weights.py inspect FILE
 """
 import argparse
+import reprlib
 import sys
 from collections import Counter
 from typing import Any, Mapping, Sequence
@@ -52,7 +53,7 @@ def _brief(value: Any) -> str:
         known = [f'{k}={v}' for k, v in value.items() if isinstance(v, (int, float, bool)) or
                  (isinstance(v, str) and len(v) < 40)]
         return f'{len(value)} entries: {", ".join(known[:8])}'.rstrip(': ')
-    return str(value)[:80]
+    return reprlib.repr(value)  # bounded: lists of lists may stand in a file for more than any memory holds
 
 
 def inspect(source: str) -> None:

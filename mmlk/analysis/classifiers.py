@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -94,13 +95,17 @@ class Head(nn.Module):
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image in RGB, decoded.
+    """An image in 8-bit RGB, decoded: grey three times, 16 bits by their upper eight, without an alpha channel.
 
     Raises:
-        ValueError: The file cannot be read as an image.
+        ValueError: The file cannot be read as an image, or holds numbers of 32 bits.
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith('I;16'):  # Pillow would cut off at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            elif image.mode in ('I', 'F'):
+                raise ValueError('its pixels are numbers of 32 bits, of no known range')
             return image.convert('RGB')
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
         raise ValueError(f'{path} cannot be read as an image: {error}') from error

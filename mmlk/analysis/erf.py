@@ -30,6 +30,8 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 from torch import Tensor, nn
 
+from mmlk.analysis.classifiers import open_image
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -253,11 +255,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
     Raises:
         ValueError: The file cannot be read as an image.
     """
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert('RGB').resize((size, size), Image.BICUBIC))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
-        raise ValueError(f'{path} cannot be read as an image: {error}') from error
+    return np.array(open_image(path).resize((size, size), Image.BICUBIC))
 
 
 def contribution(features: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:

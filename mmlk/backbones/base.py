@@ -1,4 +1,5 @@
 """What every backbone shares: argument checks, freezing, checkpointing, stage and layer ids."""
+import math
 from contextlib import contextmanager, nullcontext
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -29,7 +30,7 @@ def resolve_arch(arch: Arch, known: Dict[str, Dict[str, Any]], required: Sequenc
     if not isinstance(given, dict):
         raise TypeError(f'arch of {family} is a name or a dict, got {type(arch).__name__}')
     fields = (*required, *defaults)
-    unknown = sorted(set(given) - set(fields))
+    unknown = sorted(map(str, set(given) - set(fields)))
     if unknown:
         raise ValueError(f"unknown keys in arch of {family}: {', '.join(unknown)}; it takes {', '.join(fields)}")
     lacking = [key for key in required if key not in given]
@@ -38,8 +39,27 @@ def resolve_arch(arch: Arch, known: Dict[str, Dict[str, Any]], required: Sequenc
     return {**defaults, **given}
 
 
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite integer or float."""
+    return is_integer(value) or isinstance(value, float) and math.isfinite(value)
+
+
+def check_sequences(arch: Dict[str, Any], *keys: str) -> None:
+    """Refuse a resolved arch with anything but lists and tuples in ``keys``."""
+    for key in keys:
+        if not isinstance(arch[key], (list, tuple)):
+            raise ValueError(f'{key} must be a list or a tuple, got {arch[key]!r}')
+
+
 def check_per_stage(arch: Dict[str, Any], *keys: str) -> None:
-    """Refuse a resolved arch whose ``keys`` have no stage, or not the same number of them."""
+    """Refuse a resolved arch whose ``keys`` are not sequences with one entry per stage, of which there is at least one.
+    """
+    check_sequences(arch, *keys)
     lengths = [len(arch[key]) for key in keys]
     if len(set(lengths)) > 1 or not lengths[0]:
         *names, last_name = keys
@@ -49,19 +69,39 @@ def check_per_stage(arch: Dict[str, Any], *keys: str) -> None:
 
 
 def check_positive(arch: Dict[str, Any], *keys: str) -> None:
-    """Refuse a resolved arch with anything but positive integers in ``keys``."""
+    """Refuse a resolved arch with anything but sequences of positive integers in ``keys``."""
+    check_sequences(arch, *keys)
     for key in keys:
-        if not all(isinstance(v, int) and v > 0 for v in arch[key]):
+        if not all(is_integer(v) and v > 0 for v in arch[key]):
             raise ValueError(f'{key} must be positive integers, got {tuple(arch[key])}')
 
 
-def check_kernels(kernels: Sequence[int], small_kernel: Optional[int]) -> None:
-    """Refuse kernels that are not odd and positive, and a parallel small one larger than any beside it."""
-    for kernel in (*kernels, *(() if small_kernel is None else (small_kernel, ))):
-        if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f'kernels must be odd and positive, got {kernel}')
+def check_not_negative(arch: Dict[str, Any], *keys: str) -> None:
+    """Refuse a resolved arch with anything but a finite number of at least 0 in each of ``keys``."""
+    for key in keys:
+        if not is_number(arch[key]) or arch[key] < 0:
+            raise ValueError(f'{key} must be a number of at least 0, got {arch[key]!r}')
+
+
+def check_flags(arch: Dict[str, Any], *keys: str) -> None:
+    """Refuse a resolved arch with anything but True or False in ``keys``: the text 'False' would pass for True."""
+    for key in keys:
+        if not isinstance(arch[key], bool):
+            raise ValueError(f'{key} must be True or False, got {arch[key]!r}')
+
+
+def check_kernels(arch: Dict[str, Any], key: str, small_kernel: Optional[int] = None) -> None:
+    """Refuse a resolved arch whose kernels in ``key`` are not odd and positive, and a parallel small one that is not
+    either, or is larger than any of them."""
+    check_sequences(arch, key)
+    kernels = arch[key]
+    for name, values in (key, kernels), ('small_kernel', () if small_kernel is None else (small_kernel, )):
+        for kernel in values:
+            if not is_integer(kernel) or kernel < 1 or kernel % 2 == 0:
+                raise ValueError(f'{name}: kernels must be odd and positive, got {kernel!r}')
     if small_kernel is not None and small_kernel > min(kernels):
-        raise ValueError(f'small_kernel {small_kernel} is larger than the large kernel {min(kernels)} beside it')
+        raise ValueError(f'small_kernel {small_kernel} is larger than the large kernel {min(kernels)} beside it, '
+                         f'of {key} {tuple(kernels)}')
 
 
 @contextmanager
@@ -109,16 +149,20 @@ class BaseBackbone(BaseModule):
                  init_cfg: Optional[dict]):
         super().__init__(init_cfg=init_cfg)
         name, stages = type(self).__name__, len(stage_channels)
-        indices = tuple(out_indices) if isinstance(out_indices, (list, tuple)) else None
-        if not indices or len(set(indices)) != len(indices) or not set(indices) <= set(range(stages)):
-            raise ValueError(f'{name}: out_indices must be different numbers in 0..{stages - 1}, got {out_indices}')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'{name}: drop_path_rate must be in [0, 1), got {drop_path_rate}')
+        indices = tuple(out_indices) if isinstance(out_indices, (list, tuple)) else ()
+        in_range = all(is_integer(index) and 0 <= index < stages for index in indices)
+        if not indices or not in_range or len(set(indices)) != len(indices):
+            raise ValueError(f'{name}: out_indices must be different numbers in 0..{stages - 1}, got {out_indices!r}')
+        if not is_number(drop_path_rate) or not 0 <= drop_path_rate < 1:
+            raise ValueError(f'{name}: drop_path_rate must be in [0, 1), got {drop_path_rate!r}')
         self.num_stages = max(indices) + 1
-        if not -1 <= frozen_stages <= self.num_stages:
-            raise ValueError(f'{name}: frozen_stages must be in -1..{self.num_stages}, got {frozen_stages}')
-        if in_channels < 1:
-            raise ValueError(f'{name}: in_channels must be positive, got {in_channels}')
+        if not is_integer(frozen_stages) or not -1 <= frozen_stages <= self.num_stages:
+            raise ValueError(f'{name}: frozen_stages must be in -1..{self.num_stages}, got {frozen_stages!r}')
+        if not is_integer(in_channels) or in_channels < 1:
+            raise ValueError(f'{name}: in_channels must be positive, got {in_channels!r}')
+        if not isinstance(norm_cfg, dict):
+            raise ValueError(f'{name}: norm_cfg must be a dict, got {norm_cfg!r}')
+        check_flags(dict(norm_eval=norm_eval, with_cp=with_cp), 'norm_eval', 'with_cp')
         self.out_indices = indices
         self.out_channels = tuple(stage_channels[i] for i in indices)
         self.frozen_stages = frozen_stages
@@ -127,8 +171,17 @@ class BaseBackbone(BaseModule):
         self._norm_cfg = dict(norm_cfg)
 
     def norm_layer(self, channels: int) -> nn.Module:
-        """A norm of the configured type."""
-        return build_norm_layer(self._norm_cfg, channels)[1]
+        """A norm of the configured type.
+
+        Raises:
+            ValueError: ``norm_cfg`` names none, or does not fit it.
+        """
+        try:
+            return build_norm_layer(self._norm_cfg, channels)[1]
+        except (AssertionError, KeyError, TypeError, ValueError) as error:  # mmcv and torch raise all of these
+            reason = error.args[0] if error.args else type(error).__name__  # str() of a KeyError has quotes around it
+            raise ValueError(f'{type(self).__name__}: norm_cfg {self._norm_cfg} gives no norm of {channels} channels: '
+                             f'{reason}') from error
 
     def finish(self) -> None:
         """Freeze what is to be frozen, take inputs in the fastest memory format; the last call of a constructor."""

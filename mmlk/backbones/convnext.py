@@ -14,7 +14,8 @@ from mmlk.ops import DepthwiseConv2d
 from mmlk.registry import MODELS
 from mmlk.reparam import ReparamLargeKernel
 
-from .base import Arch, BaseBackbone, check_kernels, check_per_stage, check_positive, resolve_arch
+from .base import (Arch, BaseBackbone, check_flags, check_kernels, check_not_negative, check_per_stage, check_positive,
+                   resolve_arch)
 
 
 def _arch(third_stage: int, width: int, **other) -> Dict[str, Any]:
@@ -130,6 +131,7 @@ class ConvNeXt(BaseBackbone):
                  init_cfg: Optional[dict] = None):
         full = self.complete(arch)
         depths, dims = full['depths'], full['dims']
+        check_flags(dict(merged=merged), 'merged')
         super().__init__(dims, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval, with_cp,
                          init_cfg)
         rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
@@ -149,10 +151,13 @@ class ConvNeXt(BaseBackbone):
     def complete(arch: Arch) -> Dict[str, Any]:
         """The arch as a full, checked dict."""
         full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'ConvNeXt')
-        full['kernel_sizes'] = full['kernel_sizes'] or (7, ) * len(full['depths'])
+        check_per_stage(full, *_REQUIRED)
+        if full['kernel_sizes'] is None:
+            full['kernel_sizes'] = (7, ) * len(full['depths'])
         check_per_stage(full, 'kernel_sizes', *_REQUIRED)
         check_positive(full, *_REQUIRED)
-        check_kernels(full['kernel_sizes'], full['small_kernel'])
+        check_kernels(full, 'kernel_sizes', full['small_kernel'])
+        check_not_negative(full, 'layer_scale_init_value')
         return full
 
     @staticmethod

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from mmlk.ops.global_filter import global_filter2d, spectrum_size
 from mmlk.registry import MODELS
 
-from .base import Arch, BaseBackbone, check_per_stage, check_positive, resolve_arch
+from .base import (Arch, BaseBackbone, check_flags, check_not_negative, check_per_stage, check_positive, is_integer,
+                   is_number, resolve_arch)
 from .convnext import ChannelNorm
 
 
@@ -37,14 +38,19 @@ _REQUIRED = ('embed_dim', 'depth')
 def _complete(arch: Arch) -> Dict[str, Any]:
     """The arch as a full, checked dict."""
     full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'GFNet')
-    full['mlp_ratio'] = full['mlp_ratio'] or (4, ) * len(full['depth'])
-    check_per_stage(full, 'mlp_ratio', *_REQUIRED)
+    check_per_stage(full, *_REQUIRED)
     check_positive(full, *_REQUIRED)
+    if full['mlp_ratio'] is None:
+        full['mlp_ratio'] = (4, ) * len(full['depth'])
+    check_per_stage(full, 'mlp_ratio', *_REQUIRED)
     for ratio, channels in zip(full['mlp_ratio'], full['embed_dim']):
-        if int(channels * ratio) < 1:
-            raise ValueError(f'mlp_ratio {ratio} leaves no channels')
-    if not isinstance(full['img_size'], int) or _side(full['img_size'], len(full['depth']) - 1) < 1:
-        raise ValueError(f"img_size must be at least {4 * 2**(len(full['depth']) - 1)}, got {full['img_size']}")
+        if not is_number(ratio) or int(channels * ratio) < 1:
+            raise ValueError(f'mlp_ratio {ratio!r} leaves no channels')
+    check_flags(full, 'no_layerscale')
+    if not full['no_layerscale']:
+        check_not_negative(full, 'init_values')
+    if not is_integer(full['img_size']) or _side(full['img_size'], len(full['depth']) - 1) < 1:
+        raise ValueError(f"img_size must be at least {4 * 2**(len(full['depth']) - 1)}, got {full['img_size']!r}")
     return full
 
 
@@ -163,8 +169,10 @@ class GFNet(BaseBackbone):
                  init_cfg: Optional[dict] = None):
         full = _complete(arch)
         channels, depth, img_size = full['embed_dim'], full['depth'], full['img_size']
-        super().__init__(channels, in_channels, out_indices, drop_path_rate, frozen_stages,
-                         norm_cfg or dict(type=ChannelNorm, eps=1e-6), norm_eval, with_cp, init_cfg)
+        if norm_cfg is None:
+            norm_cfg = dict(type=ChannelNorm, eps=1e-6)
+        super().__init__(channels, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval,
+                         with_cp, init_cfg)
         rates = torch.linspace(0, drop_path_rate, sum(depth), device='cpu').tolist()
         init_values = None if full['no_layerscale'] else full['init_values']
         self.pos_embed = nn.Parameter(torch.empty(1, _side(img_size, 0)**2, channels[0]))

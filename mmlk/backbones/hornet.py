@@ -13,7 +13,7 @@ from mmlk.ops import DepthwiseConv2d
 from mmlk.ops.global_filter import global_filter2d, resize_filter
 from mmlk.registry import MODELS
 
-from .base import Arch, check_per_stage, check_positive, resolve_arch
+from .base import Arch, check_not_negative, check_per_stage, check_positive, is_integer, is_number, resolve_arch
 from .convnext import ChannelNorm, ConvNeXt
 
 
@@ -38,19 +38,24 @@ _MIXER_DEFAULTS = dict(order=5, s=1.0, h=None, w=None)
 
 
 def _complete_mixer(mixer: Dict[str, Any], channels: int) -> Dict[str, Any]:
-    unknown = sorted(set(mixer) - set(_MIXER_DEFAULTS))
+    if not isinstance(mixer, dict):
+        raise ValueError(f'gnconv must be a dict per stage, got {mixer!r}')
+    unknown = sorted(map(str, set(mixer) - set(_MIXER_DEFAULTS)))
     if unknown:
         raise ValueError(f"unknown keys in gnconv: {', '.join(unknown)}; it takes {', '.join(_MIXER_DEFAULTS)}")
     full = {**_MIXER_DEFAULTS, **mixer}
     order, size = full['order'], (full['h'], full['w'])
-    if not isinstance(order, int) or order < 1:
-        raise ValueError(f'order must be a positive integer, got {order}')
-    if size != (None, None) and not all(isinstance(v, int) and v > 0 for v in size):
-        raise ValueError(f'h and w must both be positive integers or both be left out, got {size[0]} and {size[1]}')
+    if not is_integer(order) or order < 1:
+        raise ValueError(f'gnconv: order must be a positive integer, got {order!r}')
+    if not is_number(full['s']):
+        raise ValueError(f"gnconv: s must be a number, got {full['s']!r}")
+    if size != (None, None) and not all(is_integer(v) and v > 0 for v in size):
+        raise ValueError(f'gnconv: h and w must both be positive integers or both be left out, '
+                         f'got {size[0]!r} and {size[1]!r}')
     # the narrowest of the gates must be whole, and even where a global filter takes half the channels
     share = 2**(order - 1) * (1 if size == (None, None) else 2)
     if channels % share:
-        raise ValueError(f'order {order} needs channels that {share} divides, got {channels}')
+        raise ValueError(f'gnconv: order {order} needs channels that {share} divides, got {channels} of base_dim')
     return full
 
 
@@ -191,8 +196,10 @@ class HorNet(ConvNeXt):
                  drop_path_rate: float = 0.0, frozen_stages: int = -1, norm_cfg: Optional[dict] = None,
                  norm_eval: bool = False, with_cp: bool = False, merged: bool = False,
                  init_cfg: Optional[dict] = None):
-        super().__init__(arch, in_channels, out_indices, drop_path_rate, frozen_stages,
-                         norm_cfg or dict(type=ChannelNorm, eps=1e-6), norm_eval, with_cp, merged, init_cfg)
+        if norm_cfg is None:
+            norm_cfg = dict(type=ChannelNorm, eps=1e-6)
+        super().__init__(arch, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval, with_cp,
+                         merged, init_cfg)
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:
@@ -200,6 +207,7 @@ class HorNet(ConvNeXt):
         full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'HorNet')
         check_per_stage(full, 'depths', 'gnconv')
         check_positive({**full, 'base_dim': (full['base_dim'], )}, 'depths', 'base_dim')
+        check_not_negative(full, 'layer_scale_init_value')
         full['dims'] = tuple(full['base_dim'] * 2**stage for stage in range(len(full['depths'])))
         full['gnconv'] = [_complete_mixer(mixer, channels) for mixer, channels in zip(full['gnconv'], full['dims'])]
         return full

@@ -17,7 +17,8 @@ from mmlk.reparam import ConvNorm, ReparamLargeKernel
 from mmlk.reparam.algebra import fold_bn, pad_kernel
 from mmlk.reparam.branches import NormLayer
 
-from .base import Arch, BaseBackbone, check_kernels, check_positive, resolve_arch
+from .base import (Arch, BaseBackbone, check_flags, check_kernels, check_not_negative, check_positive, check_sequences,
+                   is_integer, resolve_arch)
 
 # Table 2 of the MobileNetV2 paper: expansion, channels, blocks, stride of the first block; the last two rows work at
 # stride 32, the study's last stage.
@@ -148,24 +149,31 @@ class Place(NamedTuple):
 def complete(arch: Arch, known: Dict[str, Dict[str, Any]], defaults: Dict[str, Any], family: str) -> Dict[str, Any]:
     """The arch as a full, checked dict; ``known`` and ``defaults`` may hold keys beyond this file's."""
     full = resolve_arch(arch, known, (), defaults, family)
+    check_sequences(full, 'arch_settings')
     rows = full['arch_settings']
     for row in rows:
-        if len(row) != 4 or not all(isinstance(v, int) and v > 0 for v in row) or row[3] > 2:
+        four = isinstance(row, (list, tuple)) and len(row) == 4 and all(is_integer(v) and v > 0 for v in row)
+        if not four or row[3] > 2:
             raise ValueError('a row of arch_settings is expansion, channels, blocks, stride: positive integers, the '
-                             f'stride 1 or 2; got {tuple(row)}')
+                             f'stride 1 or 2; got {row!r}')
     if not any(row[3] == 2 for row in rows):
         raise ValueError('arch_settings needs a row with stride 2')
     for key, usual in (('kernel_sizes', 3), ('kernel_dilations', 1)):
-        full[key] = full[key] or (usual, ) * len(rows)
+        if full[key] is None:
+            full[key] = (usual, ) * len(rows)
+        check_sequences(full, key)
         if len(full[key]) != len(rows):
             raise ValueError(f'{key} must have one entry per row of arch_settings, '
                              f'got {len(full[key])} for {len(rows)}')
     check_positive(full, 'kernel_dilations')
     small = full['small_kernel']
-    check_kernels((*full['kernel_sizes'], *(() if small is None else (small, ))), None)
+    check_kernels(full, 'kernel_sizes')
+    check_kernels(dict(small_kernel=() if small is None else (small, )), 'small_kernel')
     if small is not None and (small >= max(full['kernel_sizes']) or max(full['kernel_dilations']) > 1):
         raise ValueError(f'small_kernel stands beside larger, dense kernels; got {small} with kernel_sizes '
                          f"{tuple(full['kernel_sizes'])} and kernel_dilations {tuple(full['kernel_dilations'])}")
+    check_flags(full, 'shortcut')
+    check_not_negative(full, 'widen_factor')
     if not full['widen_factor'] > 0:
         raise ValueError(f"widen_factor must be positive, got {full['widen_factor']}")
     return full
@@ -244,12 +252,14 @@ class MobileNetV2(BaseBackbone):
                  norm_eval: bool = False, with_cp: bool = False, merged: bool = False,
                  init_cfg: Optional[dict] = None):
         full = self.complete(arch)
+        check_flags(dict(merged=merged), 'merged')
         stages = _stages(full['arch_settings'])
         widths = [make_divisible(row[1] * full['widen_factor'], 8) for row in full['arch_settings']]
         super().__init__([widths[rows[-1]] for rows in stages], in_channels, out_indices, drop_path_rate,
                          frozen_stages, norm_cfg, norm_eval, with_cp, init_cfg)
         for name, values in (('strides', strides), ('dilations', dilations)):
-            if len(values) != len(stages) or not all(isinstance(v, int) and v > 0 for v in values):
+            check_sequences({name: values}, name)
+            if len(values) != len(stages) or not all(is_integer(v) and v > 0 for v in values):
                 raise ValueError(f'{type(self).__name__}: {name} must be {len(stages)} positive integers, '
                                  f'got {tuple(values)}')
         width = make_divisible(32 * full['widen_factor'], 8)

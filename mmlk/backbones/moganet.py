@@ -12,7 +12,7 @@ from mmlk.ops import DepthwiseConv2d
 from mmlk.registry import MODELS
 from mmlk.reparam.branches import NormLayer
 
-from .base import Arch, BaseBackbone, check_per_stage, check_positive, resolve_arch
+from .base import Arch, BaseBackbone, check_not_negative, check_per_stage, check_positive, is_number, resolve_arch
 
 
 def _arch(embed_dims: Sequence[int], depths: Sequence[int]) -> Dict[str, Any]:
@@ -45,7 +45,9 @@ def _complete(arch: Arch) -> Dict[str, Any]:
     if any(width % sum(full['attn_channel_split']) for width in full['embed_dims']):
         raise ValueError(f"embed_dims must be multiples of {sum(full['attn_channel_split'])}, the sum of "
                          f"attn_channel_split, got {tuple(full['embed_dims'])}")
-    if min(int(width * ratio) for width, ratio in zip(full['embed_dims'], full['ffn_ratios'])) < 1:
+    check_not_negative(full, 'init_value')
+    if not all(is_number(ratio) and int(width * ratio) >= 1
+               for width, ratio in zip(full['embed_dims'], full['ffn_ratios'])):
         raise ValueError(f"ffn_ratios {tuple(full['ffn_ratios'])} leave no channels")
     return full
 

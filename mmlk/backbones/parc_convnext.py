@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmlk.ops.parc import ParCOperator, parc
 from mmlk.registry import MODELS
 
-from .base import Arch, check_per_stage, check_positive, resolve_arch
+from .base import Arch, check_per_stage, check_positive, is_integer, resolve_arch
 from .convnext import Block, ConvNeXt
 
 
@@ -70,14 +70,17 @@ class ParCConvNeXt(ConvNeXt):
         depths, stages = full['depths'], len(full['depths'])
         if first is None:
             first = tuple(2 * depth // 3 if stage >= stages - 2 else depth for stage, depth in enumerate(depths))
-        full.update(ParC_insert_locs=first, stages_rs=sizes or tuple(56 // 2**stage for stage in range(stages)))
+        if sizes is None:
+            sizes = tuple(56 // 2**stage for stage in range(stages))
+        full.update(ParC_insert_locs=first, stages_rs=sizes)
         check_per_stage(full, 'ParC_insert_locs', 'stages_rs', 'depths')
         check_positive(full, 'stages_rs')
         for location, depth, channels in zip(first, depths, full['dims']):
-            if not isinstance(location, int) or not 0 <= location <= depth:
-                raise ValueError(f'ParC_insert_locs must be in 0..{depth} in a stage of {depth} blocks, got {location}')
+            if not is_integer(location) or not 0 <= location <= depth:
+                raise ValueError(f'ParC_insert_locs must be in 0..{depth} in a stage of {depth} blocks, '
+                                 f'got {location!r}')
             if location < depth and channels % 2:
-                raise ValueError(f'ParC halves the channels, so they must be even; got {channels}')
+                raise ValueError(f'ParC halves the channels, so they must be even; got {channels} in dims')
         return full
 
     def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> Block:

@@ -13,7 +13,7 @@ from mmlk.ops.parc import ParCOperator, parc
 from mmlk.registry import MODELS
 from mmlk.reparam.branches import NormLayer
 
-from .base import Arch, check_positive
+from .base import Arch, check_positive, check_sequences, is_integer
 from .mobilenetv2 import _DEFAULTS, MobileNetV2, Place, complete
 
 # Of each row, the first block with ParC and the side of the maps; a row of fewer blocks has none.
@@ -90,14 +90,15 @@ class ParCMobileNetV2(MobileNetV2):
         full = complete(arch, ARCHS, defaults, 'ParCMobileNetV2')
         rows, locations = full['arch_settings'], full['ParC_insert_locs']
         for key in ('ParC_insert_locs', 'stages_rs'):
+            check_sequences(full, key)
             if len(full[key]) != len(rows):
                 raise ValueError(f'{key} must have one entry per row of arch_settings, '
                                  f'got {len(full[key])} for {len(rows)}')
         check_positive(full, 'stages_rs')
         for location, (_, _, blocks, stride) in zip(locations, rows):
-            if not isinstance(location, int) or not stride - 1 <= location <= blocks:
+            if not is_integer(location) or not stride - 1 <= location <= blocks:
                 raise ValueError(f'ParC_insert_locs must be in {stride - 1}..{blocks} in a row of {blocks} blocks and '
-                                 f'stride {stride}, got {location}')
+                                 f'stride {stride}, got {location!r}')
         return full
 
     def block(self, arch: Dict[str, Any], place: Place, drop_path: float, merged: bool) -> nn.Module:
@@ -105,5 +106,6 @@ class ParCMobileNetV2(MobileNetV2):
         if place.index < first:
             return super().block(arch, place, drop_path, merged)
         if place.hidden_channels % 2:
-            raise ValueError(f'ParC halves the channels, so they must be even; got {place.hidden_channels}')
+            raise ValueError('ParC halves the channels, so they must be even; widen_factor and arch_settings give '
+                             f'{place.hidden_channels}')
         return ParCInvertedResidual(place, size, place.index == first, self.norm_layer, drop_path)

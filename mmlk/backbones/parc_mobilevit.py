@@ -16,7 +16,8 @@ from mmlk.ops.parc import GlobalConv, fitted
 from mmlk.registry import MODELS
 from mmlk.reparam.branches import NormLayer
 
-from .base import Arch, BaseBackbone, check_positive, resolve_arch
+from .base import (Arch, BaseBackbone, check_flags, check_not_negative, check_positive, check_sequences, is_integer,
+                   resolve_arch)
 
 
 def _arch(out_channels: Sequence[int], cf_s_channels: Sequence[int], cf_blocks: Sequence[int],
@@ -44,6 +45,7 @@ def _complete(arch: Arch) -> Dict[str, Any]:
     lengths = dict(out_channels=5, cf_s_channels=3, cf_ffn_channels=3, cf_blocks=3, conv_1=2, num_blocks=2,
                    meta_kernel_size=3)
     for key, length in lengths.items():
+        check_sequences(full, key)
         if len(full[key]) != length:
             raise ValueError(f'{key} must have {length} entries, got {len(full[key])}')
     check_positive(full, *lengths)
@@ -53,10 +55,14 @@ def _complete(arch: Arch) -> Dict[str, Any]:
         if channels % 2 or channels < _REDUCTION:
             raise ValueError(f'cf_s_channels must be even and at least {_REDUCTION}, got {channels}')
     if full['fusion'] not in ('add', 'concat'):
-        raise ValueError(f"fusion must be add or concat, got '{full['fusion']}'")
+        raise ValueError(f"fusion must be add or concat, got {full['fusion']!r}")
+    check_flags(full, 'use_pe')
+    check_not_negative(full, 'ffn_dropout', 'dropout')
     for key in ('ffn_dropout', 'dropout'):
-        if not 0 <= full[key] < 1:
+        if full[key] >= 1:
             raise ValueError(f'{key} must be in [0, 1), got {full[key]}')
+    if not is_integer(full['expand_ratio']) or full['expand_ratio'] < 1:
+        raise ValueError(f"expand_ratio must be a positive integer, got {full['expand_ratio']!r}")
     return full
 
 
@@ -261,8 +267,8 @@ class ParCNet(BaseBackbone):
         channels, num_blocks = full['out_channels'], full['num_blocks']
         super().__init__(channels[1:], in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval,
                          with_cp, init_cfg)
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f'ParCNet: output_stride must be 8, 16 or 32, got {output_stride}')
+        if not is_integer(output_stride) or output_stride not in (8, 16, 32):
+            raise ValueError(f'ParCNet: output_stride must be 8, 16 or 32, got {output_stride!r}')
         norm_layer, expand = self.norm_layer, full['expand_ratio']
         width, kernel = full['conv_1']
         self.conv_1 = conv_layer(in_channels, width, kernel, norm_layer, stride=2)

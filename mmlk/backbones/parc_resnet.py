@@ -14,7 +14,7 @@ from mmlk.ops.parc import GlobalConv, ParCOperator, parc
 from mmlk.registry import MODELS
 from mmlk.reparam.branches import NormLayer
 
-from .base import Arch, BaseBackbone, check_per_stage, check_positive, resolve_arch
+from .base import Arch, BaseBackbone, check_per_stage, check_positive, is_integer, resolve_arch
 
 ARCHS = {'50': dict(layers=(3, 4, 6, 3), parc_insert_locs=(3, 4, 3, 2))}
 
@@ -29,10 +29,10 @@ def _complete(arch: Arch) -> Dict[str, Any]:
     check_per_stage(full, *_REQUIRED, *_DEFAULTS)
     check_positive(full, 'layers', *_DEFAULTS)
     for location, depth, planes in zip(full['parc_insert_locs'], full['layers'], full['planes']):
-        if not isinstance(location, int) or not 1 <= location <= depth:  # the first block changes the map's shape
-            raise ValueError(f'parc_insert_locs must be in 1..{depth} in a stage of {depth} blocks, got {location}')
+        if not is_integer(location) or not 1 <= location <= depth:  # the first block changes the map's shape
+            raise ValueError(f'parc_insert_locs must be in 1..{depth} in a stage of {depth} blocks, got {location!r}')
         if location < depth and planes % 2:
-            raise ValueError(f'ParC halves the channels, so they must be even; got {planes}')
+            raise ValueError(f'ParC halves the channels, so they must be even; got {planes} in planes')
     return full
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from mmlk.registry import MODELS
 from mmlk.reparam.peripheral import PeripheralLargeKernel, share_embedding
 
-from .base import Arch, check_kernels, check_per_stage, check_positive, resolve_arch
+from .base import Arch, check_kernels, check_not_negative, check_per_stage, check_positive, resolve_arch
 from .convnext import Block, ConvNeXt
 
 
@@ -98,8 +98,9 @@ class PeLK(ConvNeXt):
         full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'PeLK')
         check_per_stage(full, 'kernel_sizes', *_REQUIRED)
         check_positive(full, *_REQUIRED)
-        check_kernels(full['kernel_sizes'], full['small_kernel'])
-        check_kernels((full['central_kernel'], ), None)
+        check_kernels(full, 'kernel_sizes', full['small_kernel'])
+        check_kernels(dict(central_kernel=(full['central_kernel'], )), 'central_kernel')
+        check_not_negative(full, 'layer_scale_init_value', 'conv_ratio', 'width_factor')
         full['dims'] = tuple(int(channels * full['width_factor']) for channels in full['dims'])
         if min(full['dims']) < 1:
             raise ValueError(f"width_factor {full['width_factor']} leaves no channels")

@@ -12,7 +12,8 @@ from mmlk.registry import MODELS
 from mmlk.reparam import ConvNorm, ReparamLargeKernel
 from mmlk.reparam.branches import NormLayer
 
-from .base import Arch, BaseBackbone, check_kernels, check_per_stage, check_positive, resolve_arch
+from .base import (Arch, BaseBackbone, check_flags, check_kernels, check_not_negative, check_per_stage, check_positive,
+                   resolve_arch)
 
 
 def _arch(kernels: Sequence[int], width: int, **other) -> Dict[str, Any]:
@@ -41,7 +42,9 @@ def _complete(arch: Arch) -> Dict[str, Any]:
     full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'RepLKNet')
     check_per_stage(full, *_REQUIRED)
     check_positive(full, *_REQUIRED)
-    check_kernels(full['large_kernel_sizes'], full['small_kernel'])
+    check_kernels(full, 'large_kernel_sizes', full['small_kernel'])
+    check_not_negative(full, 'dw_ratio', 'ffn_ratio')
+    check_flags(full, 'norm_intermediate_features')
     for key in ('dw_ratio', 'ffn_ratio'):
         if min(int(c * full[key]) for c in full['channels']) < 1:
             raise ValueError(f'{key} {full[key]} leaves no channels')
@@ -131,6 +134,7 @@ class RepLKNet(BaseBackbone):
                  init_cfg: Optional[dict] = None):
         full = _complete(arch)
         channels, layers = full['channels'], full['layers']
+        check_flags(dict(merged=merged), 'merged')
         super().__init__(channels, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval,
                          with_cp, init_cfg)
         norm_layer = self.norm_layer

@@ -13,7 +13,8 @@ from mmlk.reparam import ConvNorm, MergeableBranches
 from mmlk.reparam.algebra import fold_bn, fold_identity, pad_kernel
 from mmlk.reparam.branches import NormLayer
 
-from .base import Arch, BaseBackbone, check_positive, resolve_arch
+from .base import (Arch, BaseBackbone, check_flags, check_positive, check_sequences, is_integer, is_number,
+                   resolve_arch)
 
 _A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
 
@@ -54,20 +55,37 @@ def _channels(width_multiplier: Sequence[float]) -> Tuple[int, ...]:
 def _complete(arch: Arch) -> Dict[str, Any]:
     """The arch as a full, checked dict."""
     full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'RepVGG')
+    check_sequences(full, *_REQUIRED)
+    check_flags(full, 'use_se')
     blocks, widths = full['num_blocks'], full['width_multiplier']
     if not len(blocks) == len(widths) == _STAGES:
         raise ValueError(f'num_blocks and width_multiplier must have {_STAGES} entries, '
                          f'got {len(blocks)} and {len(widths)}')
     check_positive(full, 'num_blocks')
+    if not all(map(is_number, widths)):
+        raise ValueError(f'width_multiplier must be numbers, got {tuple(widths)}')
     least = 16 if full['use_se'] else 1  # the SE block's inner width is a sixteenth
     if min(_channels(widths)) < least:
         raise ValueError(f'width_multiplier {tuple(widths)} gives {_channels(widths)} channels; '
                          f'each stage needs at least {least}')
-    full['override_groups_map'] = dict(full['override_groups_map'] or {})
+    if full['override_groups_map'] is None:
+        full['override_groups_map'] = {}
+    if not isinstance(full['override_groups_map'], dict):
+        raise ValueError(f"override_groups_map must be a dict, got {full['override_groups_map']!r}")
+    # JSON has no integers for keys
+    full['override_groups_map'] = {int(layer) if isinstance(layer, str) and layer.isdecimal() else layer: groups
+                                   for layer, groups in full['override_groups_map'].items()}
     absent = [layer for layer in full['override_groups_map'] if layer not in range(1, sum(blocks) + 1)]
     if absent:
         raise ValueError(f'override_groups_map counts the layers after the stem, 1 to {sum(blocks)}; '
                          f"there is no {', '.join(map(repr, absent))}")
+    stages = [0, *(stage for stage, count in enumerate(blocks) for _ in range(count))]
+    channels = _channels(widths)
+    for layer, groups in full['override_groups_map'].items():
+        out, before = channels[stages[layer]], channels[stages[layer - 1]] if layer > 1 else min(64, channels[0])
+        if not is_integer(groups) or groups < 1 or out % groups or before % groups:
+            raise ValueError(f'override_groups_map: the groups of layer {layer} must divide its channels, {before} and '
+                             f'{out}, got {groups!r}')
     return full
 
 
@@ -203,11 +221,13 @@ class RepVGG(BaseBackbone):
                                         full['override_groups_map'])
         super().__init__(channels, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval,
                          with_cp, init_cfg)
-        if len(strides) != _STAGES or not all(isinstance(v, int) and v > 0 for v in strides):
+        check_sequences(dict(strides=strides, dilations=dilations), 'strides', 'dilations')
+        check_flags(dict(merged=merged), 'merged')
+        if len(strides) != _STAGES or not all(is_integer(v) and v > 0 for v in strides):
             raise ValueError(f'RepVGG: strides must be {_STAGES} positive integers, got {tuple(strides)}')
         per_block = [v if isinstance(v, (list, tuple)) else (v, ) * n for v, n in zip(dilations, num_blocks)]
         fits = len(dilations) == _STAGES and all(len(values) == n for values, n in zip(per_block, num_blocks))
-        if not fits or not all(isinstance(v, int) and v > 0 for values in per_block for v in values):
+        if not fits or not all(is_integer(v) and v > 0 for values in per_block for v in values):
             raise ValueError(f'RepVGG: dilations must be {_STAGES} positive integers, or as many as its blocks for a '
                              f'stage, got {tuple(dilations)}')
         norm_layer, use_se = self.norm_layer, full['use_se']

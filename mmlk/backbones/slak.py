@@ -9,7 +9,8 @@ from mmlk.registry import MODELS
 from mmlk.reparam import ReparamLargeKernel
 from mmlk.reparam.stripes import StripedLargeKernel
 
-from .base import Arch, check_kernels, check_per_stage, check_positive, resolve_arch
+from .base import (Arch, check_flags, check_kernels, check_not_negative, check_per_stage, check_positive,
+                   check_sequences, is_integer, resolve_arch)
 from .convnext import Block, ConvNeXt
 
 
@@ -67,17 +68,22 @@ class SLaK(ConvNeXt):
         full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'SLaK')
         check_per_stage(full, *_REQUIRED)
         check_positive(full, *_REQUIRED)
+        check_sequences(full, 'kernel_size')
+        check_not_negative(full, 'layer_scale_init_value', 'width_factor')
+        check_flags(full, 'Decom')
         stages, width = len(full['dims']), full['width_factor']
         if len(full['kernel_size']) != stages + 1:
             raise ValueError('kernel_size must have one entry per stage and one for the small kernel, '
                              f"got {len(full['kernel_size'])} for {stages} stages")
         *kernels, small = full['kernel_size']
-        if full['Decom']:
-            if small is None:
-                raise ValueError('Decom needs a small kernel, the breadth of the stripes, last in kernel_size')
-            check_kernels(kernels, small)
-        else:
-            check_kernels(kernels if small is None or small >= max(kernels) else (*kernels, small), None)
+        if full['Decom'] and small is None:
+            raise ValueError('Decom needs a small kernel, the breadth of the stripes, last in kernel_size')
+        check_kernels(dict(kernel_size=kernels), 'kernel_size')
+        if full['Decom'] or small is not None and not (is_integer(small) and small >= max(kernels)):
+            check_kernels(dict(kernel_size=(small, )), 'kernel_size')
+        if full['Decom'] and small > min(kernels):
+            raise ValueError(f'kernel_size: the small kernel {small} is larger than the large kernel {min(kernels)} '
+                             'beside it')
         full['dims'] = tuple(int(channels * width) for channels in full['dims'])
         if min(full['dims']) < 1:
             raise ValueError(f'width_factor {width} leaves no channels')

@@ -209,7 +209,7 @@ class TimmBackbone(BaseBackbone):
         if len(sizes) != len(stages):
             raise ValueError("TimmBackbone: large_kernel's kernel_size must be one number or one for each of "
                              f'{len(stages)} stages, got {sizes}')
-        check_kernels([size for size in sizes if size is not None], None)
+        check_kernels(dict(kernel_size=[size for size in sizes if size is not None]), 'kernel_size')
         size_of = dict(zip(stages, sizes))
         if cfg['stages'] is None:
             size_of[-1] = None  # the stem, whose kernels are not to grow

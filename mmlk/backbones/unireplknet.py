@@ -16,7 +16,7 @@ from mmlk.reparam.algebra import fold_bn, fold_linear
 from mmlk.reparam.branches import NormLayer, biased
 from mmlk.reparam.dilated import DILATED_BRANCHES, DilatedReparamBlock
 
-from .base import Arch, check_per_stage, check_positive, resolve_arch
+from .base import Arch, check_not_negative, check_per_stage, check_positive, check_sequences, is_integer, resolve_arch
 from .convnext import ChannelNorm, ConvNeXt
 from .repvgg import SEBlock
 
@@ -215,11 +215,14 @@ class UniRepLKNet(ConvNeXt):
                              f"{', '.join(map(str, _KERNELS))}")
         if kernels is None:
             kernels = full['kernel_sizes'] = _KERNELS[depths]
+        check_sequences(dict(kernel_sizes=kernels), 'kernel_sizes')
+        check_not_negative(full, 'layer_scale_init_value')
         if tuple(len(sizes) if isinstance(sizes, (list, tuple)) else None for sizes in kernels) != depths:
             raise ValueError(f'kernel_sizes must be a tuple per stage with one size per block, {depths}, got {kernels}')
         for size in (size for sizes in kernels for size in sizes):
-            if size not in (0, *_PLAIN, *_BRANCHED):
-                raise ValueError(f"a kernel size may be 0, {', '.join(map(str, (*_PLAIN, *_BRANCHED)))}, got {size}")
+            if not is_integer(size) or size not in (0, *_PLAIN, *_BRANCHED):
+                raise ValueError('kernel_sizes: a kernel size may be 0, '
+                                 f"{', '.join(map(str, (*_PLAIN, *_BRANCHED)))}, got {size!r}")
         return full
 
     @staticmethod

@@ -103,6 +103,8 @@ def _image_size(path: str) -> Tuple[int, int]:
     """Height and width of an image that decodes to its end, turned as its EXIF data says, like mmcv does."""
     with Image.open(path) as image:
         image.load()
+        if image.mode in ('I', 'F'):
+            raise ValueError('its pixels are numbers of 32 bits, of no known range')
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         return image.size if turned else image.size[::-1]
 
@@ -168,7 +170,8 @@ def _check_sample(img_path: str, ann_path: Optional[str], legal: np.ndarray) -> 
         return
     if size not in (None, labels.shape):
         yield 'sizes differ', f'{ann_path} is {_by(labels.shape)}, its image {_by(size)} (HxW)'
-    wrong = [value for value in np.unique(labels).tolist() if not (0 <= value < 256 and legal[int(value)])]
+    wrong = [value for value in np.unique(labels).tolist()
+             if not (0 <= value < 256 and value == int(value) and legal[int(value)])]
     if wrong:
         shown = ', '.join(map(str, wrong[:8])) + (', ...' if len(wrong) > 8 else '')
         yield 'label out of range', f'{ann_path} holds {shown}'
@@ -180,8 +183,12 @@ def _by(size: Sequence[int]) -> str:
 
 def _audit_coco(dataset, classes: List[str], with_mask: bool, report: Report, track) -> None:
     problems = report.problems
-    with open(dataset.ann_file, encoding='utf-8') as file:
-        content = json.load(file)
+    try:
+        with open(dataset.ann_file, encoding='utf-8') as file:
+            content = json.load(file)
+    except (OSError, RecursionError, ValueError) as error:
+        problems['unreadable annotations'].append(f'{dataset.ann_file} ({_say(error)})')
+        return
     categories = _by_id(content, 'categories', dict(name=str), problems)
     images = _by_id(content, 'images', dict(file_name=str, height=int, width=int), problems)
     annotations = _by_id(content, 'annotations', dict(image_id=(int, str), category_id=(int, str), bbox=list,
@@ -195,6 +202,8 @@ def _audit_coco(dataset, classes: List[str], with_mask: bool, report: Report, tr
             problems[kind].append(f'annotation {key}: {line}')
         if annotation['category_id'] not in wanted:
             other += 1
+        elif not is_number(annotation['area']):
+            problems['malformed entry'].append(f'annotation {key}: "area" is {annotation["area"]!r:.60}')
         elif annotation['area'] <= 0 or _is_box(annotation['bbox']) and min(annotation['bbox'][2:]) < 1:
             dropped += 1
         elif with_mask and image is not None and not annotation.get('iscrowd'):
@@ -273,24 +282,64 @@ def _check_annotation(annotation: dict, image: Optional[dict], categories: dict)
             yield 'box outside the image', f'{box} in {image["width"]}x{image["height"]} (WxH)'
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is an integer or float that fits a float32; JSON has numbers of any size, NaN and infinity."""
+    return isinstance(value, (int, float)) and -1e38 < value < 1e38
+
+
 def _is_box(box: list) -> bool:
-    return len(box) == 4 and all(isinstance(side, (int, float)) and math.isfinite(side) for side in box)
+    return len(box) == 4 and all(map(is_number, box))
 
 
 def _mask_fault(mask: Any, image: dict) -> str:
     """Why a segmentation is no mask of the image; empty if it is one."""
     if not mask:
         return 'no segmentation'
-    if isinstance(mask, list):
-        usable = [points for points in mask
-                  if isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0]
-        return '' if usable else 'no polygon of three or more points'
+    height, width = image['height'], image['width']
+    if not isinstance(mask, list):
+        return runs_fault(mask, height, width)
+    usable = [points for points in mask if isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0]
+    faults = [points_fault(points, height, width) for points in usable]
+    if not usable or any(faults):
+        return next(filter(None, faults), 'no polygon of three or more points')
+    if all(len(set(zip(points[::2], points[1::2]))) < 3 for points in usable):
+        return 'polygons that enclose nothing'
+    beyond = [value for points in usable for start, size in ((0, width), (1, height)) for value in points[start::2]
+              if not -1 <= value <= size + 1]  # annotation tools round
+    return f'a polygon outside the image, at {beyond[0]}' if beyond else ''
+
+
+def points_fault(points: Any, height: int, width: int) -> str:
+    """Why pycocotools must not see a polygon, of which it draws every pixel of the outline; empty if it may."""
+    if not isinstance(points, list):
+        return f'{points!r:.40} for a polygon'
+    strange = [value for value in points if not is_number(value) or abs(value) > 10 * max(height, width)]
+    return f'a polygon with {strange[0]!r:.40} in it, image is {height}x{width} (HxW)' if strange else ''
+
+
+def runs_fault(mask: Any, height: int, width: int) -> str:
+    """Why pycocotools must not see run lengths, which it does not check; empty if it may."""
     size, counts = (mask.get('size'), mask.get('counts')) if isinstance(mask, dict) else (None, None)
-    if size != [image['height'], image['width']]:
-        return f'run lengths for size {size!r:.40}, image is {image["height"]}x{image["width"]} (HxW)'
-    if isinstance(counts, str):
-        return ''
-    sound = isinstance(counts, list) and all(isinstance(run, int) and run >= 0 for run in counts)
-    if not sound or sum(counts) != image['height'] * image['width']:
-        return 'run lengths that do not add up to the image'
-    return ''
+    if size != [height, width]:
+        return f'run lengths for size {size!r:.40}, image is {height}x{width} (HxW)'
+    runs = _run_lengths(counts) if isinstance(counts, str) else counts
+    sound = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
+    return '' if sound and sum(runs) == height * width else 'run lengths that do not add up to the image'
+
+
+def _run_lengths(text: str) -> Optional[List[int]]:
+    """COCO's compressed run lengths: five bits a letter, least first, and from the fourth run on the difference to the
+    last but one. None where the text is none."""
+    runs: List[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) and 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return None if shift else runs

@@ -1,11 +1,25 @@
 """What the command-line tools share: common options, reading a config, and checks before any long work."""
 import argparse
+import json
 import os
 import os.path as osp
 import sys
-from typing import NoReturn, Sequence
+import traceback
+from contextlib import contextmanager
+from typing import Iterator, NoReturn, Sequence
 
 from mmengine.config import Config, DictAction
+
+from mmlk.engine import checkpoints, config, loading
+
+
+# Of annotations: pickles, and YAML with mmengine's loader, are programs.
+_PROGRAMS = ('.pickle', '.pkl', '.yaml', '.yml')
+
+
+def is_config(text: str) -> bool:
+    """Whether an argument is meant as a config file."""
+    return text.lower().endswith(('.py', *config.DATA_FORMATS))
 
 
 def fail(message: str) -> NoReturn:
@@ -30,15 +44,22 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(path: str, cfg_options: dict = None) -> Config:
-    """The config at ``path`` with overrides applied; ends the program with one message when it cannot be read."""
+    """The config at ``path`` with overrides applied; ends the program with one message when it cannot be read.
+
+    From here on mmengine, too, reads checkpoints through the allow-list, and pipelines name the file that they fail on.
+    """
+    checkpoints.guard()
+    loading.guard()
     if not osp.isfile(path):
         fail(f'no config at {path}')
     try:
-        cfg = Config.fromfile(path)
-    except (FileNotFoundError, ImportError, KeyError, SyntaxError) as error:
-        fail(f'{path} cannot be read: {error}')
-    if cfg_options:
-        cfg.merge_from_dict(cfg_options)
+        cfg = config.read(path)
+    except config.ConfigError as error:
+        fail(str(error))
+    try:
+        cfg.merge_from_dict(cfg_options or {})
+    except (KeyError, TypeError, ValueError) as error:
+        fail(f'--cfg-options do not fit {path}: {error}')
     return cfg
 
 
@@ -72,10 +93,37 @@ def find_checkpoint(source: str) -> str:
 
 
 def build_runner(cfg: Config):
-    """The runner of a config: its own ``runner_type``, else mmengine's."""
-    from mmengine.registry import RUNNERS
+    """The runner of a config: its own ``runner_type``, else mmengine's.
+
+    Ends the program with one message where mmlk or a registry refuses what the config says.
+    """
+    import mmlk
+    from mmengine import registry
     from mmengine.runner import Runner
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    hooks, check = cfg.get('custom_hooks') or [], dict(type='mmlk.CheckLabelsHook')
+    if not is_detection(cfg) and check not in hooks:
+        cfg.custom_hooks = [*hooks, check]
+    try:
+        return registry.RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        refused_by = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not refused_by.startswith((osp.dirname(mmlk.__file__), osp.dirname(registry.__file__))):
+            raise  # with its traceback, which code of others needs
+        fail(f'{cfg.filename}: {error}')
+
+
+@contextmanager
+def one_message() -> Iterator[None]:
+    """End the program with one message where a run meets weights or data that cannot be used."""
+    from mmlk.weights import WeightsError
+    try:
+        yield
+    except WeightsError as error:
+        fail(str(error))
+    except loading.DataError as error:  # from another process, it has that one's traceback before it
+        fail(str(error).splitlines()[-1].rpartition('DataError: ')[2])
+    except json.JSONDecodeError as error:
+        fail(f'an annotation file is not JSON: {error}; tools/check_data.py says which')
 
 
 def is_detection(cfg: Config) -> bool:
@@ -84,8 +132,12 @@ def is_detection(cfg: Config) -> bool:
 
 
 def preflight(cfg: Config, splits: Sequence[str]) -> None:
-    """End the program with one message when files that a run needs are not there."""
-    from mmlk.datasets.check import missing
+    """End the program with one message when files that a run needs are not there, or annotations would run code."""
+    from mmlk.datasets.check import datasets, missing
+    for where, dataset in (found for split in splits for found in datasets(cfg, split)):
+        for key in ('ann_file', 'proposal_file'):
+            if str(dataset.get(key) or '').lower().endswith(_PROGRAMS):
+                fail(f'{where}.{key} is {dataset[key]}, which runs code as mmengine reads it; make it a JSON file')
     problems = missing(cfg, splits)
     if problems:
         fail('\n\n'.join(str(problem) for problem in problems))

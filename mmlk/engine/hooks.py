@@ -1,10 +1,13 @@
 """Hooks of mmengine's runner."""
+from typing import Optional
+
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
+from mmlk.engine.loading import DataError
 from mmlk.ops import set_memory_format
 from mmlk.registry import HOOKS
 from mmlk.reparam import merge
@@ -20,6 +23,44 @@ class MergeBranchesHook(Hook):
         """Merge in place."""
         merge(runner.model, inplace=True)
         print_log('parallel branches merged; testing the merged model', logger='current')
+
+
+@HOOKS.register_module()
+class CheckLabelsHook(Hook):
+    """Refuse label maps with a class that the segmentor lacks, before a loss or a metric sees them.
+
+    A loss would end in an assertion on the GPU, and an IoU would count such pixels wrong; neither names the file. The
+    tools put it into each segmentor's run.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        """Ask the decode head, the last of a cascade, how many classes there are; others may count something else."""
+        model = runner.model
+        while hasattr(model, 'module'):  # wrapped, for several GPUs or test-time augmentation
+            model = model.module
+        head = getattr(model, 'decode_head', None)
+        head = head[-1] if isinstance(head, nn.ModuleList) else head
+        self.classes, self.ignored = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', 255)
+
+    def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None,
+                     mode: str = 'train') -> None:
+        if self.classes is None or not isinstance(data_batch, dict):
+            return
+        for sample in data_batch.get('data_samples') or ():
+            labels = getattr(sample, 'gt_sem_seg', None)
+            if labels is not None:
+                self._check(labels.data, sample.metainfo)
+
+    def _check(self, labels: Tensor, metainfo: dict) -> None:
+        name = metainfo.get('seg_map_path') or f"the label map of {metainfo.get('img_path', 'an image')}"
+        if labels.ndim != 3 or labels.shape[0] != 1:
+            raise DataError(f'{name} is of shape {tuple(labels.shape)}; expected one channel, of label ids')
+        wrong = ((labels < 0) | (labels >= self.classes)) & (labels != self.ignored)
+        if wrong.any():
+            found = ', '.join(map(str, labels[wrong].unique().tolist()[:8]))
+            raise DataError(f'{name} holds label {found} after loading; the segmentor has classes 0 to '
+                            f'{self.classes - 1}. tools/check_data.py lists all such files; is reduce_zero_label '
+                            'right?')
 
 
 @HOOKS.register_module()

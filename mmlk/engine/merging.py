@@ -3,6 +3,7 @@ import copy
 import os
 import os.path as osp
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, List, Optional
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmlk import weights
+from mmlk.analysis.classifiers import open_image
 from mmlk.reparam import MergeableBranches, merge
 from mmlk.weights.read import read
 
@@ -103,12 +105,7 @@ def _real_input(path: Optional[str], model: nn.Module) -> Tensor:
         from skimage import data
         picture = mmcv.rgb2bgr(data.astronaut())
     else:
-        try:
-            picture = mmcv.imread(path)
-        except FileNotFoundError:
-            picture = None
-        if picture is None:
-            raise ValueError(f'{path} is not an image that can be read')
+        picture = mmcv.rgb2bgr(np.array(open_image(Path(path))))
     picture = mmcv.imrescale(picture, (_SIDE, _SIDE))
     tensor = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
     preprocessor = model.data_preprocessor

@@ -1,7 +1,9 @@
 """Where the tensors lie in what a file holds, and how its keys answer to a module's."""
 from dataclasses import dataclass, field
-from typing import Any, Collection, Dict, List, Mapping, Tuple
+from pathlib import Path
+from typing import Any, Collection, Dict, List, Mapping, Tuple, Union
 
+import torch
 from torch import Tensor
 
 from .dialects import DIALECTS
@@ -44,11 +46,12 @@ def plain_names(keys: Collection[str]) -> Dict[str, str]:
     return {name: key for key, name in names.items()}
 
 
-def find_tensors(payload: Any, path: object) -> Layout:
+def find_tensors(payload: Any, path: Union[str, Path]) -> Layout:
     """The state dict in what a file holds.
 
     Raises:
-        WeightsError: There is none.
+        WeightsError: There is none; or its names are not text, or two of them are one; or a tensor is larger than the
+            file, being one number repeated.
     """
     if not isinstance(payload, Mapping):
         raise WeightsError(f'{path} holds a {type(payload).__name__}, not tensors by name. A whole pickled '
@@ -68,6 +71,19 @@ def find_tensors(payload: Any, path: object) -> Layout:
     tensors = {key: value for key, value in state.items()
                if isinstance(key, str) and isinstance(value, Tensor)}
     names = plain_names(tensors)
+    if len(names) < len(tensors):
+        twice = next(key for key in tensors if key not in names.values())
+        raise WeightsError(f'{path} holds {twice} twice, if wrappers such as module. are left out of names')
+    strange = [name for name in tensors if not name.isprintable()]
+    if strange:
+        raise WeightsError(f'{path} names a tensor {strange[0]!r:.60}')
+    size = Path(path).stat().st_size
+    for name, value in tensors.items():
+        if value.is_nested:
+            raise WeightsError(f'{path}: {name} is a nested tensor, not a plain dense one')
+        if value.layout == torch.strided and not value.is_meta and value.numel() > size:
+            raise WeightsError(f'{path} has {size:,} bytes and a tensor {name} of {value.numel():,} numbers; save it '
+                               'with .contiguous(), if it is meant')
     steps = [step]
     if any(name != key for name, key in names.items()):
         steps.append('names freed of module. and _orig_mod.')

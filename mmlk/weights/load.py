@@ -58,7 +58,7 @@ def _shape(sizes: Tuple[int, ...]) -> str:
     return 'x'.join(map(str, sizes)) or 'scalar'
 
 
-def _fault(value: Tensor, target: Tensor) -> Optional[str]:
+def _fault(name: str, value: Tensor, target: Tensor) -> Optional[str]:
     """Why a tensor of the right name and shape cannot be used."""
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         return 'is not a plain dense tensor'
@@ -67,6 +67,8 @@ def _fault(value: Tensor, target: Tensor) -> Optional[str]:
     if target.is_floating_point() and not torch.isfinite(value.to(target.dtype)).all():
         finite = torch.isfinite(value.double()).all()
         return f'overflows in {target.dtype}, from {value.dtype}' if finite else 'holds NaN or infinity'
+    if name.endswith('running_var') and (value < 0).any():
+        return 'holds a negative variance'
     return None
 
 
@@ -134,8 +136,8 @@ def load(module: nn.Module, source: Union[str, Path], strict: bool = True,
 
     Raises:
         WeightsError: The source cannot be found, fetched or read; with ``strict``, something was not filled;
-            or the file is of a deeper arch than the module; or a tensor that would be used holds NaN, infinity or
-            another kind of number. The module is then unchanged.
+            or the file is of a deeper arch than the module; or a tensor that would be used holds NaN, infinity, a
+            negative variance or another kind of number. The module is then unchanged.
     """
     path = find(source)
     targets = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
@@ -158,7 +160,7 @@ def load(module: nn.Module, source: Union[str, Path], strict: bool = True,
         elif value.shape != target.shape:
             report.wrong_shape.append((name, tuple(value.shape), tuple(target.shape)))
         else:
-            fault = _fault(value, target)
+            fault = _fault(name, value, target)
             if fault:
                 faults.append(f'{name} {fault}')
             report.matched.append(name)

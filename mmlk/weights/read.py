@@ -4,15 +4,17 @@ A pickle is a program. torch's restricted unpickler (``weights_only=True``) runs
 the list is made of stand-ins, so that the types which training scripts leave beside their weights (arguments,
 logs, numpy numbers) can be read past without the real ones being called, or even installed.
 """
+import mmap
 import pickle
 import re
 import threading
 import zipfile
 from collections import OrderedDict
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Tuple, Union
+from typing import Any, Callable, Iterator, List, Sequence, Tuple, Union
 
 import torch
 from torch import serialization
@@ -69,6 +71,10 @@ STAND_INS: List[Allowed] = [
                 'addict.addict.Dict', 'yacs.config.CfgNode'),
 ]
 
+# A pickle names a bytearray, and torch fills one as long as the pickle says: a hundred bytes would fill the memory. No
+# weights file needs one.
+_MODULE, _NAME = b'builtin', b'bytearray\n'
+
 _lock = threading.RLock()
 
 
@@ -116,8 +122,55 @@ def _import(name: str, path: Path) -> Allowed:
     raise WeightsError(f'{path} holds a {name}, which cannot be imported; install the package that has it')
 
 
-def _read_pickle(path: Path, allow_pickle: bool) -> Any:
-    allowed = list(STAND_INS)
+@lru_cache(maxsize=8)
+def _check_archive(path: Path, size: int, changed: int) -> None:
+    """Refuse a zip file that torch.save has not written so; remembered as long as the file's size and time stay.
+
+    torch maps the file into memory and takes what lies at an entry's place for numbers. It would take compressed bytes
+    too, and those that changed on the disk or on the way.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(entry.filename.endswith('/constants.pkl') for entry in entries):
+                raise WeightsError(f'{path} is a TorchScript program, not weights; save its state_dict()')
+            packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+            if packed:
+                raise WeightsError(f'{path} holds compressed entries ({packed[0]}), which torch.save never writes; '
+                                   'repack it without compression, or fetch it again')
+            told = sum(entry.file_size for entry in entries)
+            if told > size:
+                raise WeightsError(f'{path} is damaged: its entries are said to have {told:,} bytes, it has {size:,}')
+            for entry in entries:
+                if entry.CRC:  # 0: written without, as torch.serialization.set_crc32_options(False) does
+                    with archive.open(entry) as file:
+                        while file.read(1 << 20):  # compares the checksum at the end
+                            pass
+    except WeightsError:
+        raise
+    except Exception as error:  # zipfile raises anything on a broken file, OSError by seeking before its beginning
+        raise WeightsError(f'{path} cannot be read: truncated or damaged ({error}). Fetch it again') from error
+
+
+def _check_fill(path: Path) -> None:
+    """Refuse a file that would make torch fill a bytearray of any length."""
+    with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place = content.find(_NAME)
+        while place >= 0:
+            if _MODULE in content[max(0, place - 20):place]:
+                raise WeightsError(f'{path} was refused: it holds a bytearray, which no weights file needs')
+            place = content.find(_NAME, place + 1)
+
+
+def _name(allowed: Allowed) -> str:
+    return allowed[1] if isinstance(allowed, tuple) else f'{allowed.__module__}.{allowed.__qualname__}'
+
+
+def _read_pickle(path: Path, allow_pickle: bool, built: Sequence[Tuple[Callable, str]]) -> Any:
+    _check_fill(path)
+    names_built = {name for _, name in built}
+    allowed: List[Allowed] = [stand_in for stand_in in STAND_INS if _name(stand_in) not in names_built]
+    allowed += built
     seen: List[str] = []
     while True:
         with _allow_only(allowed):
@@ -128,12 +181,7 @@ def _read_pickle(path: Path, allow_pickle: bool) -> Any:
             except pickle.UnpicklingError as error:
                 message = str(error)
                 refused = _refused(path, message)
-            except (OSError, MemoryError):
-                raise
             except Exception as error:
-                if 'TorchScript' in str(error):
-                    raise WeightsError(f'{path} is a TorchScript program, not weights; save its '
-                                       'state_dict()') from error
                 raise WeightsError(f'{path} cannot be read: truncated, damaged, or not written by torch.save '
                                    f'({type(error).__name__}: {_last_line(error)})') from error
         names = [name for name in refused if name not in seen]
@@ -165,19 +213,18 @@ def _read_safetensors(path: Path) -> Any:
         raise WeightsError(f'{path} is a safetensors file: `pip install safetensors` to read it') from error
     try:
         return load_file(str(path))
-    except OSError:
-        raise
     except Exception as error:
         raise WeightsError(f'{path} is a damaged safetensors file ({error})') from error
 
 
-def read(path: Union[str, Path], allow_pickle: bool = False) -> Any:
+def read(path: Union[str, Path], allow_pickle: bool = False, built: Sequence[Tuple[Callable, str]] = ()) -> Any:
     """Read a file of ``torch.save`` (zip or the older form) or a safetensors file, onto the CPU.
 
     Args:
         path: The file.
         allow_pickle: Also build the types that the file names beyond ``STAND_INS``, which runs their code.
             Say it only of files from people you trust.
+        built: (callable, the name that a file has for it) of what is to be built for real, in place of stand-ins.
 
     Returns:
         What the file holds; known foreign objects are replaced by a ``StandIn`` or an ordered dict.
@@ -204,7 +251,8 @@ def read(path: Union[str, Path], allow_pickle: bool = False) -> Any:
         if not zipfile.is_zipfile(path):
             raise WeightsError(f'{path} is truncated: {size:,} bytes, and the end of the archive is missing. '
                                'Fetch it again')
+        _check_archive(path, size, path.stat().st_mtime_ns)
     elif not head.startswith(b'\x80'):
         raise WeightsError(f'{path} is neither a file of torch.save nor safetensors; it begins with '
                            f'{head[:16]!r}')
-    return _read_pickle(path, allow_pickle)
+    return _read_pickle(path, allow_pickle, built)

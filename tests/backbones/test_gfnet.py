@@ -137,7 +137,7 @@ def test_official_files_load(tmp_path):
 @pytest.mark.parametrize('arch, problem', [
     ('XS', "unknown arch 'XS' of GFNet; there are H-Ti, H-S, H-B"),
     (dict(depth=(1, )), 'lacks embed_dim'),
-    (dict(SMALL, depth=(1, 1)), 'one entry per stage, got 2, 4 and 2'),
+    (dict(SMALL, depth=(1, 1)), 'one entry per stage, got 4 and 2'),
     (dict(SMALL, mlp_ratio=(4, 4)), 'one entry per stage, got 2, 4 and 4'),
     (dict(SMALL, mlp_ratio=(4, 4, 4, 0)), 'mlp_ratio 0 leaves no channels'),
     (dict(SMALL, embed_dim=(4, 8, 12, 0)), 'embed_dim must be positive integers'),

@@ -115,7 +115,7 @@ def test_wrong_strides_and_dilations_are_refused(name, wrong):
     (dict(SMALL, width_multiplier=(0.25, 0.25, 0.25, 0)), 'gives .* channels; each stage needs at least 1'),
     (dict(SMALL, width_multiplier=(0.2, 1, 1, 1), use_se=True), 'each stage needs at least 16'),
     (dict(SMALL, override_groups_map={0: 2}), 'the layers after the stem, 1 to 8; there is no 0'),
-    (dict(SMALL, override_groups_map={'2': 2, 9: 2}), "there is no '2', 9"),
+    (dict(SMALL, override_groups_map={'2.': 2, 9: 2}), "there is no '2.', 9"),
     (dict(SMALL, deploy=True), 'unknown keys in arch of RepVGG: deploy'),
 ])
 def test_wrong_archs_are_refused(arch, problem):

@@ -117,7 +117,7 @@ def test_layer_scale_is_of_the_arch():
     (dict(kernel_size=(31, 29, 27, 13)), 'one entry per stage and one for the small kernel, got 4 for 4 stages'),
     (dict(kernel_size=(31, 29, 27, 13, None)), 'Decom needs a small kernel'),
     (dict(kernel_size=(31, 29, 27, 13, 100)), 'kernels must be odd and positive, got 100'),
-    (dict(kernel_size=(31, 29, 27, 13, 15)), 'small_kernel 15 is larger than the large kernel 13'),
+    (dict(kernel_size=(31, 29, 27, 13, 15)), 'the small kernel 15 is larger than the large kernel 13'),
     (dict(kernel_size=(31, 29, 27, 12, 5)), 'kernels must be odd and positive, got 12'),
     (dict(kernel_size=(31, 29, 27, 13, 4), Decom=False), 'kernels must be odd and positive, got 4'),
     (dict(width_factor=0.01), 'width_factor 0.01 leaves no channels'),
