@@ -1,4 +1,4 @@
-"""Write the demo scenes to disk in the folder layouts of ADE20K, Cityscapes and COCO.
+"""Write the demo scenes to disk in the folder layouts of ADE20K, Cityscapes, Pascal VOC and COCO.
 
 The same parameters give the same bytes wherever numpy and Pillow are the same. A manifest in the folder holds
 the parameters, so that a folder can be recognised as our own, as complete, and as what was asked for.
@@ -23,6 +23,7 @@ MANIFEST = 'demo_data.json'
 TOP_FOLDERS = {
     'ade20k': ('images', 'annotations'),
     'cityscapes': ('leftImg8bit', 'gtFine'),
+    'voc': ('JPEGImages', 'SegmentationClass', 'SegmentationClassAug', 'ImageSets'),
     'coco': ('train2017', 'val2017', 'annotations'),
 }
 
@@ -128,6 +129,20 @@ def _write_cityscapes(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]])
         _save_png(out / 'gtFine' / split / 'demo' / f'{name}_gtFine_labelTrainIds.png', scene.labels)
 
 
+def _write_voc(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> None:
+    """Labels 0..K-1. Every second training scene is one of SBD's, which has a folder and a list of its own."""
+    names: Dict[str, List[str]] = {'train': [], 'aug': []} if split == 'train' else {split: []}
+    for index, scene in drawn:
+        name, part = f'{split}_{index:06d}', 'aug' if split == 'train' and index % 2 else split
+        _save_jpg(out / 'JPEGImages' / f'{name}.jpg', scene.image)
+        _save_png(out / f"SegmentationClass{'Aug' if part == 'aug' else ''}" / f'{name}.png', scene.labels)
+        names[part].append(name)
+    lists = out / 'ImageSets' / 'Segmentation'
+    lists.mkdir(parents=True, exist_ok=True)
+    for part, listed in names.items():
+        (lists / f'{part}.txt').write_text(''.join(f'{name}\n' for name in listed))
+
+
 def _write_coco(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> None:
     """Boxes, areas and masks are those of the visible part; ground is no category."""
     images: List[dict] = []
@@ -162,4 +177,4 @@ def run_lengths(mask: np.ndarray) -> List[int]:
 
 
 _WRITERS: Dict[str, Callable[[Path, str, Iterable[Tuple[int, Scene]]], None]] = {
-    'ade20k': _write_ade20k, 'cityscapes': _write_cityscapes, 'coco': _write_coco}
+    'ade20k': _write_ade20k, 'cityscapes': _write_cityscapes, 'voc': _write_voc, 'coco': _write_coco}

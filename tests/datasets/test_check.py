@@ -10,6 +10,7 @@ SEG_FOLDERS = {
     'ade20k': {'train': ('images/training', 'annotations/training'),
                'val': ('images/validation', 'annotations/validation')},
     'cityscapes': {'train': ('leftImg8bit/train', 'gtFine/train'), 'val': ('leftImg8bit/val', 'gtFine/val')},
+    'voc': {'train': ('JPEGImages', 'SegmentationClass'), 'val': ('JPEGImages', 'SegmentationClass')},
 }
 
 
@@ -21,8 +22,9 @@ def config(layout, root):
             return dict(type='CocoDataset', data_root=root, ann_file=ann_file,
                         data_prefix=dict(img=f'{split}2017/'))
         images, labels = SEG_FOLDERS[layout][split]
-        return dict(type={'ade20k': 'ADE20KDataset', 'cityscapes': 'mmseg.CityscapesDataset'}[layout],
-                    data_root=root, data_prefix=dict(img_path=images, seg_map_path=labels))
+        kind = {'ade20k': 'ADE20KDataset', 'cityscapes': 'mmseg.CityscapesDataset', 'voc': 'PascalVOCDataset'}[layout]
+        names = dict(ann_file=f'ImageSets/Segmentation/{split}.txt') if layout == 'voc' else {}
+        return dict(type=kind, data_root=root, data_prefix=dict(img_path=images, seg_map_path=labels), **names)
     evaluator = dict(type='IoUMetric')
     if layout == 'coco':
         evaluator = dict(type='CocoMetric', ann_file=f'{root}/annotations/instances_val2017.json')
@@ -72,6 +74,8 @@ def test_demo_data_is_made_not_fetched():
     # Cityscapes as downloaded: gtFine is there, the train ids are still to be made.
     ('cityscapes', 'gtFine/train/*/*_labelTrainIds.png',
      'no file *_gtFine_labelTrainIds.png in folder {root}/gtFine/train   (train_dataloader)'),
+    ('voc', 'ImageSets/Segmentation/val.txt',
+     'no file {root}/ImageSets/Segmentation/val.txt   (val_dataloader, test_dataloader)'),
     ('coco', 'annotations/instances_train2017.json',
      'no file {root}/annotations/instances_train2017.json   (train_dataloader)'),
     ('coco', 'val2017', 'no folder {root}/val2017/   (val_dataloader, test_dataloader)'),
