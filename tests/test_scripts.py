@@ -104,7 +104,7 @@ case "$*" in
     "-c import importlib.metadata"*) grep "^${{@: -1}} " $state/packages | cut -d " " -f 2 | grep . ;;
     "-c import sys; print("*) echo python3.11-dev ;;
     *Python.h*) [ ! -e $state/no_headers ] ;;
-    -) [ -e $state/up_to_date ] ;;
+    "- "*) [ -e $state/up_to_date ] ;;
     "tools/doctor.py --ops"*) [ -e $state/ops ] ;;
     *" torch torchvision") sed -i "/^torch /d" $state/packages; echo "torch 2.12.1" >>$state/packages ;;
     *--no-cache-dir*) touch $state/ops ;;

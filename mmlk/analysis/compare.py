@@ -4,7 +4,6 @@ A comparison's folder holds, for each config and seed, ``runs/CONFIG/seed0/`` wi
 logs and ``run.json``, which says what is done. What is done is not done again; a run of other settings is refused.
 """
 import copy
-import importlib
 import itertools
 import json
 import platform
@@ -14,15 +13,19 @@ import subprocess
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
+import mmcv
+import mmengine
 import numpy as np
 import torch
 import yaml
 from mmengine.config import Config
 
+import mmlk
 from mmlk.analysis import erf, latency, zoo
 from mmlk.analysis.complexity import check_backbone
 from mmlk.analysis.panels import distinct_palette
@@ -439,13 +442,14 @@ def machine() -> str:
 
 def versions() -> Dict[str, str]:
     """Versions of what a result depends on."""
-    found = dict(python=platform.python_version())
-    for name in ('mmlk', 'torch', 'numpy', 'mmengine', 'mmcv', 'mmseg', 'mmdet'):
-        try:
-            found[name] = importlib.import_module(name).__version__
-        except ImportError:
-            continue
-    return found
+    modules = [mmlk, torch, np, mmengine, mmcv]
+    with suppress(ImportError):
+        import mmseg
+        modules.append(mmseg)
+    with suppress(ImportError):
+        import mmdet
+        modules.append(mmdet)
+    return dict(python=platform.python_version(), **{module.__name__: module.__version__ for module in modules})
 
 
 def accuracy(entries: Sequence[Entry], runs: Sequence[Run], root: Path) -> Tuple[Dict[str, Column],
