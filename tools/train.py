@@ -1,10 +1,9 @@
 """Train a segmentor or a detector: ``python tools/train.py CONFIG``."""
 import argparse
-import os
 
 from mmengine.device import get_device
 
-from mmlk.engine.cli import add_common_arguments, build_runner, fail, find_checkpoint, load_config, preflight
+from mmlk.engine.cli import add_common_arguments, fail, find_checkpoint, load_config, preflight, train
 
 
 def parse_args():
@@ -12,7 +11,7 @@ def parse_args():
     parser.add_argument('config', help='config file')
     add_common_arguments(parser)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='resume from this checkpoint; without a value, from the latest in the work dir')
+                        help='resume from this checkpoint; without a value, from the newest whole one in the work dir')
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the learning rate by the real batch size over the config's base_batch_size")
@@ -43,8 +42,7 @@ def main():
     cfg = load_config(args)
     apply_options(cfg, args)
     preflight(cfg, ('train', 'val'))
-    os.makedirs(cfg.work_dir, exist_ok=True)
-    build_runner(cfg).train()
+    train(cfg)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """What the command-line tools share: common options, reading a config, and checks before any long work."""
 import argparse
+import logging
 import os
 import os.path as osp
 import sys
@@ -72,10 +73,27 @@ def find_checkpoint(source: str) -> str:
 
 
 def build_runner(cfg: Config):
-    """The runner of a config: its own ``runner_type``, else mmengine's."""
+    """The runner of a config: its own ``runner_type``, else :class:`mmlk.engine.ResumableRunner`."""
     from mmengine.registry import RUNNERS
-    from mmengine.runner import Runner
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+    from mmlk.engine import ResumableRunner
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else ResumableRunner.from_cfg(cfg)
+
+
+def train(cfg: Config) -> None:
+    """Train; ends the program with one message when a checkpoint cannot be read or written, or the disk is full."""
+    from mmlk.engine.checkpoints import CheckpointError, disk_is_full
+    logging.raiseExceptions = False  # else each line that does not fit on the disk prints a traceback
+    try:
+        os.makedirs(cfg.work_dir, exist_ok=True)
+        build_runner(cfg).train()
+    except CheckpointError as error:
+        fail(str(error))
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        fail(f'the disk of {error.filename or cfg.work_dir} is full. Checkpoints are whole: when there is room again, '
+             'go on from the last of them with --resume')
 
 
 def is_detection(cfg: Config) -> bool:
