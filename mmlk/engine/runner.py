@@ -44,7 +44,7 @@ class ResumableRunner(Runner):
 
     def register_hook(self, hook: Union[Hook, Dict], priority: Optional[Union[str, int]] = None) -> None:
         """Take mmlk's checkpoint hook for mmengine's."""
-        if isinstance(hook, dict) and hook['type'] in ('CheckpointHook', 'mmengine.CheckpointHook', _CheckpointHook):
+        if isinstance(hook, dict) and hook.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook', _CheckpointHook):
             hook = dict(hook, type=CheckpointHook)
         super().register_hook(hook, priority)
 
