@@ -98,7 +98,8 @@ def same(left, right, path=''):
     if hasattr(left, '_log_history'):
         return [] if (left._log_history == right._log_history).all() else [path]
     if isinstance(left, dict):
-        ignored = ('time', 'cfg', 'experiment_name', 'eta', 'last_ckpt', 'best_ckpt', 'replaced_best_ckpts')
+        ignored = ('time', 'cfg', 'experiment_name', 'mmengine_version', 'eta', 'last_ckpt', 'best_ckpt',
+                   'replaced_best_ckpts')
         keys = [key for key in {**left, **right} if not str(key).endswith(ignored)
                 and f'{path}.{key}' not in ('.message_hub.runtime_info.epoch', '.message_hub.runtime_info.iter')]
         return [fault for key in keys for fault in
