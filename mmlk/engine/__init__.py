@@ -1,6 +1,6 @@
-from .checkpoints import CheckpointError, CheckpointHook
 from .hooks import MemoryFormatHook, MergeBranchesHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .resuming import CheckpointError, CheckpointHook
 from .runner import ResumableRunner
 from .sparsity import DynamicSparsityHook
 

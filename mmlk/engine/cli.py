@@ -82,7 +82,7 @@ def build_runner(cfg: Config):
 
 def train(cfg: Config) -> None:
     """Train; ends the program with one message when a checkpoint cannot be read or written, or the disk is full."""
-    from mmlk.engine.checkpoints import CheckpointError, disk_is_full
+    from mmlk.engine.resuming import CheckpointError, disk_is_full
     logging.raiseExceptions = False  # else each line that does not fit on the disk prints a traceback
     try:
         os.makedirs(cfg.work_dir, exist_ok=True)

@@ -16,8 +16,8 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmlk.registry import RUNNERS
 from mmlk.weights import WeightsError
 
-from .checkpoints import CheckpointError, CheckpointHook, find_resumable, replacing, verify
 from .repeatable import SeedHook, seed_samples
+from .resuming import CheckpointError, CheckpointHook, find_resumable, replacing, verify
 
 
 @RUNNERS.register_module()
@@ -44,7 +44,8 @@ class ResumableRunner(Runner):
 
     def register_hook(self, hook: Union[Hook, Dict], priority: Optional[Union[str, int]] = None) -> None:
         """Take mmlk's checkpoint hook for mmengine's."""
-        if isinstance(hook, dict) and hook.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook', _CheckpointHook):
+        stock = ('CheckpointHook', 'mmengine.CheckpointHook', _CheckpointHook)
+        if isinstance(hook, dict) and hook.get('type') in stock:
             hook = dict(hook, type=CheckpointHook)
         super().register_hook(hook, priority)
 

@@ -20,7 +20,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 
 from mmlk.engine import CheckpointError, CheckpointHook, ResumableRunner, cli
-from mmlk.engine.checkpoints import find_resumable
+from mmlk.engine.resuming import find_resumable
 from tests.engine.toy import ToyModel, config, die, forked, train, whole
 
 KILLS = int(os.environ.get('MMLK_KILLS', 4))
