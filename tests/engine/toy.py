@@ -4,6 +4,7 @@ import random
 import signal
 import traceback
 from pathlib import Path
+from uuid import uuid4
 
 import matplotlib.pyplot  # noqa: F401  (a runner imports it and the next; here, once for all forked processes)
 import numpy as np
@@ -99,6 +100,7 @@ def config(work_dir, by_epoch=False, workers=0, steps=12, channels=4, checkpoint
                                  save_best='score', rule='greater', **unit), **(checkpoint or {}))),
         log_processor=dict(window_size=3, **unit),
         randomness=dict(seed=5),
+        experiment_name=uuid4().hex,  # mmengine's is of seconds, and two runs of one process would share their logs
         default_scope='mmengine')
     cfg.update(changes)
     return Config(cfg)
