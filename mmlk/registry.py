@@ -8,14 +8,16 @@ from mmlk._require import require
 require('mmengine', 'mmcv')
 
 from mmengine import registry as _root  # noqa: E402
-from mmengine.registry import Registry  # noqa: E402
+from mmengine.registry import Registry, build_runner_from_cfg  # noqa: E402
 
-__all__ = ['HOOKS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'WEIGHT_INITIALIZERS']
+__all__ = ['HOOKS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'RUNNERS', 'WEIGHT_INITIALIZERS']
 
 MODELS = Registry('model', parent=_root.MODELS, scope='mmlk', locations=['mmlk.backbones'])
 HOOKS = Registry('hook', parent=_root.HOOKS, scope='mmlk', locations=['mmlk.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor', parent=_root.OPTIM_WRAPPER_CONSTRUCTORS, scope='mmlk',
     locations=['mmlk.engine'])
+RUNNERS = Registry(
+    'runner', build_func=build_runner_from_cfg, parent=_root.RUNNERS, scope='mmlk', locations=['mmlk.engine'])
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer', parent=_root.WEIGHT_INITIALIZERS, scope='mmlk', locations=['mmlk.weights'])

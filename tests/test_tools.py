@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,29 @@ def test_a_config_that_is_data_runs_until_bad_input_ends_it_in_one_message(work,
     errors = [line for line in out.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1 and re.search(said, errors[0]), out[-3000:]
     assert 'Traceback' not in out
+
+
+def test_a_killed_training_ends_as_one_that_was_not(work):
+    options = ['--cfg-options', 'randomness.seed=3', 'train_cfg.max_iters=8', 'train_cfg.val_interval=8',
+               'default_hooks.checkpoint.interval=2', 'train_dataloader.batch_size=2', 'train_dataloader.num_workers=2',
+               'model.backbone.drop_path_rate=0.3', *data_options('ade20k', work / 'ade20k')]
+    python('tools/train.py', UPERNET, '--work-dir', work / 'unkilled', *options)
+    command = [sys.executable, 'tools/train.py', UPERNET, '--work-dir', str(work / 'killed'), *options]
+    process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    for line in process.stdout:
+        if 'Saving checkpoint at 6 iterations' in line:
+            process.kill()
+    assert process.wait() == -signal.SIGKILL
+    newest = work / 'killed' / 'iter_4.pth'
+    for path in (work / 'killed').glob('iter_*.pth'):
+        read(path)
+    newest.write_bytes(newest.read_bytes()[:-1000])  # and damaged on top
+    (work / 'killed' / 'iter_6.pth').unlink(missing_ok=True)
+    out = python('tools/train.py', UPERNET, '--work-dir', work / 'killed', '--resume', *options)
+    assert 'iter_4.pth is truncated' in out and 'iter_2.pth instead' in out and 'resumed epoch: 0, iter: 2' in out
+    states = [read(work / name / 'iter_8.pth')['state_dict'] for name in ('unkilled', 'killed')]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
 @pytest.mark.parametrize('toolbox', ['mmseg', 'mmdet'])

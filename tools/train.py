@@ -1,6 +1,5 @@
 """Train a segmentor or a detector: ``python tools/train.py CONFIG``."""
 import argparse
-import os
 
 from mmengine.device import get_device
 
@@ -13,7 +12,7 @@ def parse_args():
     parser.add_argument('config', help='config file')
     add_common_arguments(parser)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='resume from this checkpoint; without a value, from the latest in the work dir')
+                        help='resume from this checkpoint; without a value, from the newest whole one in the work dir')
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the learning rate by the real batch size over the config's base_batch_size")
@@ -46,8 +45,8 @@ def main():
     cfg = load_config(args)
     apply_options(cfg, args)
     preflight(cfg, ('train', 'val'))
-    os.makedirs(cfg.work_dir, exist_ok=True)
     with one_message():
+        os.makedirs(cfg.work_dir, exist_ok=True)
         build_runner(cfg).train()
 
 

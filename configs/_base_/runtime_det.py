@@ -1,5 +1,6 @@
 default_scope = 'mmdet'
 custom_imports = dict(imports=['mmlk.registry'], allow_failed_imports=False)
+runner_type = 'mmlk.ResumableRunner'
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),

@@ -1,6 +1,7 @@
 """What the command-line tools share: common options, reading a config, and checks before any long work."""
 import argparse
 import json
+import logging
 import os
 import os.path as osp
 import sys
@@ -93,18 +94,19 @@ def find_checkpoint(source: str) -> str:
 
 
 def build_runner(cfg: Config):
-    """The runner of a config: its own ``runner_type``, else mmengine's.
+    """The runner of a config: its own ``runner_type``, else :class:`mmlk.engine.ResumableRunner`.
 
     Ends the program with one message where mmlk or a registry refuses what the config says.
     """
     import mmlk
     from mmengine import registry
-    from mmengine.runner import Runner
+
+    from mmlk.engine import ResumableRunner
     hooks, check = cfg.get('custom_hooks') or [], dict(type='mmlk.CheckLabelsHook')
     if not is_detection(cfg) and check not in hooks:
         cfg.custom_hooks = [*hooks, check]
     try:
-        return registry.RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        return registry.RUNNERS.build(cfg) if 'runner_type' in cfg else ResumableRunner.from_cfg(cfg)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         refused_by = traceback.extract_tb(error.__traceback__)[-1].filename
         if not refused_by.startswith((osp.dirname(mmlk.__file__), osp.dirname(registry.__file__))):
@@ -114,12 +116,20 @@ def build_runner(cfg: Config):
 
 @contextmanager
 def one_message() -> Iterator[None]:
-    """End the program with one message where a run meets weights or data that cannot be used."""
+    """End the program with one message where a run meets weights, checkpoints or data that cannot be used, or a full
+    disk."""
+    from mmlk.engine.resuming import CheckpointError, disk_is_full
     from mmlk.weights import WeightsError
+    logging.raiseExceptions = False  # else each line that does not fit on the disk prints a traceback
     try:
         yield
-    except WeightsError as error:
+    except (CheckpointError, WeightsError) as error:
         fail(str(error))
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        fail(f'the disk of {error.filename or os.getcwd()} is full. Checkpoints are whole: when there is room again, go on '
+             'from the last of them with --resume')
     except loading.DataError as error:  # from another process, it has that one's traceback before it
         fail(str(error).splitlines()[-1].rpartition('DataError: ')[2])
     except json.JSONDecodeError as error:

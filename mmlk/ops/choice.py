@@ -6,7 +6,7 @@ measured. ``torch.use_deterministic_algorithms(True)`` leaves it at the estimate
 """
 import logging
 import time
-from collections import Counter
+from collections import OrderedDict
 from functools import partial
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -20,8 +20,17 @@ _MEETINGS = 3  # with a problem before it is measured
 _WORTH = 4  # estimates up to this many times the least are measured
 _TURNS, _SPELL = (4, 20), 0.05  # that backends are timed for, least and most, and seconds for those past the least
 
-_chosen: Dict[tuple, Tuple[Backend, float]] = {}
-_met: Counter = Counter()
+_ENTRIES = 4096  # of each table; those that were not met for the longest go
+
+_chosen: 'OrderedDict[tuple, Tuple[Backend, float]]' = OrderedDict()
+_met: 'OrderedDict[tuple, int]' = OrderedDict()
+
+
+def _keep(table: OrderedDict, key: tuple, value: object) -> None:
+    table[key] = value
+    table.move_to_end(key)
+    while len(table) > _ENTRIES:
+        table.popitem(last=False)
 
 
 def candidates(step: str, problem: Problem) -> List[Tuple[float, Backend]]:
@@ -76,16 +85,19 @@ def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], objec
     ``call(backend)`` runs the pass, to measure it; without it, what is known so far.
     """
     key = _key(step, problem)
-    if key in _chosen:
-        return _chosen[key]
+    known = _chosen.get(key)
+    if known is not None:
+        _keep(_chosen, key, known)
+        return known
     pairs = candidates(step, problem)
     worth = [(backend, cost) for cost, backend in pairs if cost <= _WORTH * pairs[0][0]]
     if call is None:
         return worth[0]
     fixed = torch.are_deterministic_algorithms_enabled()
     if not fixed:
-        _met[key] += 1
-        if _met[key] < _MEETINGS or _capturing(problem.device):
+        meetings = _met.get(key, 0) + 1
+        _keep(_met, key, meetings)
+        if meetings < _MEETINGS or _capturing(problem.device):
             return worth[0]
         _met.pop(key, None)
         times = race([partial(call, backend) for backend, _ in worth], problem.device)
@@ -93,7 +105,7 @@ def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], objec
         worth.sort(key=lambda pair: pair[1])
     _logger.debug('%s of %s: %s (%s)', step, problem, ', '.join(f'{b.name} {cost * 1e3:.3f} ms' for b, cost in worth),
                   'estimated' if fixed else 'measured')
-    _chosen[key] = worth[0]
+    _keep(_chosen, key, worth[0])
     return worth[0]
 
 

@@ -1,5 +1,6 @@
 """Which backend runs: reasons, estimates, measurement, determinism."""
 import logging
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ LARGE = Problem(CPU, torch.float32, 1, 128, 128, 128, 31, 31)
 
 @pytest.fixture
 def fresh(monkeypatch):
-    monkeypatch.setattr(choice, '_chosen', {})
-    monkeypatch.setattr(choice, '_met', choice.Counter())
+    monkeypatch.setattr(choice, '_chosen', OrderedDict())
+    monkeypatch.setattr(choice, '_met', OrderedDict())
 
 
 def test_a_backend_that_cannot_run_says_why():
@@ -104,3 +105,17 @@ def test_deterministic_algorithms_leave_it_at_the_estimates(fresh):
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(outs[0], out) for out in outs)
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_problems_of_ever_new_sizes_are_forgotten_and_those_in_use_are_not(fresh, monkeypatch, deterministic):
+    monkeypatch.setattr(choice, '_ENTRIES', 20)
+    monkeypatch.setattr(choice, 'candidates', lambda step, problem: [(1.0, get('native', problem))])
+    monkeypatch.setattr(choice, 'race', lambda calls, device: [1.0])
+    monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda: deterministic)
+    for side in range(1, 300):
+        for problem in (LARGE, LARGE._replace(height=side)):
+            choice.choose('forward', problem, lambda backend: None)
+    assert choice._key('forward', LARGE) in choice._chosen
+    assert len(choice._chosen) <= 20 and len(choice._met) <= 20
+    assert len(choice._chosen if deterministic else choice._met) == 20

@@ -15,6 +15,7 @@ from .base import Reach, half_precision_and_up
 from .spectral import Plan, Spectral
 
 _CHUNK = 1 << 18  # elements of one chunk's spectra, for the caches
+_MATRICES = 128  # pairs that are kept of each kind, of at most 0.2 MiB in float32
 _LONGEST = 160  # of a transform; past that its time and its memory have lost to the FFT for good
 
 
@@ -33,7 +34,7 @@ class _Samples(NamedTuple):
     count: int
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _waves(samples: _Samples):
     """Cosines and sines, (frequencies, count) each, in float64."""
     frequencies = torch.arange(samples.length // 2 + 1)
@@ -42,7 +43,7 @@ def _waves(samples: _Samples):
     return angles.cos(), angles.sin()
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=_MATRICES)
 def _analysis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
     """(left, right): ``left @ map @ right`` is the spectrum, P above Q, real and imaginary parts interleaved."""
     left = torch.cat(_waves(rows))
@@ -50,7 +51,7 @@ def _analysis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
     return left.to(dtype), torch.stack([cos, -sin], 1).flatten(0, 1).t().to(dtype).contiguous()
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=_MATRICES)
 def _synthesis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
     """(left, right): ``left @ spectrum @ right`` is the map at those samples."""
     halves = []

@@ -17,7 +17,7 @@ from .spectral import Plan, Spectral
 _CHUNK = {'cpu': 1 << 18, 'cuda': 1 << 25}
 
 
-@lru_cache(maxsize=None)
+@lru_cache(maxsize=4096)
 def smooth_length(length: int) -> int:
     """The smallest multiple of 4 >= length with no prime factor above 7: an odd length takes twice the time."""
     length = -(-length // 4) * 4

@@ -1,0 +1,249 @@
+"""Checkpoints that are whole or not there: written beside their place and renamed, read only when they are intact."""
+import errno
+import logging
+import math
+import os
+import os.path as osp
+import re
+from contextlib import contextmanager
+from glob import escape, glob
+from typing import Iterator, List, Mapping, Optional
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook as _CheckpointHook
+from mmengine.logging import print_log
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch import Tensor, nn
+
+from mmlk.registry import HOOKS
+from mmlk.weights import WeightsError
+from mmlk.weights.read import read
+
+UNFINISHED = '.unfinished'  # what the name of a file ends in while it is written
+LAST = 'last_checkpoint'  # mmengine's name of the file that holds the newest checkpoint's path
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, or training cannot go on from it; says what to do."""
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether a file could not be written for want of room: a full disk, a quota, a limit of the file's size."""
+    return error.errno in _FULL
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """Yield the name of a temporary file in the same folder; put it in the place of ``path``, once it is on the disk.
+
+    A process or a machine that ends at any moment leaves the old file or the new one, whole.
+
+    Raises:
+        CheckpointError: It could not be written; what there is of it is removed, and the old file stays.
+    """
+    temporary = path + UNFINISHED
+    try:
+        yield temporary
+        with open(temporary, 'r+b') as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if osp.isfile(temporary):
+            os.remove(temporary)
+        why = 'the disk is full' if disk_is_full(error) else str(error)
+        raise CheckpointError(f'{path} could not be written: {why}. Earlier checkpoints are whole: when that is '
+                              'mended, go on from the last of them with --resume') from error
+
+
+def verify(path: str, model: nn.Module) -> dict:
+    """Read a checkpoint of training, every byte of it.
+
+    Args:
+        path: The file.
+        model: What will go on from it.
+
+    Returns:
+        What it holds, tensors memory-mapped.
+
+    Raises:
+        WeightsError: It is missing, truncated or damaged, or asks for a type that is not allowed.
+        CheckpointError: It is whole, but is not a checkpoint of training, or not of this model.
+    """
+    checkpoint = read(path)
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    if not isinstance(meta, dict) or not {'epoch', 'iter'} <= set(meta) or 'message_hub' not in checkpoint:
+        raise CheckpointError(f'{path} holds weights, not the state of a training run, so there is nothing to resume. '
+                              'To start from these weights, set load_from')
+    _compare(path, checkpoint['state_dict'], model)
+    return checkpoint
+
+
+def _compare(path: str, file: Mapping[str, Tensor], model: nn.Module) -> None:
+    found, wanted = ({re.sub(r'^module\.', '', name): tuple(getattr(value, 'shape', ()))
+                      for name, value in state.items() if not name.endswith('num_batches_tracked')}
+                     for state in (file, model.state_dict()))
+    faults = [*(f'{name} is missing' for name in wanted if name not in found),
+              *(f'{name} is too many' for name in found if name not in wanted),
+              *(f'{name} is {found[name]} in the file, {wanted[name]} in the model'
+                for name in wanted if found.get(name, wanted[name]) != wanted[name])]
+    if faults:
+        more = f', and {len(faults) - 3} more' if len(faults) > 3 else ''
+        raise CheckpointError(f'{path} is a checkpoint of another model than this config builds: '
+                              f"{'; '.join(faults[:3])}{more}. Resume with the config of its run, or in another work "
+                              'dir; to start from its weights, set load_from')
+
+
+def find_resumable(work_dir: str, folder: str, template: str, model: nn.Module) -> Optional[str]:
+    """The newest whole checkpoint of a run: the one that ``last_checkpoint`` names, else one before it.
+
+    Args:
+        work_dir: Where ``last_checkpoint`` is.
+        folder: Where the checkpoints are.
+        template: Their file name, with ``{}`` for the number.
+        model: What will go on from it.
+
+    Returns:
+        Its path; None when there are no checkpoints yet. Damaged ones are passed over, and each is told.
+
+    Raises:
+        CheckpointError: There are checkpoints, but none can be read; or the newest whole one is of another model.
+    """
+    candidates = _candidates(work_dir, folder, template)
+    refused = []
+    for path in candidates:
+        try:
+            verify(path, model)
+        except WeightsError as error:
+            refused.append(str(error))
+            continue
+        if refused:
+            print_log('\n'.join([*refused, f'going on from {path} instead']), logger='current',
+                      level=logging.WARNING)
+        return path
+    if refused:
+        raise CheckpointError('none of the checkpoints can be resumed from:\n  ' + '\n  '.join(refused) +
+                              '\nTo start again, train without --resume')
+    return None
+
+
+def _candidates(work_dir: str, folder: str, template: str) -> List[str]:
+    """Paths to try, in this order: what ``last_checkpoint`` names, those with lower numbers, and the others, which may
+    be left from another run."""
+    pattern = re.compile(re.escape(template).replace(r'\{\}', r'(\d+)'))
+
+    def number(path: str) -> float:
+        match = pattern.fullmatch(osp.basename(path))
+        return int(match.group(1)) if match else math.inf
+
+    last = ''
+    if osp.isfile(osp.join(work_dir, LAST)):
+        with open(osp.join(work_dir, LAST)) as file:
+            last = file.read().strip()
+    paths = [path for path in glob(osp.join(escape(folder), '*')) if osp.isfile(path) and number(path) < math.inf]
+    paths.sort(key=lambda path: (number(path) > number(last), -number(path)))
+    # in a folder that was moved or copied it still has the old path
+    first = [path for path in (osp.join(folder, osp.basename(last)), last) if osp.isfile(path)][:1]
+    if last and not (first or paths):
+        first = [last]  # to be told that it is not there
+    return first + [path for path in paths if path not in first]
+
+
+@HOOKS.register_module()
+class CheckpointHook(_CheckpointHook):
+    """mmengine's, but at each moment there is a whole checkpoint, whenever the process is killed.
+
+    An old checkpoint, or an old best one, is deleted once the new one is complete and ``last_checkpoint`` names it.
+    What a killed run has left unfinished, or not yet deleted, goes when training starts in the same folder. A
+    validation that a killed run did not finish is made up for when ``save_best`` needs it. Arguments are mmengine's.
+    With file backends other than the local disk nothing is renamed, as they put whole objects.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Tidy up after a run that was killed, and finish what it was doing."""
+        super().before_train(runner)
+        known = runner.message_hub.runtime_info
+        self.last_ckpt = known.get('last_ckpt')  # with none, mmengine would not record a new best score
+        if is_main_process() and isinstance(self.file_backend, LocalBackend):
+            for path in glob(osp.join(escape(str(self.out_dir)), f'*{UNFINISHED}')):
+                os.remove(path)
+            for path in set(known.get('replaced_best_ckpts', [])) - set(self._best()):
+                self._delete(path)
+        if self.save_best and known.get('last_validation') != runner.iter and _validation_is_due(runner):
+            runner.val_loop.run()
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        outdated = None
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            kept = [*self.keep_ckpt_ids, step]
+            if len(kept) > self.max_keep_ckpts:
+                outdated = self.filename_tmpl.format(kept[0])
+            self.keep_ckpt_ids.append(step)  # a deque, which drops its first
+            # with the outdated one: a run resumed from here deletes it, should this one not come to it
+            runner.message_hub.update_info('keep_ckpt_ids', kept)
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(self.out_dir, name, self.file_client_args, save_optimizer=self.save_optimizer,
+                               save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
+                               backend_args=self.backend_args, **self.args)
+        if is_main_process():
+            with replacing(osp.join(runner.work_dir, LAST)) as temporary, open(temporary, 'w') as file:
+                file.write(self.last_ckpt)
+            if outdated:
+                self._delete(self.file_backend.join_path(self.out_dir, outdated))
+        if outdated:
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if not self.save_best:
+            return
+        before = self._best()
+        # mmengine deletes the old best before the new one is written, if it is told of it
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = None
+        else:
+            known = dict(self.best_ckpt_path_dict)
+            self.best_ckpt_path_dict = dict.fromkeys(self.key_indicators)
+        runner.message_hub.update_info('last_validation', runner.iter)
+        runner.message_hub.update_info('replaced_best_ckpts', before)
+        super()._save_best_checkpoint(runner, metrics)
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = self.best_ckpt_path or (before[0] if before else None)
+        else:
+            self.best_ckpt_path_dict = {key: self.best_ckpt_path_dict[key] or known.get(key)
+                                        for key in self.key_indicators}
+        if is_main_process():
+            for path in set(before) - set(self._best()):
+                self._delete(path)
+
+    def _best(self) -> List[str]:
+        """Paths of the best checkpoints so far."""
+        if not self.save_best:
+            return []
+        paths = [self.best_ckpt_path] if len(self.key_indicators) == 1 else self.best_ckpt_path_dict.values()
+        return [str(path) for path in paths if path]
+
+    def _delete(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            self.file_backend.rmtree(path)
+
+
+def _validation_is_due(runner: Runner) -> bool:
+    """Whether the loop would have validated where the run now goes on."""
+    loop = runner.train_loop
+    if runner.val_loop is None:
+        return False
+    if isinstance(loop, EpochBasedTrainLoop):
+        done, end = loop.epoch, loop.max_epochs
+        if loop.iter != done * len(loop.dataloader):  # within an epoch
+            return False
+    elif isinstance(loop, IterBasedTrainLoop):
+        done, end = loop.iter, loop.max_iters
+    else:
+        return False
+    loop._decide_current_val_interval()
+    return done > 0 and done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
