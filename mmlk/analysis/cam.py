@@ -166,7 +166,7 @@ class ConfigSubject(Subject):
     """A model of a config of mmseg, mmdet or mmpretrain, and the images as its test pipeline makes them."""
 
     def __init__(self, cfg: Config, network: nn.Module):
-        super().__init__(network, _class_names(cfg, network), network.backbone)
+        super().__init__(network, class_names_of(cfg, network), network.backbone)
         self._scope = cfg.get('default_scope')
         with DefaultScope.overwrite_default_scope(self._scope):
             self._pipeline = _pipeline(cfg)
@@ -294,7 +294,7 @@ def _pipeline(cfg: Config):
     return Compose([step for step in steps if 'Annotations' not in str(step['type'])])
 
 
-def _class_names(cfg: Config, network: nn.Module) -> List[str]:
+def class_names_of(cfg: Config, network: nn.Module) -> List[str]:
     """The data set's, else numbers."""
     dataset = _test_dataset(cfg)
     names = (dataset.get('metainfo') or {}).get('classes')

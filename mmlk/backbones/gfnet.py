@@ -4,6 +4,7 @@ forms.
 Official code: https://github.com/raoyongming/GFNet (MIT). Parameter names are the official ones. That code classifies
 images of one size; of the paper's dense prediction nothing was published.
 """
+import math
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -12,6 +13,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from mmlk.ops.global_filter import global_filter2d, spectrum_size
+from mmlk.ops.layout import symbolic
 from mmlk.registry import MODELS
 
 from .base import (Arch, BaseBackbone, check_flags, check_not_negative, check_per_stage, check_positive, is_integer,
@@ -197,9 +199,9 @@ class GFNet(BaseBackbone):
     def _positions(self, size: Tuple[int, int]) -> Tensor:
         """The position embedding (1, C, *size)."""
         _, count, channels = self.pos_embed.shape
-        side = round(count**0.5)
+        side = math.isqrt(count)
         grid = self.pos_embed.reshape(1, side, side, channels).permute(0, 3, 1, 2)
-        if size == (side, side):
+        if not symbolic(*size) and size == (side, side):
             return grid
         dtype = torch.promote_types(grid.dtype, torch.float32)
         return F.interpolate(grid.to(dtype), size, mode='bicubic', align_corners=False).to(grid.dtype)

@@ -98,6 +98,11 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def converts_channels(preprocessor: nn.Module) -> bool:
+    """Whether a data preprocessor turns the BGR images of mmcv into RGB."""
+    return bool(getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'channel_conversion', False)))
+
+
 def _real_input(path: Optional[str], model: nn.Module) -> Tensor:
     """A photograph as the model's normalised input, (1, 3, H, W)."""
     import mmcv
@@ -109,8 +114,7 @@ def _real_input(path: Optional[str], model: nn.Module) -> Tensor:
     picture = mmcv.imrescale(picture, (_SIDE, _SIDE))
     tensor = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
     preprocessor = model.data_preprocessor
-    tensor = tensor.flip(0) if getattr(preprocessor, '_channel_conversion', getattr(
-        preprocessor, 'channel_conversion', False)) else tensor
+    tensor = tensor.flip(0) if converts_channels(preprocessor) else tensor
     return ((tensor.float() - preprocessor.mean) / preprocessor.std)[None]
 
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layout import symbolic
+
 
 def spectrum_size(size: Tuple[int, int]) -> Tuple[int, int]:
     """Height and width of the half spectrum that a real (H, W) map has: the rest mirrors it."""
@@ -22,7 +24,7 @@ def resize_filter(weight: Tensor, size: Tuple[int, int]) -> Tensor:
     The first row and column, which hold the lowest frequencies, and the last stay where they are. A filter that has
     the size is returned as it is.
     """
-    if tuple(weight.shape[1:3]) == tuple(size):
+    if not symbolic(*size) and tuple(weight.shape[1:3]) == tuple(size):
         return weight
     resized = F.interpolate(weight.permute(3, 0, 1, 2), tuple(size), mode='bilinear', align_corners=True)
     return resized.permute(1, 2, 3, 0).contiguous()
@@ -38,6 +40,10 @@ def _symmetric(response: Tensor, width: int) -> Tensor:
     def part(column: Tensor) -> Tensor:
         return (column + column.flip(1).roll(1, 1).conj()) / 2
 
+    if symbolic(width):
+        column = torch.arange(response.shape[2], device=response.device)[:, None]
+        both = map(torch.view_as_real, (part(response), response))  # ONNX does not choose between complex numbers
+        return torch.view_as_complex(torch.where((column == 0) | (2 * column == width), *both))
     if width % 2:
         return torch.cat((part(response[..., :1]), response[..., 1:]), 2)
     return torch.cat((part(response[..., :1]), response[..., 1:-1], part(response[..., -1:])), 2)

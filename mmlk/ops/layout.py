@@ -53,6 +53,12 @@ def set_memory_format(module: nn.Module, memory_format: str = 'fastest') -> None
     module.register_forward_pre_hook(_InputFormat(wanted))
 
 
+def symbolic(*sizes) -> bool:
+    """Whether one of these sizes of a map is not a number but a value of a graph being written, which holds for maps of
+    other sizes too: nothing may be decided by it."""
+    return any(type(size) is not int for size in sizes)
+
+
 def exporting() -> bool:
     """Whether a graph for elsewhere is being written, which holds plain convolutions in no particular layout.
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .circular import circular_conv
+from .layout import symbolic
 
 Size = Union[int, Tuple[int, int]]
 
@@ -19,7 +20,7 @@ def resized(tensor: Tensor, size: Sequence[int]) -> Tensor:
 
     At its own size it is the tensor itself.
     """
-    if tuple(tensor.shape[-2:]) == tuple(size):
+    if not symbolic(*size) and tuple(tensor.shape[-2:]) == tuple(size):
         return tensor
     wide = tensor if tensor.dtype == torch.float64 else tensor.float()
     return F.interpolate(wide, tuple(size), mode='bilinear', align_corners=True)
@@ -28,7 +29,8 @@ def resized(tensor: Tensor, size: Sequence[int]) -> Tensor:
 def fitted(tensor: Tensor, x: Tensor, axis: str) -> Tensor:
     """A kernel or embedding along H (``'h'``) or W (``'w'``), :func:`resized` to the length that ``x`` has there."""
     size = (x.shape[2], 1) if axis == 'h' else (1, x.shape[3])
-    if torch.jit.is_tracing():  # ONNX's convolution wants a kernel of known shape, and a traced length is none
+    if torch.onnx.is_in_onnx_export() and torch.jit.is_tracing():
+        # that exporter wants to know the kernel's shape, and a traced length is no number
         size = tuple(int(length) for length in size)
     return resized(tensor, size)
 

@@ -36,6 +36,20 @@ def fold_bn(conv: nn.Conv2d, bn: _BatchNorm) -> KernelBias:
     return conv.weight.double() * scale.reshape(-1, 1, 1, 1), bias
 
 
+def fold_bn_before(bn: _BatchNorm, conv: nn.Conv2d) -> KernelBias:
+    """The convolution that equals ``conv(bn(x))`` in eval mode, where ``conv`` pads nothing.
+
+    Returns:
+        kernel, shaped as ``conv.weight``, and bias (O,), both float64.
+    """
+    scale, shift = (values.reshape(conv.groups, 1, -1, 1, 1) for values in _affine(bn))
+    kernel = conv.weight.double().unflatten(0, (conv.groups, -1))
+    bias = (kernel * shift).sum((2, 3, 4)).flatten()
+    if conv.bias is not None:
+        bias = bias + conv.bias.double()
+    return (kernel * scale).flatten(0, 1), bias
+
+
 def fold_identity(bn: _BatchNorm, groups: int = 1) -> KernelBias:
     """The 1x1 convolution in ``groups`` groups that equals ``bn(x)`` in eval mode.
 

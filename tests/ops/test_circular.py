@@ -227,6 +227,17 @@ def test_exports_as_plain_convolutions():
     assert relative_error(traced(x), net(x)) < 1e-5
 
 
+def test_exported_graphs_take_other_sizes():
+    net, x = fill(ParC(4, 7)).eval(), image(1, 4, 7, 44)  # at its native height, which must not be taken for granted
+    sides = {2: torch.export.Dim('height', min=3), 3: torch.export.Dim('width', min=3)}
+    program = torch.export.export(net, (x, ), dynamic_shapes=(sides, )).module()
+    traced = torch.jit.trace(net, x, check_trace=False)
+    for size in ((7, 44), (12, 7), (9, 30)):
+        other = image(1, 4, *size)
+        for graph in (program, traced):
+            assert relative_error(graph(other), net(other)) < 1e-5
+
+
 @pytest.mark.parametrize('dynamo', [False, True])
 def test_onnx_has_two_convs_and_the_same_output(dynamo, tmp_path):
     onnx, runtime = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')

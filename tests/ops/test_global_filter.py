@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmlk.ops.global_filter import global_filter2d, multiply_adds, resize_filter
-from tests.utils import relative_error
+from tests.utils import image, relative_error
 
 SIZES = [(6, 8), (7, 9), (4, 5), (5, 4), (1, 1), (3, 2), (1, 6), (6, 1)]
 
@@ -117,3 +117,21 @@ def test_multiply_adds_are_the_official_count():
     assert multiply_adds((1, 384, 14, 14)) == 196 * 384 * 8
     assert multiply_adds((2, 5, 7, 3), dim=(1, 2)) == 2 * 5 * 7 * 3 * 6
     assert multiply_adds((1, 8, 1, 1)) == 0
+
+
+def test_exported_graphs_take_other_sizes():
+    weight = image(3, 6, 4, 2)
+
+    class Net(torch.nn.Module):
+
+        def forward(self, x):
+            return global_filter2d(x, weight)
+
+    net, x = Net(), image(1, 3, 6, 6)  # the size of the filter, which must not be taken for granted
+    sides = {2: torch.export.Dim('height', min=3), 3: torch.export.Dim('width', min=3)}
+    program = torch.export.export(net, (x, ), dynamic_shapes=(sides, )).module()
+    traced = torch.jit.trace(net, x, check_trace=False)
+    for size in ((6, 6), (6, 7), (9, 12), (8, 5)):
+        other = image(1, 3, *size)
+        for graph in (program, traced):
+            assert relative_error(graph(other), net(other)) < 1e-6

@@ -1,0 +1,455 @@
+"""From a trained checkpoint to a file that runs without this toolbox, proved equal to the model before it has its name.
+
+What is in the file, in any format:
+
+- The model in inference form: parallel branches merged, BatchNorm folded into convolutions, no auxiliary head.
+- One input, ``images``, float32 (batch, 3, height, width): RGB, values 0 to 255. The normalisation of the config and
+  its order of channels are inside; resizing is not. The constants are in the metadata too.
+- Of a segmentor, ``labels``, int64 (batch, height, width), the class of every pixel, and ``logits``, float32
+  (batch, classes, height, width), from which it is taken.
+- Of a one-stage detector, what its head makes of each level, ``cls_score_0``, ..., ``bbox_pred_0``, ...: all that is
+  left to do is to decode and to suppress boxes. Of any other detector, ``feature_0``, ..., the maps of its neck, the
+  finest first: mmdet's two-stage heads choose boxes in Python, by operators compiled for mmcv.
+- Metadata as text: config, checkpoint, classes, mean and std, versions. ONNX has metadata properties for it; the two
+  formats of PyTorch have ``metadata.json`` as an extra file.
+"""
+import os
+import os.path as osp
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from PIL import Image
+from torch import Tensor, nn
+
+from mmlk import weights
+from mmlk.reparam import MergeableBranches, merge
+from mmlk.reparam.folding import fold_norms
+from mmlk.weights.read import read
+
+from . import formats
+from .formats import FORMATS, OPSETS, Graph, Runner
+from .merging import converts_channels
+
+Size = Tuple[int, int]
+
+MOST_PIXELS = 1e-3  # share of the pixels whose label rounding may change, where two classes are as likely
+TURNS = 5  # of the timing
+
+
+class Exportable(nn.Module):
+    """A model in inference form, from RGB images (N, 3, H, W) of values 0 to 255 to a tuple of tensors.
+
+    Args:
+        model: The merged model, of which it deletes what is not run.
+
+    Raises:
+        ValueError: The model does not take images of three channels.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        preprocessor = model.data_preprocessor
+        constants = {}
+        for name, neutral in (('mean', 0.0), ('std', 1.0)):
+            value = getattr(preprocessor, name, None)  # none where nothing is normalised
+            constants[name] = torch.full((3, 1, 1), neutral) if value is None else value.detach().clone().float()
+            if len(constants[name]) not in (1, 3):
+                raise ValueError(f'photographs have three channels, and the {name} of data_preprocessor has '
+                                 f'{len(constants[name])}')
+        self.network = model
+        self.bgr = not converts_channels(preprocessor)
+        self.register_buffer('mean', constants['mean'])
+        self.register_buffer('std', constants['std'])
+
+    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
+        return self.outputs(self.network, ((images.flip(1) if self.bgr else images) - self.mean) / self.std)
+
+    @staticmethod
+    def outputs(model: nn.Module, inputs: Tensor) -> Tuple[Tensor, ...]:
+        """What a model of this kind, merged or not, makes of normalised images."""
+        raise NotImplementedError
+
+    def names(self, outputs: Sequence[Tensor]) -> List[str]:
+        """A name for each of the outputs."""
+        raise NotImplementedError
+
+    def facts(self) -> Dict[str, object]:
+        """What a user of the file may want to know of its input."""
+        return dict(input='images: float32 (batch, 3, height, width), RGB, values 0 to 255; normalised inside',
+                    mean=self.mean.flatten().tolist(), std=self.std.flatten().tolist(),
+                    mean_and_std_are_of='BGR' if self.bgr else 'RGB')
+
+
+class Segmentation(Exportable):
+    """Labels (N, H, W) and logits (N, C, H, W) of a segmentor of mmseg."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        model.auxiliary_head = None
+
+    @staticmethod
+    def outputs(model: nn.Module, inputs: Tensor) -> Tuple[Tensor, Tensor]:
+        size = inputs.shape[2:]
+        logits = model.encode_decode(inputs, [dict(img_shape=size, pad_shape=size, ori_shape=size)])
+        if logits.shape[1] > 1:
+            return logits.argmax(1), logits
+        return (logits.sigmoid() > model.decode_head.threshold).long().squeeze(1), logits  # as mmseg decides
+
+    def names(self, outputs: Sequence[Tensor]) -> List[str]:
+        return ['labels', 'logits']
+
+
+class DenseDetection(Exportable):
+    """The maps of the head of a one-stage detector of mmdet: all levels of the scores, then all of the boxes, ..."""
+
+    @staticmethod
+    def outputs(model: nn.Module, inputs: Tensor) -> Tuple[Tensor, ...]:
+        return tuple(level for levels in model(inputs, mode='tensor') for level in levels)
+
+    def names(self, outputs: Sequence[Tensor]) -> List[str]:
+        levels = self.network.bbox_head.prior_generator.num_levels
+        kinds = ['cls_score', 'bbox_pred', 'score_factor'][:len(outputs) // levels]  # as mmdet's ``predict_by_feat``
+        if len(outputs) not in (2 * levels, 3 * levels):
+            return [f'output_{index}' for index in range(len(outputs))]
+        return [f'{kind}_{level}' for kind in kinds for level in range(levels)]
+
+
+class Features(Exportable):
+    """The maps of a detector's neck, or of its backbone where it has none."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        for name, _ in list(model.named_children()):
+            if name not in ('backbone', 'neck', 'data_preprocessor'):
+                delattr(model, name)
+
+    @staticmethod
+    def outputs(model: nn.Module, inputs: Tensor) -> Tuple[Tensor, ...]:
+        return tuple(model.extract_feat(inputs))
+
+    def names(self, outputs: Sequence[Tensor]) -> List[str]:
+        return [f'feature_{index}' for index in range(len(outputs))]
+
+
+def kind_of(model: nn.Module) -> Type[Exportable]:
+    """What can be exported of a model.
+
+    Raises:
+        ValueError: Nothing: it is neither a segmentor nor a detector.
+    """
+    kinds = {kind.__name__ for kind in type(model).__mro__}
+    if 'BaseSegmentor' in kinds:
+        return Segmentation
+    if 'SingleStageDetector' in kinds and hasattr(model.bbox_head, 'prior_generator'):
+        return DenseDetection
+    if 'BaseDetector' in kinds:
+        return Features
+    raise ValueError(f'{type(model).__name__} is neither a segmentor of mmseg nor a detector of mmdet')
+
+
+def default_size(cfg: Config) -> Optional[Size]:
+    """Height and width that a config's model works at: the window it is tested by, or the crops it is trained on."""
+    model = cfg.model
+    for size in ((model.get('test_cfg') or {}).get('crop_size'), (model.get('data_preprocessor') or {}).get('size'),
+                 cfg.get('crop_size')):
+        if size:
+            return tuple(size)
+    return None
+
+
+def sizes_of(size: Size, step: Optional[int]) -> str:
+    """In words, which images a file takes."""
+    if step is None:
+        return f'{size[1]}x{size[0]}'
+    return f"{'any size' if step == 1 else f'multiples of {step} pixels'} from {formats.LEAST_SIDE} pixels on"
+
+
+@dataclass
+class Comparison:
+    """How far a file's outputs are from the model's: for each output the largest difference and the largest value; and
+    of labels, how many there were and how many differ."""
+    images: int = 0
+    sizes: List[Size] = field(default_factory=list)
+    differences: Dict[str, float] = field(default_factory=dict)
+    largest: Dict[str, float] = field(default_factory=dict)
+    pixels: int = 0
+    other_labels: int = 0
+
+    @property
+    def worst(self) -> str:
+        """The output with the largest difference, relative to its largest value."""
+        return max(self.differences, key=lambda name: self.differences[name] / max(self.largest[name], 1e-30))
+
+    def add(self, name: str, found: Tensor, expected: Tensor) -> None:
+        """Compare one output of one batch.
+
+        Raises:
+            ValueError: The shapes differ.
+        """
+        if found.shape != expected.shape:
+            raise ValueError(f"output '{name}' of the file is {tuple(found.shape)}, where PyTorch's is "
+                             f'{tuple(expected.shape)}')
+        if not expected.is_floating_point():
+            self.pixels += expected.numel()
+            self.other_labels += int((found != expected).sum())
+            return
+        difference = (found - expected).abs().max().item()
+        self.differences[name] = float(np.maximum(self.differences.get(name, 0.0), difference))  # a NaN stays
+        self.largest[name] = max(self.largest.get(name, 0.0), expected.abs().max().item())
+
+    def check(self, tolerance: float) -> None:
+        """Raise a ValueError where something differs by more than rounding explains."""
+        for name, difference in self.differences.items():
+            if not difference <= tolerance * self.largest[name]:
+                raise ValueError(f"output '{name}' differs by {difference:.3g} where the largest value is "
+                                 f'{self.largest[name]:.3g}, more than {tolerance:g} of it; the file was not kept')
+        if self.other_labels > MOST_PIXELS * self.pixels:
+            raise ValueError(f'labels differ at {self.other_labels} of {self.pixels} pixels; the file was not kept')
+
+    def __str__(self) -> str:
+        name = self.worst
+        sizes = ' and '.join(f'{width}x{height}' for height, width in self.sizes)
+        text = (f'largest difference {self.differences[name]:.3g}, of {name}, where the largest is '
+                f'{self.largest[name]:.3g}')
+        if self.pixels:
+            text += f'; labels differ at {self.other_labels} of {self.pixels} pixels'
+        return f'{text} ({self.images} images at {sizes}, alone and in batches)'
+
+
+@dataclass
+class ExportResult:
+    """What was written, how far it is from PyTorch, and seconds for one image, the median of ``TURNS``."""
+    path: str
+    format: str
+    size: Size
+    step: Optional[int]
+    opset: Optional[int]
+    facts: Mapping[str, object]
+    outputs: Mapping[str, Tensor]
+    merged: int
+    folded: Optional[int]
+    comparison: Comparison
+    seconds: float
+    torch_seconds: float
+
+    def __str__(self) -> str:
+        opset = f', opset {self.opset}' if self.opset else ''
+        lines = [f'wrote {self.path}: {self.format}{opset}, {os.path.getsize(self.path) / 2**20:.1f} MiB',
+                 f"input  images: float32 {self._shape((3, *self.size))}, RGB, values 0 to 255; mean "
+                 f"{self._values('mean')} and std {self._values('std')} are inside"]
+        if self.step:
+            lines.append(f'height and width: {sizes_of(self.size, self.step)}')
+        for name, value in self.outputs.items():
+            kind = str(value.dtype).replace('torch.', '')
+            lines.append(f'output {name}: {kind} {self._shape(tuple(value.shape[1:]))}')
+        norms = '' if self.folded is None else f', {self.folded} BatchNorms folded into convolutions'
+        lines.append(f'{self.merged} blocks of branches merged{norms}')
+        lines.append(f'{self.comparison}')
+        lines.append(f'latency of one {self.size[1]}x{self.size[0]} image on {torch.get_num_threads()} CPU thread(s), '
+                     f'median of {TURNS}: {FORMATS[self.format].runtime} {self.seconds * 1e3:.1f} ms, PyTorch on the '
+                     f'same merged model {self.torch_seconds * 1e3:.1f} ms')
+        return '\n'.join(lines)
+
+    def _values(self, name: str) -> str:
+        return ', '.join(f'{value:g}' for value in self.facts[name])
+
+    def _shape(self, shape: Tuple[int, ...]) -> str:
+        if self.step is None:
+            return f"({', '.join(map(str, ('batch', *shape)))})"
+        height, width = ('height', 'width') if shape[-2:] == self.size else (
+            f'height / {round(self.size[0] / shape[-2])}', f'width / {round(self.size[1] / shape[-1])}')
+        return f"({', '.join(map(str, ('batch', *shape[:-2], height, width)))})"
+
+
+def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], format: str = 'onnx',
+           size: Optional[Size] = None, dynamic_size: bool = False, opset: Optional[int] = None,
+           tolerance: float = 1e-3, say: Callable[[str], object] = lambda text: None) -> ExportResult:
+    """Write a segmentor, or what can be written of a detector, as a file of another format, and compare both.
+
+    The file is opened anew and run on each of the images, resized; on a batch of two; and, if it takes any size, at a
+    second one. What it is compared with is the model as trained, branches and all, behind its own data preprocessor.
+
+    Args:
+        cfg: Config of the model. Not changed.
+        checkpoint: Path of a checkpoint of the whole model.
+        out: Path of the file, with the ending of the format.
+        images: Photographs to compare on.
+        format: One of ``formats.FORMATS``.
+        size: Height and width; :func:`default_size` when None.
+        dynamic_size: Whether the file takes images of other sizes too.
+        opset: Of ONNX; what torch's exporter takes when None.
+        tolerance: Largest allowed difference of an output, relative to its largest value.
+        say: Told what comes next.
+
+    Returns:
+        What was written and measured.
+
+    Raises:
+        ValueError: Arguments do not fit, packages are missing, the model cannot be exported, or the file's outputs
+            differ from the model's. There is no file then, or the one that was there before.
+    """
+    size = _check(cfg, out, format, size, opset)
+    from mmlk.analysis import cam
+    photographs = [_photograph(path, size) for path in images]
+
+    say('building the model')
+    model = cam.build(cfg).eval()
+    kind = kind_of(model)
+    divisor = _divisor(model.data_preprocessor)
+    if any(length % divisor for length in size):
+        raise ValueError(f'the config pads images to multiples of {divisor} pixels, and the file will not: '
+                         f'{size[1]}x{size[0]} is none')
+    weights.load(model, checkpoint)
+    model.requires_grad_(False)
+    blocks = sum(isinstance(module, MergeableBranches) and not module.merged for module in model.modules())
+    subject = kind(merge(model)).eval()
+    example = torch.stack([photographs[0], photographs[-1].flip(2)]).float()
+    say('folding BatchNorm')
+    try:
+        folded = fold_norms(subject, example)
+    except Exception:  # a model that torch.export cannot draw; the file says the rest
+        folded = None
+    with torch.no_grad():
+        outputs = subject(example)
+    names = subject.names(outputs)
+    facts = _facts(cfg, checkpoint, subject, model)
+    steps: List[Optional[int]] = [None]
+    if dynamic_size:  # where not every size can be had, every multiple of what most models divide an image by may be
+        steps = [divisor] + [32] * (divisor == 1 and not any(length % 32 for length in size))
+
+    def attempt(step: Optional[int]) -> Tuple[Runner, Comparison]:
+        """Write the file for images of one size, or of all that are multiples of the step, and compare it."""
+        say(f'writing {format}')
+        graph = Graph(subject, example, step, 'images', names, dict(facts, sizes=sizes_of(size, step)))
+        formats.write(graph, partial, format, opset)
+        say('comparing with PyTorch')
+        run = formats.opened(partial, format)
+        others = [] if step is None else [_other_size(example, step)]
+        alone = [image[None] for image in photographs]
+        comparison = compare(run, model, kind, names, [*alone, example.byte(), *others])
+        comparison.check(tolerance)
+        return run, comparison
+
+    partial = f'{osp.splitext(out)[0]}.part{FORMATS[format].suffix}'
+    os.makedirs(osp.dirname(out) or '.', exist_ok=True)
+    try:
+        for step in steps:
+            try:
+                run, comparison = attempt(step)
+                break
+            except ValueError:
+                if step == steps[-1]:
+                    raise
+        written_opset = formats.opset_of(partial) if format == 'onnx' else None
+        if opset and written_opset != opset:
+            raise ValueError(f"torch's exporter wrote opset {written_opset}, not {opset}; the file was not kept")
+        say('timing')
+        seconds, torch_seconds = _latency(run, subject, photographs[0][None].float())
+        os.replace(partial, out)
+    finally:
+        if osp.exists(partial):
+            os.remove(partial)
+    return ExportResult(out, format, size, step, written_opset, facts, dict(zip(names, outputs)), blocks, folded,
+                        comparison, seconds, torch_seconds)
+
+
+def compare(run: Runner, model: nn.Module, kind: Type[Exportable], names: Sequence[str],
+            batches: Sequence[Tensor]) -> Comparison:
+    """Run batches of images (N, 3, H, W), RGB and uint8, through a file and through the model as it was trained.
+
+    Raises:
+        ValueError: The file does not take a batch, or an output has another shape.
+    """
+    comparison = Comparison(sum(map(len, batches)), list(dict.fromkeys(tuple(b.shape[2:]) for b in batches)))
+    for batch in batches:
+        expected = reference(model, kind, batch)
+        try:
+            found = run(batch.float())
+        except Exception as error:  # of any kind that a runtime has
+            count, _, height, width = batch.shape
+            raise ValueError(f'the file does not take {count} image(s) of {width}x{height}: {type(error).__name__}: '
+                             f'{str(error).strip()[:400]}') from error
+        for name, ours, theirs in zip(names, found, expected):
+            comparison.add(name, ours, theirs)
+    return comparison
+
+
+@torch.no_grad()
+def reference(model: nn.Module, kind: Type[Exportable], images: Tensor) -> Tuple[Tensor, ...]:
+    """What the trained model makes of RGB images, by its own data preprocessor, which is used to BGR ones."""
+    from mmengine.structures import BaseDataElement
+    samples = [BaseDataElement() for _ in images]
+    inputs = model.data_preprocessor(dict(inputs=list(images.flip(1)), data_samples=samples), False)['inputs']
+    return kind.outputs(model, inputs)
+
+
+def _check(cfg: Config, out: str, format: str, size: Optional[Size], opset: Optional[int]) -> Size:
+    """The size of the images, when the arguments fit."""
+    if format not in FORMATS:
+        raise ValueError(f"there is no format '{format}'; there is {', '.join(FORMATS)}")
+    if osp.splitext(out)[1] != FORMATS[format].suffix:
+        raise ValueError(f'a file of the format {format} ends in {FORMATS[format].suffix}, got {out}')
+    missing = formats.lacking(format)
+    if missing:
+        raise ValueError(f"{format} needs packages that are not installed: pip install {' '.join(missing)}")
+    if opset is not None and format != 'onnx':
+        raise ValueError(f'an opset is of ONNX; {format} has none')
+    if opset is not None and not OPSETS[0] <= opset <= OPSETS[1]:
+        raise ValueError(f"torch's exporter writes opsets {OPSETS[0]} to {OPSETS[1]}, got {opset}")
+    size = size or default_size(cfg)
+    if size is None:
+        raise ValueError('the config names no size of its images; say which the file is for')
+    return size
+
+
+def _photograph(path: Path, size: Size) -> Tensor:
+    """An image resized to (3, *size), uint8 RGB."""
+    from mmlk.analysis.classifiers import open_image
+    picture = open_image(path).resize(size[::-1], Image.BICUBIC)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def _divisor(preprocessor: nn.Module) -> int:
+    """Of the height and width of all images that the model is tested on."""
+    return (getattr(preprocessor, 'pad_size_divisor', None)
+            or (getattr(preprocessor, 'test_cfg', None) or {}).get('size_divisor') or 1)
+
+
+def _other_size(images: Tensor, step: int) -> Tensor:
+    """The images at another size, that is a multiple of the step and of as little else as can be."""
+    height, width = images.shape[2:]
+    size = [-(-max(length, formats.LEAST_SIDE) // step) * step for length in (height * 5 // 4 + 3, width * 3 // 4 + 1)]
+    return torch.nn.functional.interpolate(images, size, mode='bilinear').round().byte()
+
+
+def _latency(run: Runner, subject: nn.Module, image: Tensor) -> Tuple[float, float]:
+    """Median seconds of the file and of PyTorch, taking turns."""
+    from mmlk.analysis.latency import take_turns
+
+    def with_torch():
+        with torch.no_grad():
+            return subject(image)
+
+    with_torch()
+    seconds = take_turns([lambda: run(image), with_torch], torch.device('cpu'), TURNS)
+    return tuple(map(statistics.median, seconds))
+
+
+def _facts(cfg: Config, checkpoint: str, subject: Exportable, model: nn.Module) -> Dict[str, object]:
+    """The metadata of the file."""
+    from mmlk import __version__
+    from mmlk.analysis import cam
+    meta = read(checkpoint).get('meta')
+    known = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    facts = dict(subject.facts(), config=osp.basename(cfg.filename or ''), checkpoint=osp.basename(checkpoint),
+                 classes=list((known or {}).get('classes') or cam.class_names_of(cfg, model)),
+                 mmlk=__version__, torch=torch.__version__)
+    test = cfg.model.get('test_cfg') or {}
+    if test.get('mode') == 'slide':
+        facts['tested_by'] = f"windows of {test['crop_size']} every {test['stride']} pixels, logits averaged"
+    return facts

@@ -1,0 +1,221 @@
+"""Networks as files that run without this toolbox: ONNX, TorchScript, and PyTorch's exported programs.
+
+The batch may have any size, and the image where that is asked for. ONNX files are written from exported programs, in
+which two kinds of operators become plain ones first:
+
+- Adaptive average pooling to other than one cell, of which torch 2.12 writes, where the size of the map is not fixed,
+  a file that gives wrong numbers without a word. It is a product with a matrix along each axis.
+- Fourier transforms over a map, which hardly anything but onnxruntime runs, and that slowly and at fixed sizes only.
+  They are products with matrices of sines and cosines.
+"""
+import json
+import math
+import warnings
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+Runner = Callable[[Tensor], List[Tensor]]
+
+METADATA = 'metadata.json'  # beside the graph, in files of PyTorch
+
+
+class Format(NamedTuple):
+    """``suffix`` of its files, the ``runtime`` that they are checked with, and the ``packages`` that it needs."""
+    suffix: str
+    runtime: str
+    packages: Tuple[str, ...] = ()
+
+
+FORMATS = {
+    'onnx': Format('.onnx', 'onnxruntime', ('onnx', 'onnxscript', 'onnxruntime')),
+    'torchscript': Format('.pt', 'TorchScript'),
+    'exported-program': Format('.pt2', 'the exported program'),
+}
+OPSETS = (18, 23)  # of torch 2.12's exporter, whose operators are written in 18
+LIMIT = 2**31  # bytes of an ONNX file, which is one protobuf message
+LEAST_SIDE = 96  # pixels of images of any size; of smaller ones the last map has less than three, and rules of its own
+
+
+def lacking(format: str) -> List[str]:
+    """Packages that a format needs and that are not installed."""
+    return [package for package in FORMATS[format].packages if find_spec(package) is None]
+
+
+class Graph(NamedTuple):
+    """What is written: ``module`` in eval mode, an ``example`` of its input (2, 3, H, W), the number of which other
+    heights and widths are multiples (None where there are no others), the names of input and outputs, and facts that go
+    into the file."""
+    module: nn.Module
+    example: Tensor
+    step: Optional[int]
+    input_name: str
+    output_names: Sequence[str]
+    metadata: Mapping[str, object]
+
+    def text(self) -> Dict[str, str]:
+        """The facts as text, which all three formats can hold."""
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.metadata.items()}
+
+
+class ExportFailed(ValueError):
+    """PyTorch could not write the graph; the message says why, in its words."""
+
+
+def write(graph: Graph, path: str, format: str, opset: Optional[int] = None) -> None:
+    """Write a file in a format of ``FORMATS``; ``opset`` is of ONNX, the exporter's own when None.
+
+    Raises:
+        ExportFailed: The graph could not be drawn, or the format has no place for it.
+    """
+    with _quiet(), torch.no_grad():
+        if format == 'torchscript':
+            with _reported('traced'):
+                traced = torch.jit.freeze(torch.jit.trace(graph.module, graph.example, check_trace=False))
+            torch.jit.save(traced, path, _extra_files={METADATA: json.dumps(graph.text())})
+            return
+        program = _program(graph)
+        if format == 'exported-program':
+            torch.export.save(program, path, extra_files={METADATA: json.dumps(graph.text())})
+        else:
+            _write_onnx(graph, program, path, opset)
+
+
+def opened(path: str, format: str) -> Runner:
+    """What runs a file: a function from a batch of images to the outputs."""
+    with _quiet():
+        if format == 'onnx':
+            import onnxruntime
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+            source = session.get_inputs()[0].name
+            return lambda images: [torch.from_numpy(out) for out in session.run(None, {source: images.numpy()})]
+        module = torch.jit.load(path) if format == 'torchscript' else torch.export.load(path).module()
+
+    def run(images: Tensor) -> List[Tensor]:
+        with torch.no_grad():
+            return list(module(images))
+
+    return run
+
+
+def opset_of(path: str) -> int:
+    """The opset of an ONNX file."""
+    import onnx
+    model = onnx.load(path, load_external_data=False)
+    return next(entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx'))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the many warnings of tracing and of deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+@contextmanager
+def _reported(how: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of any kind: it is raised by an operator, a model or a compiler
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = f'{type(error).__name__}: {" ".join(lines[:2])[:400]}'
+        raise ExportFailed(f'the model could not be {how}: {reason}') from error
+
+
+def _program(graph: Graph) -> torch.export.ExportedProgram:
+    sizes = {0: torch.export.Dim('batch')}
+    example, size = graph.example, ''
+    if graph.step:
+        size = ' for images of any size'
+        for axis, name in ((2, 'height'), (3, 'width')):
+            blocks = torch.export.Dim(name, min=-(-LEAST_SIDE // graph.step))
+            sizes[axis] = graph.step * blocks if graph.step > 1 else blocks
+        example = example.new_zeros(2, 3, *(-(-max(side, 2 * LEAST_SIDE) // graph.step) * graph.step
+                                            for side in example.shape[2:]))
+    with _reported(f'exported{size}'):
+        return torch.export.export(graph.module, (example, ), dynamic_shapes=(sizes, ), strict=False)
+
+
+def _write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: str, opset: Optional[int]) -> None:
+    parameters = sum(value.numel() * value.element_size() for value in program.state_dict.values())
+    if parameters >= LIMIT:
+        raise ExportFailed(f'an ONNX file holds less than 2 GiB, and the weights are {parameters / 2**30:.1f} GiB')
+    with _reported('written as ONNX'):
+        plain = program.run_decompositions(_plain_operators(program))
+        written = torch.onnx.export(plain, dynamo=True, opset_version=opset, input_names=[graph.input_name],
+                                    output_names=list(graph.output_names), verbose=False)
+    model = written.model
+    sizes = zip(model.graph.inputs[0].shape, ('batch', 'channels', 'height', 'width'))
+    names = {str(size): name for size, name in sizes if not isinstance(size, int)}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        _name_sizes(value, names)
+    model.metadata_props.update(graph.text())
+    written.save(path, external_data=False)
+
+
+def _name_sizes(value, names: Mapping[str, str]) -> None:
+    """Give the free sizes of an input or output names instead of the exporter's symbols."""
+    import onnx_ir
+    value.shape = onnx_ir.Shape([size if isinstance(size, int) else names.get(str(size), str(size))
+                                 for size in value.shape])
+
+
+def _plain_operators(program: torch.export.ExportedProgram) -> Dict[torch._ops.OpOverload, Callable]:
+    """Decompositions of those operators that the program has and that these stand for."""
+    def over_the_map(node) -> bool:
+        arguments = {**dict(zip(('x', 's', 'dim', 'norm'), node.args)), **node.kwargs}
+        whole = node.target is aten.fft_irfft2.default or arguments.get('s') is None
+        return whole and arguments.get('norm') == 'ortho' and list(arguments.get('dim', (-2, -1))) in ([-2, -1], [2, 3])
+
+    aten = torch.ops.aten
+    transforms = {aten.fft_rfft2.default: _rfft2, aten.fft_irfft2.default: _irfft2}
+    found = [node for node in program.graph.nodes if node.target in transforms]
+    pooling = {aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d}
+    return {**pooling, **transforms} if all(map(over_the_map, found)) else pooling
+
+
+def _cells(length: int, cells: int, like: Tensor) -> Tensor:
+    """(cells, length): the share of each element in each cell of an adaptive average pooling."""
+    position = torch.arange(length, device=like.device)
+    cell = torch.arange(cells, device=like.device)[:, None]
+    start, end = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
+    return ((position >= start) & (position < end)).to(like.dtype) / (end - start).to(like.dtype)
+
+
+def _adaptive_avg_pool2d(x: Tensor, output_size: Sequence[int]) -> Tensor:
+    height, width = output_size
+    if height == width == 1:
+        return x.mean((-2, -1), keepdim=True)
+    return _cells(x.shape[-2], height, x) @ x @ _cells(x.shape[-1], width, x).mT
+
+
+def _circle(frequencies: int, length: int, like: Tensor) -> Tuple[Tensor, Tensor]:
+    """Cosines and sines of 2 pi k n / length, (frequencies, length) both, over the root of the length."""
+    turns = torch.arange(frequencies, device=like.device)[:, None] * torch.arange(length, device=like.device)
+    angles = (turns - turns // length * length).to(like.dtype) * (2 * math.pi / length)  # small, and so exact
+    return angles.cos() / length**0.5, angles.sin() / length**0.5
+
+
+def _rfft2(x: Tensor, s: None = None, dim: Sequence[int] = (-2, -1), norm: str = 'ortho') -> Tensor:
+    height, width = x.shape[-2:]
+    cos, sin = _circle(width // 2 + 1, width, x)
+    real, imaginary = x @ cos.mT, -(x @ sin.mT)
+    cos, sin = _circle(height, height, x)
+    return torch.complex(cos @ real + sin @ imaginary, cos @ imaginary - sin @ real)
+
+
+def _irfft2(spectrum: Tensor, s: Sequence[int], dim: Sequence[int] = (-2, -1), norm: str = 'ortho') -> Tensor:
+    height, width = s
+    real, imaginary = torch.view_as_real(spectrum).unbind(-1)
+    cos, sin = _circle(height, height, real)
+    real, imaginary = cos @ real - sin @ imaginary, cos @ imaginary + sin @ real
+    column = torch.arange(width // 2 + 1, device=real.device)
+    pairs = torch.where((column == 0) | (2 * column == width), 1.0, 2.0).to(real.dtype)  # the other half is mirrored
+    cos, sin = _circle(width // 2 + 1, width, real)
+    return (real * pairs) @ cos - (imaginary * pairs) @ sin

@@ -1,0 +1,75 @@
+"""BatchNorm folded into the convolutions beside it, for inference."""
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .algebra import KernelBias, fold_bn, fold_bn_before, foldable
+
+_CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
+
+
+def fold_norms(module: nn.Module, *inputs: Tensor) -> int:
+    """Fold every BatchNorm into the convolution before it, or after it where that pads nothing, in place.
+
+    Which of them follow one another, and that nothing else sees what passes between, is read from the graph that
+    ``torch.export`` draws; modules that run more than once are left alone. The module is in eval mode afterwards.
+
+    Args:
+        module: A network whose parallel branches are merged already.
+        inputs: What it takes, of any values.
+
+    Returns:
+        How many were folded; each is an ``nn.Identity`` now.
+
+    Raises:
+        Exception: What ``torch.export`` raises when it cannot draw the graph. Nothing has been changed then.
+    """
+    module.eval()
+    with torch.no_grad():
+        program = torch.export.export(module, inputs)
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+
+    def owner(tensor: Optional[Node], kind: type) -> Optional[str]:
+        """The name of the module of this kind that a parameter or buffer belongs to, if the graph uses it once."""
+        name = names.get(getattr(tensor, 'name', None))
+        if name is None or len(tensor.users) != 1:
+            return None
+        name = name.rpartition('.')[0]
+        return name if name and isinstance(module.get_submodule(name), kind) else None
+
+    folded = 0
+    for node in program.graph.nodes:
+        if node.target is not torch.ops.aten.batch_norm.default:
+            continue
+        name = owner(node.args[3], _BatchNorm)
+        if name is None or not foldable(module.get_submodule(name)):
+            continue
+        norm, before, after = module.get_submodule(name), node.args[0], next(iter(node.users), None)
+        if before.target in _CONVOLUTIONS and len(before.users) == 1 and owner(before.args[1], nn.Conv2d):
+            conv = module.get_submodule(owner(before.args[1], nn.Conv2d))
+            _fill(conv, fold_bn(conv, norm))
+        elif len(node.users) == 1 and _pads_nothing(after) and owner(after.args[1], nn.Conv2d):
+            conv = module.get_submodule(owner(after.args[1], nn.Conv2d))
+            _fill(conv, fold_bn_before(norm, conv))
+        else:
+            continue
+        parent, _, child = name.rpartition('.')
+        setattr(module.get_submodule(parent), child, nn.Identity())
+        folded += 1
+    return folded
+
+
+def _pads_nothing(node: Node) -> bool:
+    """Whether it is a convolution that adds no zeros to its input, which a shift would have to reach."""
+    padding = node.args[4] if len(node.args) > 4 else (0, 0)
+    return node.target is torch.ops.aten.conv2d.default and not any(padding)
+
+
+def _fill(conv: nn.Conv2d, folded: KernelBias) -> None:
+    kernel, bias = folded
+    conv.weight.data.copy_(kernel)
+    conv.bias = nn.Parameter(bias.to(conv.weight), requires_grad=conv.weight.requires_grad)
