@@ -56,11 +56,18 @@ def _bias_gradient(grad: Tensor) -> Tensor:
     return grad.sum((0, 2, 3))
 
 
+def _packs_saved_tensors() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 class _DepthwiseConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, backend, step):
-        keep = {} if step == 'forward' and ctx.needs_input_grad[0] and ctx.needs_input_grad[1] else None
+        learns = step == 'forward' and ctx.needs_input_grad[0] and ctx.needs_input_grad[1]
+        # Where something packs what is saved, spectra are not: checkpointing is there to save memory, and asks that the
+        # recomputation saves the same tensors, while the method may have been measured, and changed, in between.
+        keep = {} if learns and not _packs_saved_tensors() else None
         out = _forward(x, weight, bias, backend, step, keep)
         ctx.keeper, kept = next(iter(keep.items())) if keep else (None, ())
         ctx.save_for_backward(x, weight, *kept)

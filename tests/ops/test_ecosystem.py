@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmlk.ops import DepthwiseConv2d, depthwise_conv2d, replace_depthwise
+from mmlk.ops.backends import get
 from mmlk.ops.reference import depthwise_conv2d_reference
 from tests.ops.cases import TOLERANCE
 from tests.utils import relative_error
@@ -131,6 +132,17 @@ def test_checkpointing_gives_the_same_gradients(reentrant):
     checkpoint(net, x, use_reentrant=reentrant).sum().backward()
     for grad, plain in zip([x.grad, *(p.grad for p in net.parameters())], expected):
         assert relative_error(grad, plain) < 1e-6
+
+
+def test_checkpointing_goes_on_when_the_method_changes_in_between(monkeypatch):
+    x, weight = torch.randn(2, 4, 16, 16, requires_grad=True), torch.randn(4, 1, 13, 13, requires_grad=True)
+    plain = nn.functional.conv2d(x, weight, padding=6, groups=4)
+    expected = torch.autograd.grad(plain.sin().square().sum(), (x, weight))
+    names = iter(['native', 'fft'])  # in the forward pass, and measured to be faster before the recomputation
+    monkeypatch.setattr('mmlk.ops.depthwise.choose', lambda step, problem, run: (get(next(names), problem), ''))
+    out = checkpoint(lambda *inputs: depthwise_conv2d(*inputs).sin(), x, weight, use_reentrant=False)
+    for gradient, reference in zip(torch.autograd.grad(out.square().sum(), (x, weight)), expected):
+        assert relative_error(gradient, reference) < 1e-5
 
 
 def test_ddp(monkeypatch):
