@@ -253,8 +253,8 @@ class BaseBackbone(BaseModule):
         return self
 
     def run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """``block(x)``, recomputed in backward when ``with_cp``."""
-        if self.with_cp and self.training and torch.is_grad_enabled():
+        """``block(x)``, recomputed in backward when ``with_cp``; a compiler decides by itself what it recomputes."""
+        if self.with_cp and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return checkpoint(block, x, use_reentrant=False,
                               context_fn=lambda: (nullcontext(), _statistics_kept(block)))
         return block(x)
