@@ -1,13 +1,15 @@
 """Layer-wise and stage-wise learning-rate decay for any backbone that answers ``layer_id`` and ``stage_id``."""
 import logging
+from contextlib import nullcontext
 from io import StringIO
 from typing import Dict, List, Optional, Tuple, Union
 
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmlk.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -65,6 +67,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 raise ValueError(f"custom_keys['{key}'] takes {', '.join(_CUSTOM_KEYS)}, got {', '.join(custom)}")
         if self.base_lr is None:
             raise ValueError('layer decay scales lr: give the optimizer one')
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """The optimizer wrapper of a model, wrapped in FSDP or in DistributedDataParallel or not."""
+        # In FSDP's flat shares a matrix looks like a norm's vector, except in this context.
+        sharded = isinstance(model, FullyShardedDataParallel)
+        with FullyShardedDataParallel.summon_full_params(model, writeback=False) if sharded else nullcontext():
+            return super().__call__(model)
 
     def add_params(self, params: List[dict], module: nn.Module, **kwargs) -> None:
         """Fill ``params`` with one group per (depth, multipliers)."""
