@@ -15,7 +15,8 @@ from mmlk.weights.catalog import CATALOG, FAMILIES
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 LEAF_FILES = [path for folder in ('', 'demo/', 'studies/') for path in CONFIGS.glob(f'{folder}*.py')]
 LEAVES = sorted(str(path.relative_to(CONFIGS))[:-3] for path in LEAF_FILES)
-DEMOS = {'demo/upernet_replknet-tiny_ade20k', 'demo/upernet_replknet-tiny_cityscapes',
+DEMOS = {'demo/upernet_replknet-tiny_ade20k', 'demo/upernet_replknet-tiny_ade20k_fsdp',
+         'demo/upernet_replknet-tiny_cityscapes',
          'demo/mask_rcnn_replknet-tiny_coco', 'demo/cascade_mask_rcnn_replknet-tiny_coco'}
 STUDIES = {
     'backbones': ['upernet_replknet-tiny_camvid', 'upernet_replknet-tiny-3_camvid', 'upernet_resnet18_camvid',

@@ -209,8 +209,16 @@ def test_options_of_train_reach_the_config(monkeypatch):
     assert cfg.auto_scale_lr.enable and cfg.resume and cfg.load_from is None
 
 
+def test_amp_on_a_cpu_is_bfloat16(monkeypatch):
+    train = tool('train')
+    monkeypatch.setattr(train, 'get_device', lambda: 'cpu')
+    cfg = Config.fromfile(str(REPO / UPERNET))
+    train.apply_options(cfg, argparse.Namespace(amp=True, auto_scale_lr=False, resume=None))
+    assert cfg.optim_wrapper.type == 'mmlk.BFloat16OptimWrapper' and 'loss_scale' not in cfg.optim_wrapper
+
+
 @pytest.mark.parametrize('device, change, problem', [
-    ('cpu', {}, "--amp needs a GPU: .* does not run on this machine's cpu"),
+    ('mps', {}, "--amp needs a CPU or a GPU: .* does not run on this machine's mps"),
     ('cuda', {'optim_wrapper.type': 'ApexOptimWrapper'}, '--amp works with OptimWrapper, the config has ApexOptim'),
     ('cuda', {'auto_scale_lr': None}, '--auto-scale-lr needs auto_scale_lr = '),
 ])

@@ -1,6 +1,8 @@
 """Test a segmentor or a detector: ``python tools/test.py CONFIG CHECKPOINT``."""
 import argparse
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from mmlk.engine.cli import (add_common_arguments, build_runner, fail, find_checkpoint, is_detection, load_config,
                              one_message, preflight)
 
@@ -52,6 +54,7 @@ def apply_options(cfg, args):
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmlk.MergeBranchesHook')]
 
 
+@record  # the launcher of several processes then ends with the error of the first that failed
 def main():
     args = parse_args()
     cfg = load_config(args)

@@ -1,7 +1,9 @@
 """Train a segmentor or a detector: ``python tools/train.py CONFIG``."""
 import argparse
+import os
 
 from mmengine.device import get_device
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmlk.engine.cli import (add_common_arguments, build_runner, fail, find_checkpoint, load_config, one_message,
                              preflight)
@@ -25,10 +27,14 @@ def apply_options(cfg, args):
         wrapper = cfg.optim_wrapper
         if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
             fail(f"--amp works with OptimWrapper, the config has {wrapper['type']}")
-        if get_device() in ('cpu', 'mps'):
-            fail(f"--amp needs a GPU: mmengine's AmpOptimWrapper does not run on this machine's {get_device()}")
-        wrapper.type = 'AmpOptimWrapper'
-        wrapper.setdefault('loss_scale', 'dynamic')
+        device = get_device()
+        if device == 'mps':
+            fail("--amp needs a CPU or a GPU: mmengine's AmpOptimWrapper does not run on this machine's mps")
+        if device == 'cpu':
+            wrapper.type = 'mmlk.BFloat16OptimWrapper'
+        else:
+            wrapper.type = 'AmpOptimWrapper'
+            wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             fail('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config')
@@ -40,11 +46,13 @@ def apply_options(cfg, args):
         cfg.load_from = None if args.resume == 'auto' else find_checkpoint(args.resume)
 
 
+@record  # the launcher of several processes then ends with the error of the first that failed
 def main():
     args = parse_args()
     cfg = load_config(args)
     apply_options(cfg, args)
     preflight(cfg, ('train', 'val'))
+    cfg.setdefault('default_hooks', {})['batch_size'] = dict(type='mmlk.BatchSizeHook')
     with one_message():
         os.makedirs(cfg.work_dir, exist_ok=True)
         build_runner(cfg).train()

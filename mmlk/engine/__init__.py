@@ -1,8 +1,11 @@
-from .hooks import MemoryFormatHook, MergeBranchesHook
+from .distributed import CPUDistributedDataParallel
+from .hooks import BatchSizeHook, CheckLabelsHook, MemoryFormatHook, MergeBranchesHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .precision import BFloat16OptimWrapper
 from .resuming import CheckpointError, CheckpointHook
 from .runner import ResumableRunner
 from .sparsity import DynamicSparsityHook
 
-__all__ = ['CheckpointError', 'CheckpointHook', 'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor',
-           'MemoryFormatHook', 'MergeBranchesHook', 'ResumableRunner']
+__all__ = ['BFloat16OptimWrapper', 'BatchSizeHook', 'CPUDistributedDataParallel', 'CheckLabelsHook', 'CheckpointError',
+           'CheckpointHook', 'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor', 'MemoryFormatHook',
+           'MergeBranchesHook', 'ResumableRunner']

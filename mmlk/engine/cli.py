@@ -12,6 +12,7 @@ from typing import Iterator, NoReturn, Sequence
 from mmengine.config import Config, DictAction
 
 from mmlk.engine import checkpoints, config, loading
+from mmlk.engine.distributed import use_gloo
 
 
 # Of annotations: pickles, and YAML with mmengine's loader, are programs.
@@ -94,7 +95,8 @@ def find_checkpoint(source: str) -> str:
 
 
 def build_runner(cfg: Config):
-    """The runner of a config: its own ``runner_type``, else :class:`mmlk.engine.ResumableRunner`.
+    """The runner of a config: its own ``runner_type``, else :class:`mmlk.engine.ResumableRunner`. Launched processes
+    join, by gloo on a CPU.
 
     Ends the program with one message where mmlk or a registry refuses what the config says.
     """
@@ -105,6 +107,10 @@ def build_runner(cfg: Config):
     hooks, check = cfg.get('custom_hooks') or [], dict(type='mmlk.CheckLabelsHook')
     if not is_detection(cfg) and check not in hooks:
         cfg.custom_hooks = [*hooks, check]
+    try:
+        use_gloo(cfg)
+    except ValueError as error:
+        fail(str(error))
     try:
         return registry.RUNNERS.build(cfg) if 'runner_type' in cfg else ResumableRunner.from_cfg(cfg)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmlk.engine.loading import DataError
+from mmlk.engine.resuming import CheckpointError
 from mmlk.ops import set_memory_format
 from mmlk.registry import HOOKS
 from mmlk.reparam import merge
@@ -61,6 +62,38 @@ class CheckLabelsHook(Hook):
             raise DataError(f'{name} holds label {found} after loading; the segmentor has classes 0 to '
                             f'{self.classes - 1}. tools/check_data.py lists all such files; is reduce_zero_label '
                             'right?')
+
+
+@HOOKS.register_module()
+class BatchSizeHook(Hook):
+    """Resume a run only with as many images per iteration as it began with, whatever the number of processes.
+
+    Schedules count iterations, and checkpoints hold the learning rate; both are of the batch that a run began with.
+    Each checkpoint's ``meta`` keeps ``batch_size``, images per iteration of all processes. One without it is resumed.
+    """
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Note the batch size."""
+        checkpoint['meta']['batch_size'] = self._batch_size(runner)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare it where the run is resumed.
+
+        Raises:
+            CheckpointError: The checkpoint has another one.
+        """
+        began = checkpoint.get('meta', {}).get('batch_size')
+        if not runner.cfg.get('resume') or began in (None, self._batch_size(runner)):
+            return
+        raise CheckpointError(
+            f'the checkpoint was trained with {began} images per iteration, and this run has '
+            f'{self._batch_size(runner)} ({runner.world_size} processes): the schedule and the learning rate would not '
+            f'fit. Resume with {began} (train_dataloader.batch_size times the number of processes), or begin a new '
+            'schedule from its weights with load_from instead')
+
+    @staticmethod
+    def _batch_size(runner: Runner) -> int:
+        return runner.world_size * runner.train_dataloader.batch_sampler.batch_size
 
 
 @HOOKS.register_module()

@@ -1,0 +1,123 @@
+"""Several processes without a GPU: what mmengine's launcher, model wrapper and SyncBN leave out.
+
+On a machine whose device is the CPU, mmengine's launcher asks for a GPU per process, its wrapper names one, and torch's
+SyncBatchNorm refuses CPU tensors. :func:`use_gloo` mends a config for such a machine and leaves every other as it is.
+"""
+import datetime
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.model import MMDistributedDataParallel
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmlk.registry import MODEL_WRAPPERS
+
+
+class _AllReduceSum(Function):
+    """Sum of a tensor over the processes; so is its gradient, as each process's loss depends on the sum."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor, group) -> Tensor:
+        ctx.group = group
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(tensor, group=group)
+        return tensor
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _AllReduceSum.apply(grad, ctx.group), None
+
+
+class CPUSyncBatchNorm(_BatchNorm):
+    """torch's SyncBatchNorm for tensors on a CPU, (N, C, ...); processes may have different N.
+
+    Mean and variance are of the whole batch in float32 or wider, in two passes, the variance about the common mean. It
+    is no subclass of ``nn.SyncBatchNorm``, which DistributedDataParallel refuses on a CPU.
+    """
+
+    process_group = None  # the whole world
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f'expected (N, C, ...), got {input.ndim} dimensions')
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; over the processes in training, by the running statistics in eval mode."""
+        group = self.process_group or dist.group.WORLD
+        if not self.training or not dist.is_initialized() or dist.get_world_size(group) == 1:
+            return super().forward(input)
+        self._check_input_dim(input)
+        axes = [0, *range(2, input.ndim)]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        x = input if input.dtype == torch.float64 else input.float()
+        total = _AllReduceSum.apply(torch.cat([x.sum(axes), x.new_tensor([x.numel() / x.shape[1]])]), group)
+        count = total[-1]
+        mean = total[:-1] / count
+        x = x - mean.view(shape)
+        variance = _AllReduceSum.apply(x.square().sum(axes), group) / count
+        if self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * count / (count - 1), momentum)
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            return torch.addcmul(self.bias.view(shape), x, (scale * self.weight).view(shape)).to(input.dtype)
+        return (x * scale.view(shape)).to(input.dtype)
+
+
+@MODEL_WRAPPERS.register_module()
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """mmengine's data parallel wrapper for a module on a CPU, whose SyncBatchNorm becomes :class:`CPUSyncBatchNorm`.
+
+    Args:
+        module: Model to train, on the CPU.
+        device_ids: None; mmengine names the GPU of the process where a config does not say None.
+        kwargs: To ``MMDistributedDataParallel``.
+    """
+
+    def __init__(self, module: nn.Module, device_ids: None = None, **kwargs):
+        for child in module.modules():
+            if isinstance(child, nn.SyncBatchNorm):
+                child.__class__ = CPUSyncBatchNorm  # has the same state: parameters, buffers and hooks stay
+        super().__init__(module=module, device_ids=device_ids, **kwargs)
+
+
+def use_gloo(cfg: Config) -> None:
+    """Where several processes are launched and the device is the CPU: join them by gloo, and fit the config to it.
+
+    Args:
+        cfg: Config with ``launcher`` set; its model wrapper, if it is mmengine's data parallel one, is replaced by
+            :class:`CPUDistributedDataParallel`.
+
+    Raises:
+        ValueError: Another launcher than ``'none'`` and ``'pytorch'``.
+    """
+    if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
+        return
+    if cfg.launcher != 'pytorch':
+        raise ValueError(f'the {cfg.launcher} launcher of mmengine takes a GPU per process and this machine has none: '
+                         'start the processes with torchrun, as tools/dist_train.sh does')
+    if not dist.is_initialized():
+        timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+        dist.init_process_group('gloo', timeout=timeout and datetime.timedelta(seconds=timeout))
+    strategy = cfg.get('strategy')
+    holder, key = (cfg, 'model_wrapper_cfg') if strategy is None else (strategy, 'model_wrapper')
+    wrapper = holder.get(key) or {}
+    if strategy is not None and strategy.type == 'FSDPStrategy':
+        holder[key] = dict(wrapper, device_id='cpu')  # FSDP takes a CPU only by name
+        if strategy.get('state_dict_cfg') == 'full':
+            # mmengine's 'full' offloads to the CPU, which is where the shares are: FSDP would free what it reads.
+            strategy.state_dict_cfg = dict(
+                state_dict_type='FULL_STATE_DICT',
+                state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
+                optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True))
+    elif wrapper.get('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
+        # broadcast_buffers and find_unused_parameters as mmengine sets them where a config names no wrapper
+        defaults = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
+        holder[key] = {**defaults, **wrapper, 'type': 'mmlk.CPUDistributedDataParallel', 'device_ids': None}

@@ -1,0 +1,93 @@
+"""Mixed precision stays near float32 over fifty steps, and a compiled model is the model."""
+import argparse
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmlk.datasets.layouts import Plan, write
+from tests.engine.test_distributed import assert_same_state, make_certain, read
+from tests.test_tools import tool
+from tests.test_training import shrunk
+
+STEPS = 50
+# Largest distance of the mean loss of ten successive steps from float32's, relative to it.
+BOUNDS = {'bfloat16': 0.01, 'float16': 0.01}
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('precision')
+    write(Plan('ade20k', seed=0, train=8, val=2, size=(64, 64)), folder)
+    return folder
+
+
+def tiny(data, work_dir, iterations):
+    cfg = shrunk('upernet_replknet31b_ade20k', 'ade20k', data, work_dir)
+    make_certain(cfg)
+    cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05))
+    cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
+    cfg.default_hooks.checkpoint.interval = iterations
+    cfg.experiment_name = work_dir.name
+    return cfg
+
+
+def losses(cfg):
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    history, _ = runner.message_hub.log_scalars['train/loss'].data
+    assert len(history) == STEPS
+    state = runner.model.state_dict()
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    assert all(tensor.dtype != torch.bfloat16 and tensor.dtype != torch.float16 for tensor in state.values())
+    return torch.as_tensor(history).double()
+
+
+@pytest.fixture(scope='module')
+def in_float32(data, tmp_path_factory):
+    return losses(tiny(data, tmp_path_factory.mktemp('float32'), STEPS))
+
+
+@pytest.mark.parametrize('dtype', BOUNDS)
+def test_fifty_steps_stay_near_float32(data, tmp_path, in_float32, dtype):
+    cfg = tiny(data, tmp_path / dtype, STEPS)
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.dtype = dtype
+    elif dtype == 'float16':
+        pytest.skip('float16 is for a GPU, and there is none')
+    tool('train').apply_options(cfg, argparse.Namespace(amp=True, auto_scale_lr=False, resume=None))
+    mixed = losses(cfg)
+    assert mixed.isfinite().all() and not torch.equal(mixed, in_float32)
+    assert in_float32[-10:].mean() < 0.9 * in_float32[:10].mean(), 'the run must learn for its losses to tell anything'
+    windows = [series.unfold(0, 10, 1).mean(1) for series in (mixed, in_float32)]
+    assert ((windows[0] - windows[1]).abs() / windows[1]).max() < BOUNDS[dtype]
+
+
+def test_bfloat16_autocast_reaches_the_backbone(data, tmp_path):
+    cfg = tiny(data, tmp_path / 'work', 1)
+    cfg.optim_wrapper.type = 'mmlk.BFloat16OptimWrapper'
+    runner = Runner.from_cfg(cfg)
+    seen = []
+    runner.model.backbone.register_forward_hook(lambda module, args, out: seen.append((module.training, out[0].dtype)))
+    runner.train()
+    assert (True, torch.bfloat16) in seen and (False, torch.float32) in seen and len(set(seen)) == 2
+
+
+def test_compile_trains_and_tests(data, tmp_path):
+    """A step of checkpointed blocks and a test, equal to the same without; aot_eager compiles sooner than inductor."""
+    results = {}
+    for name, settings in dict(eager={}, compiled=dict(compile=dict(backend='aot_eager'))).items():
+        cfg = tiny(data, tmp_path / name, 1)
+        assert cfg.model.backbone.with_cp
+        cfg.model.backbone.update(out_indices=(1, ), arch=dict(cfg.model.backbone.arch, layers=(1, 1, 1, 1)))
+        cfg.model.decode_head = dict(cfg.model.auxiliary_head, in_index=0, in_channels=16)
+        cfg.model.pop('auxiliary_head')
+        cfg.optim_wrapper.optimizer = dict(type='SGD', lr=0.01)
+        cfg.merge_from_dict(settings)
+        Runner.from_cfg(cfg).train()
+        cfg.merge_from_dict(dict(load_from=str(tmp_path / name / 'iter_1.pth'), experiment_name=f'{name}-test'))
+        results[name] = read(tmp_path / name, 1)['state_dict'], Runner.from_cfg(cfg).test()
+    (state, metrics), (expected, expected_metrics) = results['compiled'], results['eager']
+    assert_same_state(state, expected, 2e-5)
+    assert metrics == pytest.approx(expected_metrics, abs=0.011, nan_ok=True)
