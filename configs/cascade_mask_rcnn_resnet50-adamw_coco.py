@@ -11,6 +11,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         _base_.backbone,
-        init_cfg=dict(type='Pretrained', checkpoint='https://download.pytorch.org/models/resnet50-11ad3fa6.pth')),
+        init_cfg=dict(
+            type='Pretrained', checkpoint='https://download.pytorch.org/models/resnet50-11ad3fa6.pth')),
     neck=dict(in_channels=_base_.channels))
 optim_wrapper = dict(optimizer=dict(lr=2e-4))

@@ -1,7 +1,7 @@
 # ParC-Net-S, ImageNet-1K, on COCO: published 28.8 box AP, 5.2M parameters, at 320x320.
-# Source: the README of ParC-Net; the recipe is its config/detection/edgeformer/ssd_edgeformer_s.yaml, trained in
-# mixed precision (--amp). Its heads project each map to 64 to 512 channels by 1x1 convolutions first and its last
-# map is an average; the heads here are mmdet's.
+# Source: the README of ParC-Net; the recipe is its config/detection/edgeformer/ssd_edgeformer_s.yaml,
+# trained in mixed precision (--amp). Its heads project each map to 64 to 512 channels by 1x1 convolutions
+# first and its last map is an average; the heads here are mmdet's.
 _base_ = [
     '_base_/backbones/parcnet-s.py', '_base_/models/ssdlite.py',
     '_base_/datasets/coco_ssd_320.py', '_base_/schedules/det_adamw_200e_cosine.py', '_base_/runtime_det.py',

@@ -11,7 +11,8 @@ model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(
         _base_.backbone,
-        init_cfg=dict(type='Pretrained', checkpoint='https://download.pytorch.org/models/resnet50-11ad3fa6.pth')),
+        init_cfg=dict(
+            type='Pretrained', checkpoint='https://download.pytorch.org/models/resnet50-11ad3fa6.pth')),
     decode_head=dict(in_channels=_base_.channels, num_classes=150),
     auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150),
     test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(341, 341)))

@@ -1,7 +1,7 @@
 # ViT-B/16, ImageNet-21K, then 1K, on ADE20K: published 47.73 mIoU (49.95 multi-scale).
-# Source: mmsegmentation configs/vit/vit_vit-b16-ln_mln_upernet_8xb2-160k_ade20k-512x512.py. Its pretrained file is
-# timm's jx_vit_base_p16_224-80ecf9dd.pth, converted by mmsegmentation's tools/model_converters/vit2mmseg.py:
-# set model.backbone.init_cfg to it.
+# Source: mmsegmentation configs/vit/vit_vit-b16-ln_mln_upernet_8xb2-160k_ade20k-512x512.py. Its pretrained
+# file is timm's jx_vit_base_p16_224-80ecf9dd.pth, converted by mmsegmentation's
+# tools/model_converters/vit2mmseg.py: set model.backbone.init_cfg to it.
 _base_ = [
     '_base_/backbones/vit-b16.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k_swin.py', '_base_/runtime_seg.py',

@@ -1,7 +1,7 @@
-# The demo in shares over the processes (FSDP), each step's gradient from two iterations of half the images:
-# bash tools/dist_train.sh configs/demo/upernet_replknet-tiny_ade20k_fsdp.py 2
-# The whole model is one unit: heads are called by methods other than forward, which units of their own would not see.
-# Checkpoints are whole ones, so that one process tests, merges or resumes them.
+# The demo in shares over the processes (FSDP), each step's gradient from two iterations of half the
+# images: bash tools/dist_train.sh configs/demo/upernet_replknet-tiny_ade20k_fsdp.py 2
+# The whole model is one unit: heads are called by methods other than forward, which units of their own
+# would not see. Checkpoints are whole ones: one process tests or merges them.
 _base_ = './upernet_replknet-tiny_ade20k.py'
 runner_type = 'FlexibleRunner'
 strategy = dict(

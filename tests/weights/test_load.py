@@ -307,7 +307,7 @@ def test_mmengines_own_checkpoint(tmp_path, trained):
 def test_a_file_of_a_deeper_arch_does_not_pass_for_the_modules_own(tmp_path):
     with torch.device('meta'):
         shapes = {name: value.shape for name, value in ConvNeXt('S').state_dict().items()}
-    torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, tmp_path / 'small.pth')
+    torch.save({name: torch.zeros(shape, dtype=torch.half) for name, shape in shapes.items()}, tmp_path / 'small.pth')
     net = ConvNeXt('T')
     before = snapshot(net)
     with pytest.raises(WeightsError, match='has blocks for which ConvNeXt has no place') as failed:

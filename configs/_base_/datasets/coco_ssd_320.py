@@ -1,5 +1,5 @@
-# COCO 2017 boxes for SSD at 320x320, whatever the image's shape: crops that keep some overlap with a box, and
-# colours distorted.
+# COCO 2017 boxes for SSD at 320x320, whatever the image's shape: crops that keep some overlap with a box,
+# and colours distorted.
 _base_ = './coco_detection.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -16,7 +16,8 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(step, scale=(320, 320), keep_ratio=False) if step.type == 'Resize' else step for step in _base_.test_pipeline]
+    dict(step, scale=(320, 320), keep_ratio=False) if step.type == 'Resize' else step
+    for step in _base_.test_pipeline]
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
@@ -30,6 +31,7 @@ tta_pipeline = [
                              'flip_direction'))],
         ]),
 ]
-train_dataloader = dict(batch_size=32, num_workers=4, batch_sampler=None, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(
+    batch_size=32, num_workers=4, batch_sampler=None, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

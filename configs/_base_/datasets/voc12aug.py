@@ -1,5 +1,5 @@
-# Pascal VOC 2012 with the masks of SBD, as mmseg reads it: 10582 images to train on, 1449 to validate. 512x512 crops
-# of images whose short side is 384 to 768.
+# Pascal VOC 2012 with the masks of SBD, as mmseg reads it: 10582 images to train on, 1449 to validate.
+# 512x512 crops of images whose short side is 384 to 768.
 data_root = 'data/VOCdevkit/VOC2012'
 crop_size = (512, 512)
 train_pipeline = [

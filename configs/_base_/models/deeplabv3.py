@@ -1,4 +1,5 @@
-# DeepLabv3 as mmseg's, with the rates for a last map of stride 16. The leaf adds backbone, in_channels and num_classes.
+# DeepLabv3 as mmseg's, with the rates for a last map of stride 16. The leaf adds backbone, in_channels and
+# num_classes.
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(

@@ -1,5 +1,6 @@
-# SSD with depthwise separable layers (SSDLite), mmdet's, with the six maps and the anchors of MobileViT and ParC-Net
-# at 320x320. The leaf adds backbone; it gives maps of strides 16 and 32, with 128 and 160 channels.
+# SSD with depthwise separable layers (SSDLite), mmdet's, with the six maps and the anchors of MobileViT and
+# ParC-Net at 320x320. The leaf adds backbone; it gives maps of strides 16 and 32, with 128 and 160
+# channels.
 model = dict(
     type='SingleStageDetector',
     data_preprocessor=dict(type='DetDataPreprocessor', mean=[0, 0, 0], std=[255, 255, 255], bgr_to_rgb=False),

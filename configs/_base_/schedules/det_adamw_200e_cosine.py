@@ -1,5 +1,5 @@
-# ParC-Net's for SSD, after MobileViT: 200 epochs of 128 images per step (4 GPUs x 32), a cosine from 9e-4 to 1e-6 after
-# a warm-up from a tenth, decay on norms too, and weights averaged over the run.
+# ParC-Net's for SSD, after MobileViT: 200 epochs of 128 images per step (4 GPUs x 32), a cosine from 9e-4
+# to 1e-6 after a warm-up from a tenth, decay on norms too, and weights averaged over the run.
 _base_ = './det_adamw_3x.py'
 train_cfg = dict(max_epochs=200, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=9e-4, weight_decay=0.02), paramwise_cfg=dict(norm_decay_mult=1.0))

@@ -1,6 +1,6 @@
-# ParC-Net's for DeepLabv3 on Pascal VOC, after MobileViT: 50 epochs of 10582 images, 32 per step (4 GPUs x 8), a cosine
-# from 9e-4 to 1e-6 after a warm-up from a tenth, ten times that for the head, decay on norms too, and weights averaged
-# over the run.
+# ParC-Net's for DeepLabv3 on Pascal VOC, after MobileViT: 50 epochs of 10582 images, 32 per step (4 GPUs x
+# 8), a cosine from 9e-4 to 1e-6 after a warm-up from a tenth, ten times that for the head, decay on norms
+# too, and weights averaged over the run.
 _base_ = './seg_adamw_160k.py'
 train_cfg = dict(max_iters=16500, val_interval=1650)
 optim_wrapper = dict(
