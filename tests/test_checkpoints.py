@@ -12,7 +12,7 @@ from torch import serialization
 
 from mmlk import _checkpoints
 
-pytestmark = pytest.mark.skipif(_checkpoints._release('torch') < (2, 6), reason='torch < 2.6 has no allow-list of pairs')
+pytestmark = pytest.mark.skipif(_checkpoints._release('torch') < (2, 6), reason='torch < 2.6 lists no pairs')
 
 
 @pytest.fixture
@@ -68,7 +68,8 @@ class Asks:
 
 
 @pytest.mark.parametrize('owner, name', [
-    (HistoryBuffer, '__init__'), (HistoryBuffer, '__class__'), (np.ndarray, 'tofile'), (HistoryBuffer, 'register_statistics')])
+    (HistoryBuffer, '__init__'), (HistoryBuffer, '__class__'), (HistoryBuffer, 'register_statistics'),
+    (np.ndarray, 'tofile')])
 def test_no_other_attribute_is_handed_out(allowed, tmp_path, owner, name):
     torch.save(dict(x=Asks(owner, name)), tmp_path / 'bad.pth')
     with pytest.raises((pickle.UnpicklingError, ValueError)):

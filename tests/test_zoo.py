@@ -48,8 +48,8 @@ def test_a_row_says_what_its_config_says(name):
     row = ROWS[name]
     cfg = config(row)
     assert zoo.is_fresh(cfg, row), 'python tools/render_zoo.py --count'
-    data = {'ade20k': 'ADE20K', 'cityscapes': 'Cityscapes', 'voc': 'Pascal VOC 2012', 'coco': 'COCO'}[name.split('_')[-1].split('-')[0]]
-    assert row['Metadata']['Training Data'] == data
+    data = {'ade20k': 'ADE20K', 'cityscapes': 'Cityscapes', 'voc': 'Pascal VOC 2012', 'coco': 'COCO'}
+    assert row['Metadata']['Training Data'] == data[name.split('_')[-1].split('-')[0]]
     weights = row['Metadata'].get('Pretrained Weights')
     if weights in CATALOG:
         assert row['Metadata']['Pretraining'].startswith(CATALOG[weights].pretraining)

@@ -308,7 +308,8 @@ def test_tool(photograph, tmp_path, monkeypatch, capsys):
     report = json.loads((tmp_path / 'out' / 'cam.json').read_text())
     assert [facts['target'] for facts in report['images']] == ['ring'] * 3 and report['method'] == 'gradcam'
     files = [drawn['file'] for facts in report['images'] for drawn in facts['layers'].values()]
-    assert files[0] == '0_photograph_backbone.stages.3.norm.png' and files[-1] == 'second_decode_head.fpn_bottleneck.png'
+    assert files[0] == '0_photograph_backbone.stages.3.norm.png'
+    assert files[-1] == 'second_decode_head.fpn_bottleneck.png'
     assert all(Image.open(tmp_path / 'out' / file).size == (120, 96) for file in files) and len(set(files)) == 6
     with np.load(tmp_path / 'out' / 'cam.npz') as heats:
         assert {f'{name}.png' for name in heats} == set(files) and heats[files[0][:-4]].shape == (96, 120)
@@ -316,7 +317,8 @@ def test_tool(photograph, tmp_path, monkeypatch, capsys):
     assert 'random' not in capsys.readouterr().out
 
     torch.save(timm.create_model('test_resnet').state_dict(), tmp_path / 'timm.pth')
-    run(monkeypatch, 'timm:test_resnet', tmp_path / 'timm.pth', photograph, '--out', tmp_path / 'timm', '--device', 'cpu')
+    run(monkeypatch, 'timm:test_resnet', tmp_path / 'timm.pth', photograph, '--out', tmp_path / 'timm',
+        '--device', 'cpu')
     facts, = json.loads((tmp_path / 'timm' / 'cam.json').read_text())['images']
     assert list(facts['layers']) == ['stages.3'] or len(facts['layers']) == 1
     assert Image.open(tmp_path / 'timm' / 'photograph.png').size == (160, 160)
@@ -328,7 +330,8 @@ def test_tool(photograph, tmp_path, monkeypatch, capsys):
     (['EMPTY'], 'no image in'),
     (['CORRUPT'], 'corrupt.png cannot be read as an image'),
     (['missing.pth', 'PHOTOGRAPH'], "no weights 'missing.pth'"),
-    (['PHOTOGRAPH', '--layer', 'backbone.stages.9'], "EncoderDecoder has no layer 'backbone.stages.9'; there is backbone"),
+    (['PHOTOGRAPH', '--layer', 'backbone.stages.9'],
+     "EncoderDecoder has no layer 'backbone.stages.9'; there is backbone"),
     (['PHOTOGRAPH', '--target', 'rink'], "no class 'rink' among 6; there is ring"),
     (['PHOTOGRAPH', '--cfg-options', 'model.backbone=None'], 'the config has no backbone'),
 ])

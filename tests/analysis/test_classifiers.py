@@ -8,8 +8,8 @@ from torch import nn
 
 from mmlk.analysis import classifiers
 from mmlk.analysis.classifiers import build, from_config, with_head
-from mmlk.backbones import (ConvNeXt, GFNet, HorNet, MobileNetV2, MogaNet, ParCConvNeXt, ParCNet, RepLKNet, RepVGG, SLaK,
-                            UniRepLKNet, convnext, replknet)
+from mmlk.backbones import (ConvNeXt, GFNet, HorNet, MobileNetV2, MogaNet, ParCConvNeXt, ParCNet, RepLKNet, RepVGG,
+                            SLaK, UniRepLKNet, convnext, replknet)
 from mmlk.reparam import merge
 from mmlk.weights import WeightsError
 from mmlk.weights.catalog import CATALOG, FAMILIES, Entry
@@ -36,8 +36,9 @@ FORMS = {
              {'norm': nn.LayerNorm(32), 'head': linear(32)}),
     'UniRepLKNet': (UniRepLKNet, dict(TINY, kernel_sizes=((3, ), (13, ), (17, 0), (7, ))), 64,
                     {'norm': nn.LayerNorm(32), 'head': linear(32)}),
-    'HorNet': (HorNet, dict(depths=(1, 1, 2, 1), base_dim=8, gnconv=tuple(dict(order=n, s=1 / 3) for n in (2, 3, 4, 5))),
-               64, {'norm': nn.LayerNorm(64), 'head': linear(64)}),
+    'HorNet': (HorNet, dict(depths=(1, 1, 2, 1), base_dim=8,
+                            gnconv=tuple(dict(order=n, s=1 / 3) for n in (2, 3, 4, 5))), 64,
+               {'norm': nn.LayerNorm(64), 'head': linear(64)}),
     'GFNet': (GFNet, dict(embed_dim=(8, 16, 24, 32), depth=(1, 1, 2, 1), img_size=64), 64,
               {'norm': nn.LayerNorm(32), 'head': linear(32)}),
     'MogaNet': (MogaNet, dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), ffn_ratios=(8, 8, 4, 4)), 64,
@@ -142,8 +143,8 @@ def test_a_classifier_of_the_catalogue_brings_weights_and_images(tmp_path, monke
     kind, arch, _, head = FORMS['ConvNeXt']
     monkeypatch.setenv('MMLK_HOME', str(tmp_path))
     monkeypatch.setitem(convnext.ARCHS, 'tiny', arch)
-    entry = Entry('convnext-tiny_in1k', 'tiny', 'http://0.0.0.0/', 'classifier', '', '96x96', (1, 2, 3), (4, 5, 6), '', '',
-                  note='BGR pixels')
+    entry = Entry('convnext-tiny_in1k', 'tiny', 'http://0.0.0.0/', 'classifier', '', '96x96', (1, 2, 3), (4, 5, 6), '',
+                  '', note='BGR pixels')
     monkeypatch.setitem(CATALOG, entry.name, entry)
     monkeypatch.setitem(FAMILIES, 'ConvNeXt', (entry, ))
     (tmp_path / 'weights').mkdir()

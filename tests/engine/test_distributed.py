@@ -245,7 +245,7 @@ def test_one_process_goes_on_where_two_stopped(job, two):
     assert not (job / 'resumed' / 'iter_1.pth').exists()
     assert_same_state(read(job / 'resumed', 2)['state_dict'], read(two, 2)['state_dict'], 5e-5)
     halved = build_runner(single(job, 'halved', **resume, **{'train_dataloader.batch_size': 2}))
-    with pytest.raises(CheckpointError, match=r'trained with 4 images per iteration, and this run has 2 \(1 processes\)'):
+    with pytest.raises(CheckpointError, match=r'trained with 4 images per iteration, .* has 2 \(1 processes\)'):
         halved.train()
 
 

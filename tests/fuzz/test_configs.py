@@ -47,7 +47,8 @@ def refused(path) -> bool:
 
 
 @pytest.mark.parametrize('name', [DEMO, 'configs/demo/mask_rcnn_replknet-tiny_coco.py',
-                                  'configs/upernet_slak-t_ade20k.py', 'configs/upernet_convnext-t_ade20k.py', 'configs/pspnet_repvgg-b1g2-fast_cityscapes.py'])
+                                  'configs/upernet_slak-t_ade20k.py', 'configs/upernet_convnext-t_ade20k.py',
+                                  'configs/pspnet_repvgg-b1g2-fast_cityscapes.py'])
 @pytest.mark.parametrize('suffix', ['.json', '.yaml'])
 def test_what_mmengine_dumps_is_read_back(tmp_path, name, suffix):
     """The same settings, and in pipelines the same types, without which transforms refuse them."""

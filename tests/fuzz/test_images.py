@@ -70,7 +70,7 @@ def test_sizes(tmp_path, size):
 @cases(80, kind=st.sampled_from(sorted(MODES)), step=st.sampled_from(['cut', 'flip', 'random', 'empty', 'text']),
        place=st.floats(0, 0.99), junk=st.binary(min_size=1, max_size=40))
 def test_broken_files(tmp_path, kind, step, place, junk):
-    """Each reader names the file, or gives what it gives of the whole file: no part of a picture passes for all of it."""
+    """Each reader names the file, or gives what it gives of the whole file: no part of a picture passes for all."""
     content, meant = encoded('RGB', kind, smooth(33, 47))
     at = int(place * len(content))
     broken = {'cut': content[:at], 'flip': content[:at] + junk + content[at + len(junk):], 'random': junk, 'empty': b'',
