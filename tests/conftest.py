@@ -25,3 +25,10 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _not_deterministic():
+    """A runner with a seed turns deterministic algorithms on for its process, which other tests share."""
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True

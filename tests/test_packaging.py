@@ -11,7 +11,7 @@ import yaml
 
 CHECKOUT_TOOLS = {'doctor.py', 'render_zoo.py'}  # they look at files of a checkout
 LEFT_OUT = shutil.ignore_patterns('.git', '.venv*', 'data', 'work_dirs', 'build', 'dist', '*.egg-info', '__pycache__',
-                                  '.*_cache')
+                                  '.*_cache', '.hypothesis')
 
 
 def build(kind, source, out):

@@ -91,7 +91,7 @@ def labels_as_mmseg_reads_them(dataset):
 def test_mmseg_reads_the_ade20k_layout(tmp_path):
     from mmseg.datasets import ADE20KDataset, BaseSegDataset
     write(plan('ade20k'), tmp_path)
-    pipeline = [dict(type='mmseg.LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')]
+    pipeline = [dict(type='LoadImageFromFile', _scope_='mmseg'), dict(type='LoadAnnotations', _scope_='mmseg')]
     folders = dict(img_path='images/training', seg_map_path='annotations/training')
     stock = ADE20KDataset(data_root=str(tmp_path), data_prefix=folders, pipeline=pipeline)
     named = BaseSegDataset(data_root=str(tmp_path), data_prefix=folders, pipeline=pipeline,
@@ -111,7 +111,7 @@ def test_mmseg_reads_the_cityscapes_layout(tmp_path):
     write(plan('cityscapes'), tmp_path)
     dataset = CityscapesDataset(
         data_root=str(tmp_path), data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
-        pipeline=[dict(type='mmseg.LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')])
+        pipeline=[dict(type='LoadImageFromFile', _scope_='mmseg'), dict(type='LoadAnnotations', _scope_='mmseg')])
     assert len(dataset) == 2
     for index, labels in enumerate(labels_as_mmseg_reads_them(dataset)):
         scene = draw(1, 'val', index, SIZE)
@@ -125,8 +125,8 @@ def test_mmdet_reads_the_coco_layout(tmp_path):
     dataset = CocoDataset(
         data_root=str(tmp_path), ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'), metainfo=dict(classes=CLASSES[1:]),
-        pipeline=[dict(type='mmdet.LoadImageFromFile'),
-                  dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True)])
+        pipeline=[dict(type='LoadImageFromFile', _scope_='mmdet'),
+                  dict(type='LoadAnnotations', _scope_='mmdet', with_bbox=True, with_mask=True)])
     assert len(dataset) == 6
     for index in range(6):
         sample, scene = dataset[index], draw(1, 'train', index, SIZE)

@@ -29,12 +29,6 @@ REPO = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(autouse=True)
-def _as_it_was():
-    yield
-    torch.use_deterministic_algorithms(False)  # a seeded run on a CPU turns it on
-
-
 @pytest.fixture(autouse=True, scope='module')
 def _no_resolver():
     monkeypatch = pytest.MonkeyPatch()

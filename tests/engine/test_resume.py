@@ -31,11 +31,6 @@ KINDS = {'iterations': (False, 0), 'iterations, workers': (False, 2), 'epochs': 
 def _quick(monkeypatch):
     monkeypatch.setattr(ResumableRunner, '_log_env', lambda self, env: None)  # it asks compilers for their versions
     monkeypatch.setattr(Config, 'pretty_text', property(lambda self: str(self.to_dict())))  # yapf is slow
-    # a run seeded on a CPU leaves torch deterministic
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(before[0])
-    torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 class Events(Hook):
