@@ -35,6 +35,19 @@ def test_every_change_of_the_weight_is_noticed(backend):
     assert len(held()) == 1
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32, torch.float64])
+def test_changes_without_a_trace_that_leave_sums_as_they_were(dtype):
+    """Mirrored, permuted and exchanged taps and channels, and a little more in one tap."""
+    weight = torch.randn(8, 1, 31, 31).to(dtype)
+    changes = [weight.flip(-1), weight.flip(-2), weight.mT.clone(), weight.roll(1, -1), weight.roll(1, 0), -weight]
+    for tap in torch.randint(31 * 31, (20, )).tolist():
+        changes.append(weight.clone())
+        changes[-1][3].view(-1)[tap] += 0.0625 if dtype == torch.bfloat16 else 1e-3
+    marks = remembered._marks(weight)
+    assert torch.equal(marks, remembered._marks(weight))
+    assert not any(torch.equal(marks, remembered._marks(changed)) for changed in changes)
+
+
 def test_a_weight_in_the_place_of_another_is_not_taken_for_it():
     x, weight = torch.randn(1, 4, 24, 24), torch.randn(2, 4, 1, 13, 13)
     for values in weight:  # one after the other at the same address
@@ -82,7 +95,7 @@ def test_bounded_in_bytes_and_entries(monkeypatch):
         for _ in range(3):
             depthwise_conv2d(x, weight, backend='fft')
     assert len(held()) == 3
-    assert [torch.equal(entry[0], weight) for entry, weight in zip(held(), weights[3:])] == [True] * 3
+    assert [torch.equal(entry.marks, remembered._marks(weight)) for entry, weight in zip(held(), weights[3:])] == [True] * 3
     monkeypatch.setattr(remembered, '_ENTRIES', 2)
     depthwise_conv2d(x, weights[0], backend='fft')
     assert len(remembered._spectra) == 2
