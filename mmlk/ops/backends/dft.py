@@ -1,10 +1,10 @@
 """Convolution as a product of spectra whose transforms are matrix products: best where the map is too small for an FFT.
 
 A matrix product runs near the machine's peak and an FFT far below it, so up to lengths of about 64 the cubic method
-wins. Along the width a transform is complex, its real and imaginary parts interleaved. Along the height it is kept as
-cosine and sine sums P, Q of those complex numbers, Z = P - iQ, which halves the products: (P, Q) times (P', Q') is
-(PP' - QQ', PQ' + QP'). Any length will do, and where a row or a tap stands is a matter of phase, so nothing is padded,
-rolled or cropped.
+wins. Channels stand last throughout, so that products are large and nothing is transposed between them. Along the
+height a real map becomes cosine and sine sums A, B, for A - iB at a frequency v; along the width these become
+Z+ = F(A - iB) and Z- = F(A + iB), the spectrum at (v, u) and at (-v, u). Any length will do, and where a row or a tap
+stands is a matter of phase, so nothing is padded, rolled or cropped.
 """
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 
 from .base import Reach, half_precision_and_up
-from .spectral import Plan, Spectral
+from .spectral import Plan, Spectral, pixels_to_planes
 
-_CHUNK = 1 << 18  # elements of one chunk's spectra, for the caches
-_MATRICES = 128  # pairs that are kept of each kind, of at most 0.2 MiB in float32
+_CHUNK = 1 << 21  # elements of one chunk's circles, for the caches
+_MATRICES = 48  # pairs that are kept of each kind, of at most 0.5 MiB in float32
 _LONGEST = 160  # of a transform; past that its time and its memory have lost to the FFT for good
 
 
@@ -45,28 +45,35 @@ def _waves(samples: _Samples):
 
 @lru_cache(maxsize=_MATRICES)
 def _analysis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
-    """(left, right): ``left @ map @ right`` is the spectrum, P above Q, real and imaginary parts interleaved."""
-    left = torch.cat(_waves(rows))
+    """(left, right): ``left @ map`` is A and B in turn for each frequency, ``(A beside B) @ right`` is Z+ beside Z-,
+    real and imaginary parts interleaved."""
     cos, sin = _waves(columns)
-    return left.to(dtype), torch.stack([cos, -sin], 1).flatten(0, 1).t().to(dtype).contiguous()
+    right = [torch.stack(parts, 2).flatten(1) for parts in ((torch.cat([cos, cos]).t(), torch.cat([-sin, -sin]).t()),
+                                                            (torch.cat([-sin, sin]).t(), torch.cat([-cos, cos]).t()))]
+    return torch.stack(_waves(rows), 1).flatten(0, 1).to(dtype), torch.cat(right).to(dtype)
 
 
 @lru_cache(maxsize=_MATRICES)
 def _synthesis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
-    """(left, right): ``left @ spectrum @ right`` is the map at those samples."""
+    """(left, right): ``right @ (Z+ above Z-)`` is A above B, ``left @ (A, B in turn)`` is the map at those samples."""
     halves = []
     for samples in (rows, columns):
         share = torch.full((samples.length // 2 + 1, 1), 2 / samples.length, dtype=torch.float64)
         share[0] /= 2
         if samples.length % 2 == 0:
             share[-1] /= 2
-        halves.append([share * wave for wave in _waves(samples)])
-    cos, sin = halves[1]
-    return torch.cat(halves[0]).t().to(dtype).contiguous(), torch.stack([cos, -sin], 1).flatten(0, 1).to(dtype)
+        halves.append([(share * wave).t() for wave in _waves(samples)])
+    cos, sin = [wave / 2 for wave in halves[1]]  # A is half the sum of Z+ and Z-
+    right = [torch.stack(parts, 2).flatten(1) for parts in ((torch.cat([cos, cos], 1), torch.cat([-sin, -sin], 1)),
+                                                            (torch.cat([-sin, sin], 1), torch.cat([-cos, cos], 1)))]
+    return torch.stack(halves[0], 2).flatten(1).to(dtype), torch.cat(right).to(dtype)
 
 
 class _Plan(Plan):
-    """The samples of one problem: pixels where they stand, taps mirrored, each as a phase."""
+    """The samples of one problem: pixels where they stand, taps mirrored, each as a phase. A spectrum is (..., Fh, C,
+    2 Fw): at each frequency along the height Z+ and Z-."""
+
+    channels_last = True
 
     def __init__(self, problem):
         super().__init__(problem, transform_length, _CHUNK)
@@ -75,44 +82,46 @@ class _Plan(Plan):
                      for length, reach in zip(self.lengths, self.reaches)]
 
     def _spectrum(self, x, samples):
-        """(..., h, w) to a complex (..., 2, Fh, Fw): P and Q."""
+        """(..., h, w, C) to its spectrum."""
         left, right = _analysis(*samples, self.dtype)
-        half = torch.mm(x.reshape(-1, x.shape[-1]).to(self.dtype), right).view(-1, x.shape[-2], right.shape[1])
-        return torch.view_as_complex(torch.matmul(left, half).view(*x.shape[:-2], 2, len(left) // 2, -1, 2))
+        *outer, height, width, channels = x.shape
+        half = torch.matmul(left, x.reshape(-1, height, width * channels).to(self.dtype))
+        whole = torch.matmul(half.view(-1, 2 * width, channels).mT, right)
+        return torch.view_as_complex(whole.view(*outer, len(left) // 2, channels, -1, 2))
 
-    def _inverse(self, spectrum, samples):
-        """A complex (..., 2, Fh, Fw) to the map (..., h, w)."""
+    def _inverse(self, spectrum, samples, out):
+        """A spectrum to the map, into ``out`` (..., h, w, C)."""
         left, right = _synthesis(*samples, self.dtype)
-        half = torch.matmul(left, torch.view_as_real(spectrum).view(-1, left.shape[1], len(right)))
-        return torch.mm(half.view(-1, len(right)), right).view(*spectrum.shape[:-3], len(left), -1)
+        half = torch.matmul(right, torch.view_as_real(spectrum).view(-1, spectrum.shape[-2], right.shape[1]).mT)
+        half = half.view(-1, left.shape[1], len(right) // 2 * spectrum.shape[-2])
+        if out.is_contiguous() and out.dtype == self.dtype:
+            torch.bmm(left.expand(len(half), -1, -1), half, out=out.view(len(half), len(left), -1))
+        else:
+            out.copy_(torch.matmul(left, half).view(out.shape))
 
     def of_map(self, x):
-        return self._spectrum(x, self.map)
+        return self._spectrum(x.permute(0, 2, 3, 1), self.map)
 
     of_gradient = of_map
 
     def of_kernel(self, weight):
-        return self._spectrum(self.in_use(weight), self.taps)
-
-    def product(self, a, b, conjugate=False):
-        out = torch.empty_like(a)
-        (p, q), (ap, aq) = out.unbind(-3), a.unbind(-3)
-        bp, bq = (b.conj_physical() if conjugate else b).unbind(-3)
-        sign = -1 if conjugate else 1  # of Q, which is odd in the height
-        torch.mul(ap, bp, out=p).addcmul_(aq, bq, value=-sign)
-        torch.mul(aq, bp, out=q).addcmul_(ap, bq, value=sign)
-        return out
+        taps = self.in_use(weight)
+        return self._spectrum(taps.flatten(1).t().reshape(*taps.shape[1:], -1), self.taps)
 
     def add_constant(self, spectrum, values):
-        spectrum[..., 0, 0, 0] += values * self.area  # the sum of all pixels
+        columns = spectrum.shape[-1] // 2
+        spectrum[..., 0, :, ::columns] += values[:, None] * self.area  # the sum of all pixels, in Z+ and in Z-
 
     def output(self, spectrum, out):
-        out.copy_(self._inverse(spectrum, self.map))
+        last = torch.empty_like(out, memory_format=torch.channels_last) if out.stride(1) != 1 else out
+        self._inverse(spectrum, self.map, last.permute(0, 2, 3, 1))
+        if last is not out:
+            pixels_to_planes(last, out)
 
     grad_input = output
 
     def grad_taps(self, spectrum, out):
-        out.copy_(self._inverse(spectrum, self.taps))
+        self._inverse(spectrum, self.taps, out.permute(1, 2, 0))
 
 
 class DFT(Spectral):
@@ -135,7 +144,7 @@ class DFT(Spectral):
         height, width = plan.lengths
 
         def seconds(rows, columns):
-            return 2 * rows * width * (columns + height) / 130e9 + plan.area * 5e-10
+            return 2 * height * columns * (rows + 2 * width) / 200e9 + plan.area * 3e-10
 
-        return 1e-4 * len(plan.chunks) + problem.channels * (
+        return 1e-4 * len(plan.chunks) + self.laying_out(step, problem) + problem.channels * (
             maps * problem.batch * seconds(problem.height, problem.width) + kernels * seconds(problem.kh, problem.kw))

@@ -73,9 +73,6 @@ class _Plan(Plan):
     def of_kernel(self, weight):
         return self._spectrum('kernel', self.in_use(weight).flip(-1, -2))
 
-    def product(self, a, b, conjugate=False):
-        return a * (b.conj_physical() if conjugate else b)
-
     def add_constant(self, spectrum, values):
         spectrum[..., 0, 0] += values * self.area  # the sum of all pixels
 
@@ -106,5 +103,5 @@ class FFT(Spectral):
         plan = _Plan(problem)
         maps, kernels = self.transforms[step]
         planes = (maps * problem.batch + kernels) * problem.channels
-        rate = 30e9 if problem.device.type == 'cpu' else 1e12
-        return 2e-4 * len(plan.chunks) + planes * plan.area * (2.5 * log2(plan.area) + 10) / rate
+        rate, copied = (30e9, self.laying_out(step, problem)) if problem.device.type == 'cpu' else (1e12, 0)
+        return 2e-4 * len(plan.chunks) + copied + planes * plan.area * (2.5 * log2(plan.area) + 10) / rate

@@ -65,8 +65,8 @@ class _Plan(Plan):
         parts[:, :taps.shape[1], :taps.shape[2], 0] = taps
         return fft2(space)
 
-    def product(self, a, b, conjugate=False):
-        return a * b  # what wants a conjugate comes as one
+    def product(self, a, b, conjugate=False, out=None):
+        return torch.mul(a, b, out=out)  # what wants a conjugate comes as one
 
     def add_constant(self, spectrum, values):
         spectrum[..., 0, 0] += torch.complex(*[values.to(self.dtype) * self.area] * 2)  # the sums of all pixels
@@ -99,4 +99,5 @@ class FFTPairs(Spectral):
         plan = _Plan(problem)
         maps, kernels = self.transforms[step]
         planes = (maps * ((problem.batch + 1) // 2) + kernels) * problem.channels
-        return 1e-4 * len(plan.chunks) + planes * plan.area * (5 * log2(plan.area) + 20) / 60e9
+        return (1e-4 * len(plan.chunks) + self.laying_out(step, problem) +
+                planes * plan.area * (5 * log2(plan.area) + 20) / 60e9)

@@ -11,15 +11,17 @@ from .base import Backend, Problem, Reach, channel_chunks, compute_dtype
 from .remembered import remembered
 
 
-_PIXELS = 256  # that are laid out anew at a time
+_ELEMENTS, _CHANNELS = 1 << 17, 16  # that are laid out anew at a time
 
 
 class Plan:
-    """Transforms of one problem and their products; every spectrum is complex, (..., C, *spectrum).
+    """Transforms of one problem and their products; a spectrum is complex, its first dimension the batch if it has one.
 
     A subclass says what length a circle has for a least one, and the elements of a chunk's circles, and writes what
     raises here.
     """
+
+    channels_last = False  #: the layout of maps that the transforms want
 
     def __init__(self, problem: Problem, length: Callable[[int], int], elements: int):
         self.reaches = Reach.of(problem)
@@ -27,6 +29,14 @@ class Plan:
         self.area = self.lengths[0] * self.lengths[1]
         self.chunks = channel_chunks(problem, self.area, elements)
         self.dtype = compute_dtype(problem.dtype)
+
+    def lay_out(self, x):
+        """Maps (N, C, H, W) in the layout that the transforms want."""
+        if self.channels_last:
+            return x if x.is_contiguous(memory_format=torch.channels_last) else planes_to_pixels(x)
+        if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+            return x
+        return pixels_to_planes(x, torch.empty_like(x, memory_format=torch.contiguous_format))
 
     def in_use(self, weight):
         """The taps (C, th, tw) of ``weight`` (C, 1, kh, kw) that can meet the map."""
@@ -44,9 +54,9 @@ class Plan:
         """Spectrum of the taps in use of a weight (C, 1, kh, kw)."""
         raise NotImplementedError
 
-    def product(self, a, b, conjugate=False):
-        """``a`` times ``b`` or its conjugate; ``b`` may lack the batch."""
-        raise NotImplementedError
+    def product(self, a, b, conjugate=False, out=None):
+        """``a`` times ``b`` or its conjugate; ``b`` may lack the batch, and ``out`` may be ``a``."""
+        return torch.mul(a, b.conj_physical() if conjugate else b, out=out)
 
     def add_constant(self, spectrum, values):
         """Add a value per channel to the map of a spectrum, in place."""
@@ -66,19 +76,26 @@ class Plan:
         raise NotImplementedError
 
 
-def planes(x: Tensor) -> Tensor:
-    """The maps (N, C, H, W), those in channels_last laid out anew.
+def pixels_to_planes(x: Tensor, out: Tensor) -> Tensor:
+    """Copy maps (N, C, H, W) that are laid out in channels_last to ``out``.
 
     As matrices, which PyTorch transposes in blocks, where it copies four dimensions element by element; and some pixels
     at a time, to stay in the caches.
     """
-    n, c, h, w = x.shape
-    if not x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous():
-        return x
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for image, laid_out in zip(x.permute(0, 2, 3, 1).reshape(n, h * w, c), out.view(n, c, h * w)):
-        for pixels, columns in zip(image.split(_PIXELS), laid_out.split(_PIXELS, dim=1)):
+    if out.stride(1) == 1 or not out[:1].is_contiguous():
+        return out.copy_(x)
+    some = max(1, _ELEMENTS // x.shape[1])
+    for image, laid_out in zip(x.permute(0, 2, 3, 1).flatten(1, 2), out.flatten(2)):
+        for pixels, columns in zip(image.split(some), laid_out.split(some, dim=1)):
             columns.copy_(pixels.t())
+    return out
+
+
+def planes_to_pixels(x: Tensor) -> Tensor:
+    """The maps (N, C, H, W) laid out in channels_last, some channels at a time: the same the other way round."""
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    for planes, laid_out in zip(x.split(_CHANNELS, dim=1), out.split(_CHANNELS, dim=1)):
+        laid_out.copy_(planes)
     return out
 
 
@@ -97,6 +114,12 @@ class Spectral(Backend):
     transforms = {'inference': (2, 0), 'forward': (2, 1), 'grad_input': (2, 1), 'grad_weight': (2, 1),
                   'gradients': (3, 2)}
 
+    def laying_out(self, step: str, problem: Problem) -> float:
+        """Estimated seconds for maps in the layout that the plan does not want, on a CPU."""
+        if problem.channels_last == self.plan(problem).channels_last:
+            return 0
+        return self.transforms[step][0] * problem.batch * problem.channels * problem.height * problem.width / 3e9
+
     def inference(self, x, weight, bias, problem):
         plan = self.plan(problem)
         taps = remembered(self.name, problem, weight, lambda: [plan.of_kernel(weight[part]) for part in plan.chunks])
@@ -108,12 +131,12 @@ class Spectral(Backend):
 
     @staticmethod
     def _forward(plan, x, kernels, bias, problem, keep=None):
-        x, out = planes(x), torch.empty_like(x, memory_format=problem.memory_format)
+        x, out = plan.lay_out(x), torch.empty_like(x, memory_format=problem.memory_format)
         for part, taps in zip(plan.chunks, kernels):
             maps = plan.of_map(x[:, part])
             if keep is not None:
                 keep.extend((maps, taps))
-            product = plan.product(maps, taps)
+            product = plan.product(maps, taps, out=maps if keep is None else None)
             if bias is not None:
                 plan.add_constant(product, bias[part])
             plan.output(product, out[:, part])
@@ -130,8 +153,9 @@ class Spectral(Backend):
 
     def _gradients(self, grad, x, weight, problem, kept=()):
         """Those whose other factor is given, from one transform of the output's gradient."""
-        plan, grad = self.plan(problem), planes(grad)
-        x = planes(x) if x is not None and not kept else x
+        plan = self.plan(problem)
+        grad = plan.lay_out(grad)
+        x = plan.lay_out(x) if x is not None and not kept else x
         grad_x = None if weight is None else torch.empty_like(grad, memory_format=problem.memory_format)
         grad_w = None if x is None else grad.new_zeros(problem.channels, 1, problem.kh, problem.kw)
         for i, part in enumerate(plan.chunks):
@@ -141,6 +165,6 @@ class Spectral(Backend):
                 plan.grad_input(plan.product(spectrum, taps, conjugate=True), grad_x[:, part])
             if x is not None:
                 maps = kept[2 * i] if kept else plan.of_map(x[:, part])
-                product = plan.product(spectrum, maps, conjugate=True)
+                product = plan.product(spectrum, maps, conjugate=True, out=spectrum)
                 plan.grad_taps(product.sum(0) if len(product) > 1 else product[0], plan.in_use(grad_w[part]))
         return grad_x, grad_w
