@@ -82,6 +82,12 @@ class ResumableRunner(Runner):
             self._train_dataloader = loader
         return super().build_train_loop(loop)
 
+    def _maybe_compile(self, target: str) -> None:
+        """As mmengine's, but for the optimizer's step: to compile it takes long, and Adam's fails in torch 2.12."""
+        if target == 'train_step' and self.cfg.get('compile'):
+            self.optim_wrapper.update_params = torch.compiler.disable(self.optim_wrapper.update_params)
+        super()._maybe_compile(target)
+
     def resume(self, filename: str, *args, **kwargs) -> None:
         """As mmengine's; within an epoch, go on at the batch where the checkpoint was written."""
         try:
