@@ -42,6 +42,11 @@ MOST_PIXELS = 1e-3  # share of the pixels whose label rounding may change, where
 TURNS = 5  # of the timing
 
 
+def _window_attentions(model: nn.Module) -> List[nn.Module]:
+    """Those of mmseg's and mmdet's Swin."""
+    return [module for module in model.modules() if type(module).__name__ == 'ShiftWindowMSA']
+
+
 def _window_reverse(window_size: int, windows: Tensor, height: int, width: int) -> Tensor:
     """Windows (N * number, window_size, window_size, C) of a Swin to maps (N, height, width, C): as mmseg's and mmdet's
     own, which make a number of the batch."""
@@ -70,9 +75,8 @@ class Exportable(nn.Module):
             if len(constants[name]) not in (1, 3):
                 raise ValueError(f'photographs have three channels, and the {name} of data_preprocessor has '
                                  f'{len(constants[name])}')
-        for module in model.modules():
-            if type(module).__name__ == 'ShiftWindowMSA':
-                module.window_reverse = partial(_window_reverse, module.window_size)
+        for attention in _window_attentions(model):
+            attention.window_reverse = partial(_window_reverse, attention.window_size)
         self.network = model
         self.bgr = not converts_channels(preprocessor)
         self.register_buffer('mean', constants['mean'])
@@ -316,6 +320,9 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
     if any(length % divisor for length in size):
         raise ValueError(f'the config pads images to multiples of {divisor} pixels, and the file will not: '
                          f'{size[1]}x{size[0]} is none')
+    if dynamic_size and _window_attentions(model):
+        raise ValueError("Swin's windows are laid out in Python, by the size of the image: a file of it takes one size. "
+                         'Export without --dynamic-size, one file for each size')
     weights.load(model, checkpoint)
     model.requires_grad_(False)
     blocks = sum(isinstance(module, MergeableBranches) and not module.merged for module in model.modules())

@@ -144,6 +144,22 @@ def test_torchscript_of_any_size(family, tmp_path):
     assert json.loads(facts['std']) == pytest.approx([58.395, 57.12, 57.375])
 
 
+@pytest.mark.parametrize('format', sorted(formats.FORMATS))
+def test_a_swin_takes_any_batch_and_one_size(format, tmp_path):
+    """Its own window_reverse makes a number of the batch; padded, shifted windows are here."""
+    if format == 'onnx':
+        pytest.importorskip('onnxscript')
+    cfg = config(UPERNET)
+    cfg.model.backbone = dict(type='mmseg.SwinTransformer', embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 1, 2, 2))
+    cfg.model.decode_head.in_channels = [8, 16, 32, 64]
+    cfg.model.auxiliary_head.in_channels = 32
+    with pytest.raises(ValueError, match='one file for each size'):
+        write(cfg, tmp_path, format, (96, 128), dynamic_size=True)
+    model, path, _ = write(cfg, tmp_path, format, (96, 128))
+    for count in (1, 3):
+        assert_segments(path, model, pixels(count, 96, 128))
+
+
 def test_where_any_size_cannot_be_had_multiples_of_32_are(tmp_path):
     """torch.export asks of max pooling whether sizes are odd, in stock ResNets."""
     cfg = config(UPERNET)
