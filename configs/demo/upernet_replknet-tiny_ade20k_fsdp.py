@@ -5,7 +5,7 @@
 _base_ = './upernet_replknet-tiny_ade20k.py'
 runner_type = 'FlexibleRunner'
 strategy = dict(
-    type='FSDPStrategy',
+    type='mmlk.FSDPStrategy',
     state_dict_cfg='full',
     model_wrapper=dict(type='MMFullyShardedDataParallel', use_orig_params=True))
 optim_wrapper = dict(accumulative_counts=2)

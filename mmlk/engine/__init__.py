@@ -1,4 +1,4 @@
-from .distributed import CPUDistributedDataParallel
+from .distributed import CPUDistributedDataParallel, FSDPStrategy
 from .hooks import BatchSizeHook, CheckLabelsHook, MemoryFormatHook, MergeBranchesHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .precision import BFloat16OptimWrapper
@@ -7,5 +7,5 @@ from .runner import ResumableRunner
 from .sparsity import DynamicSparsityHook
 
 __all__ = ['BFloat16OptimWrapper', 'BatchSizeHook', 'CPUDistributedDataParallel', 'CheckLabelsHook', 'CheckpointError',
-           'CheckpointHook', 'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor', 'MemoryFormatHook',
+           'CheckpointHook', 'DynamicSparsityHook', 'FSDPStrategy', 'LayerDecayOptimWrapperConstructor', 'MemoryFormatHook',
            'MergeBranchesHook', 'ResumableRunner']

@@ -3,18 +3,21 @@
 On a machine whose device is the CPU, mmengine's launcher asks for a GPU per process, its wrapper names one, and torch's
 SyncBatchNorm refuses CPU tensors. :func:`use_gloo` mends a config for such a machine and leaves every other as it is.
 """
+import atexit
 import datetime
 
 import torch
 import torch.distributed as dist
+from mmengine._strategy import FSDPStrategy as _FSDPStrategy
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import MMDistributedDataParallel
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmlk.registry import MODEL_WRAPPERS
+from mmlk.registry import MODEL_WRAPPERS, STRATEGIES
 
 
 class _AllReduceSum(Function):
@@ -88,6 +91,23 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
         super().__init__(module=module, device_ids=device_ids, **kwargs)
 
 
+@STRATEGIES.register_module()
+class FSDPStrategy(_FSDPStrategy):
+    """mmengine's, which resumes: it hands torch the optimizer's state in an order of arguments that torch 2.1 ended."""
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        """Load the optimizer's state, of this process's shares or, where checkpoints are whole, of all."""
+        optimizer = self.optim_wrapper.optimizer
+        self.optim_wrapper.load_state_dict(
+            FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict))
+
+
+def _leave() -> None:
+    """End what gloo runs in the background, or a process that is done may abort while the interpreter shuts down."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def use_gloo(cfg: Config) -> None:
     """Where several processes are launched and the device is the CPU: join them by gloo, and fit the config to it.
 
@@ -106,10 +126,11 @@ def use_gloo(cfg: Config) -> None:
     if not dist.is_initialized():
         timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
         dist.init_process_group('gloo', timeout=timeout and datetime.timedelta(seconds=timeout))
+        atexit.register(_leave)
     strategy = cfg.get('strategy')
     holder, key = (cfg, 'model_wrapper_cfg') if strategy is None else (strategy, 'model_wrapper')
     wrapper = holder.get(key) or {}
-    if strategy is not None and strategy.type == 'FSDPStrategy':
+    if strategy is not None and strategy.type in ('FSDPStrategy', 'mmlk.FSDPStrategy'):
         holder[key] = dict(wrapper, device_id='cpu')  # FSDP takes a CPU only by name
         if strategy.get('state_dict_cfg') == 'full':
             # mmengine's 'full' offloads to the CPU, which is where the shares are: FSDP would free what it reads.

@@ -198,7 +198,7 @@ def gradients(checkpoint):
 
 def validated(folder):
     """What a job of the tools wrote of its last validation."""
-    log, = folder.glob('*/vis_data/scalars.json')
+    log = max(folder.glob('*/vis_data/scalars.json'))
     return json.loads(log.read_text().splitlines()[-1])
 
 
@@ -323,7 +323,7 @@ def test_a_process_killed_on_one_of_two_nodes_ends_both(tmp_path):
     assert f'Signal {signal.SIGKILL.value} (SIGKILL)' in told
 
 
-def test_fsdp_and_accumulated_gradients_equal_one_step(job):
+def test_fsdp_and_accumulated_gradients_resumed_equal_one_process(job):
     cfg = Config.fromfile(CONFIGS / 'demo' / 'upernet_replknet-tiny_ade20k_fsdp.py')
     plain = Config.fromfile(job / 'config.py')
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'randomness'):
@@ -342,10 +342,12 @@ def test_fsdp_and_accumulated_gradients_equal_one_step(job):
     cfg.optim_wrapper.optimizer.weight_decay = 0.1
     whole = copy.deepcopy(cfg)
     cfg.train_dataloader.batch_size = 1
-    cfg.train_cfg.update(max_iters=4, val_interval=4)
-    cfg.dump(job / 'fsdp.py')
-    (code, ), (out, ) = end(bash('dist_train.sh', job / 'fsdp.py', 2))
-    assert code == 0, out[-4000:]
+    cfg.default_hooks.checkpoint.interval = 2
+    for iterations, resumed in ((2, []), (4, ['--resume', job / 'shares' / 'iter_2.pth'])):
+        cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
+        cfg.dump(job / 'fsdp.py')
+        (code, ), (out, ) = end(bash('dist_train.sh', job / 'fsdp.py', 2, *resumed))
+        assert code == 0, out[-4000:]
 
     for key in ('runner_type', 'strategy'):
         whole.pop(key)
