@@ -5,6 +5,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmlk.engine.cli import (add_common_arguments, build_runner, fail, find_checkpoint, is_detection, load_config,
                              one_message, preflight)
+from mmlk.engine.distributed import leave
 
 
 def parse_args():
@@ -75,3 +76,4 @@ def main():
 
 if __name__ == '__main__':
     main()
+    leave()

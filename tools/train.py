@@ -7,6 +7,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmlk.engine.cli import (add_common_arguments, build_runner, fail, find_checkpoint, load_config, one_message,
                              preflight)
+from mmlk.engine.distributed import leave
 
 
 def parse_args():
@@ -60,3 +61,4 @@ def main():
 
 if __name__ == '__main__':
     main()
+    leave()

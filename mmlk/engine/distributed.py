@@ -5,6 +5,8 @@ SyncBatchNorm refuses CPU tensors. :func:`use_gloo` mends a config for such a ma
 """
 import atexit
 import datetime
+import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -102,10 +104,17 @@ class FSDPStrategy(_FSDPStrategy):
             FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict))
 
 
-def _leave() -> None:
-    """End what gloo runs in the background, or a process that is done may abort while the interpreter shuts down."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+_joined = False  # whether use_gloo has
+
+
+def leave() -> None:
+    """End a process that is done, if :func:`use_gloo` has joined it to others, without taking the interpreter down:
+    gloo's threads may still let go of tensors then, and abort the process."""
+    if _joined:
+        atexit._run_exitfuncs()  # of data loaders, log files and such
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def use_gloo(cfg: Config) -> None:
@@ -126,7 +135,8 @@ def use_gloo(cfg: Config) -> None:
     if not dist.is_initialized():
         timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
         dist.init_process_group('gloo', timeout=timeout and datetime.timedelta(seconds=timeout))
-        atexit.register(_leave)
+        global _joined
+        _joined = True
     strategy = cfg.get('strategy')
     holder, key = (cfg, 'model_wrapper_cfg') if strategy is None else (strategy, 'model_wrapper')
     wrapper = holder.get(key) or {}

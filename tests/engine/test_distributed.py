@@ -16,12 +16,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 from torch import nn
 
 from mmlk.datasets.layouts import Plan, write
 from mmlk.engine import BatchSizeHook, CheckpointError
 from mmlk.engine.cli import build_runner
-from mmlk.engine.distributed import CPUSyncBatchNorm, use_gloo
+from mmlk.engine.distributed import CPUDistributedDataParallel, CPUSyncBatchNorm, use_gloo
 from mmlk.registry import MODELS
 from tests.test_training import CONFIGS, shrink_model, shrunk
 from tests.utils import image, relative_error
@@ -102,6 +105,24 @@ def share(kind, rank=None):
     return normalise(norm, x[part], grad[part])
 
 
+def network_in_float64(rank=None):
+    """Gradients and buffers of a UperNet after a step of four images, or of a process's two of them."""
+    cfg = Config.fromfile(CONFIGS / 'upernet_replknet31b_ade20k.py')
+    shrink_model(cfg.model)
+    quiet(cfg.model)
+    torch.manual_seed(0)
+    model = MODELS.build(dict(cfg.model, _scope_='mmseg')).double().train()
+    model = revert_sync_batchnorm(model) if rank is None else CPUDistributedDataParallel(model)
+    part = slice(0, 4) if rank is None else slice(2 * rank, 2 * rank + 2)
+    labels = torch.from_numpy(np.random.RandomState(0).randint(0, 150, (4, 64, 64)))
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None]), metainfo=dict(img_shape=(64, 64)))
+               for label in labels]
+    losses = model(image(4, 3, 64, 64).double()[part], samples[part], mode='loss')
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    return [torch.cat([p.grad.flatten() for p in model.parameters()]),
+            torch.cat([b.flatten().double() for b in model.buffers()])]
+
+
 def _rank(rank, store, queue):
     dist.init_process_group('gloo', f'file://{store}', rank=rank, world_size=2)
     results = {}
@@ -112,20 +133,27 @@ def _rank(rank, store, queue):
         results[kind] = [[t.numpy() for t in group] for group in (maps, parameters, buffers)]
     half = CPUSyncBatchNorm(6)(image(2, 6, 4, 4, seed=rank).bfloat16())
     results['half'] = str(half.dtype)
+    results['network'] = [t.numpy() for t in network_in_float64(rank)]
     queue.put((rank, results))
     dist.destroy_process_group()
 
 
-def test_sync_batch_norm_equals_batch_norm_of_the_whole_batch(tmp_path):
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory):
+    """What two processes made of their shares."""
     context = multiprocessing.get_context('spawn')
-    queue = context.Queue()
-    processes = [context.Process(target=_rank, args=(rank, str(tmp_path / 'store'), queue), daemon=True)
+    queue, folder = context.Queue(), tmp_path_factory.mktemp('ranks')
+    processes = [context.Process(target=_rank, args=(rank, str(folder / 'store'), queue), daemon=True)
                  for rank in (0, 1)]
     for process in processes:
         process.start()
     ranks = dict(queue.get(timeout=200) for _ in processes)
     for process in processes:
         process.join(30)
+    return ranks
+
+
+def test_sync_batch_norm_equals_batch_norm_of_the_whole_batch(ranks):
     for kind in CASES:
         maps, parameters, buffers = share(kind)
         found = [[np.concatenate(pair) for pair in zip(ranks[0][kind][0], ranks[1][kind][0])], *ranks[0][kind][1:]]
@@ -137,6 +165,13 @@ def test_sync_batch_norm_equals_batch_norm_of_the_whole_batch(tmp_path):
         for first, second in zip(ranks[0][kind][2], ranks[1][kind][2]):
             assert (first == second).all()
     assert ranks[0]['half'] == ranks[1]['half'] == 'torch.bfloat16'
+
+
+def test_gradients_and_statistics_of_two_processes_equal_those_of_one(ranks):
+    """In float64, where rounding hides nothing."""
+    for rank in (0, 1):
+        for actual, expected in zip(ranks[rank]['network'], network_in_float64()):
+            assert relative_error(torch.as_tensor(actual), expected) < 1e-10
 
 
 def test_sync_batch_norm_alone_is_batch_norm():
@@ -163,7 +198,7 @@ def job(tmp_path_factory):
 
 
 def start_from_file(cfg, path):
-    """Give the model's initial weights, for runners draw other things, and not all the same, before they initialise it."""
+    """Give the model's initial weights: runners draw other things, and not all the same, before they initialise it."""
     torch.manual_seed(0)
     model = MODELS.build(dict(cfg.model, _scope_='mmseg'))
     model.init_weights()
@@ -171,10 +206,15 @@ def start_from_file(cfg, path):
     cfg.load_from = str(path)
 
 
-def make_certain(cfg):
-    cfg.model.backbone.drop_path_rate = 0.0
-    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+def quiet(model):
+    """Nothing random in a forward pass."""
+    model.backbone.drop_path_rate = 0.0
+    for head in (model.decode_head, model.auxiliary_head):
         head.dropout_ratio = 0.0
+
+
+def make_certain(cfg):
+    quiet(cfg.model)
     cfg.train_dataloader.dataset.pipeline = [
         dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True),
         dict(type='Resize', scale=(64, 64)), dict(type='PackSegInputs')]
