@@ -43,14 +43,17 @@ def _waves(samples: _Samples):
     return angles.cos(), angles.sin()
 
 
+def _to_both(cos, sin):
+    """(2 count, 4 frequencies): ``(A beside B) @`` this is Z+ beside Z-, real and imaginary parts interleaved."""
+    wave = torch.complex(cos, -sin).t()
+    both = torch.cat([torch.cat([wave, wave], 1), torch.cat([-1j * wave, 1j * wave], 1)])
+    return torch.view_as_real(both).flatten(1)
+
+
 @lru_cache(maxsize=_MATRICES)
 def _analysis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
-    """(left, right): ``left @ map`` is A and B in turn for each frequency, ``(A beside B) @ right`` is Z+ beside Z-,
-    real and imaginary parts interleaved."""
-    cos, sin = _waves(columns)
-    right = [torch.stack(parts, 2).flatten(1) for parts in ((torch.cat([cos, cos]).t(), torch.cat([-sin, -sin]).t()),
-                                                            (torch.cat([-sin, sin]).t(), torch.cat([-cos, cos]).t()))]
-    return torch.stack(_waves(rows), 1).flatten(0, 1).to(dtype), torch.cat(right).to(dtype)
+    """(left, right): ``left @ map`` is A and B in turn for each frequency, ``(A beside B) @ right`` is Z+ beside Z-."""
+    return torch.stack(_waves(rows), 1).flatten(0, 1).to(dtype), _to_both(*_waves(columns)).to(dtype)
 
 
 @lru_cache(maxsize=_MATRICES)
@@ -62,11 +65,9 @@ def _synthesis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
         share[0] /= 2
         if samples.length % 2 == 0:
             share[-1] /= 2
-        halves.append([(share * wave).t() for wave in _waves(samples)])
-    cos, sin = [wave / 2 for wave in halves[1]]  # A is half the sum of Z+ and Z-
-    right = [torch.stack(parts, 2).flatten(1) for parts in ((torch.cat([cos, cos], 1), torch.cat([-sin, -sin], 1)),
-                                                            (torch.cat([-sin, sin], 1), torch.cat([-cos, cos], 1)))]
-    return torch.stack(halves[0], 2).flatten(1).to(dtype), torch.cat(right).to(dtype)
+        halves.append([share * wave for wave in _waves(samples)])
+    left = torch.stack(halves[0], 1).flatten(0, 1).t()
+    return left.to(dtype).contiguous(), (_to_both(*halves[1]) / 2).to(dtype)  # A is half the sum of Z+ and Z-
 
 
 class _Plan(Plan):
@@ -146,5 +147,5 @@ class DFT(Spectral):
         def seconds(rows, columns):
             return 2 * height * columns * (rows + 2 * width) / 200e9 + plan.area * 3e-10
 
-        return 1e-4 * len(plan.chunks) + self.laying_out(step, problem) + problem.channels * (
+        return 1e-4 * len(plan.chunks) + plan.laying_out(problem, maps) + problem.channels * (
             maps * problem.batch * seconds(problem.height, problem.width) + kernels * seconds(problem.kh, problem.kw))

@@ -103,5 +103,5 @@ class FFT(Spectral):
         plan = _Plan(problem)
         maps, kernels = self.transforms[step]
         planes = (maps * problem.batch + kernels) * problem.channels
-        rate, copied = (30e9, self.laying_out(step, problem)) if problem.device.type == 'cpu' else (1e12, 0)
+        rate, copied = (30e9, plan.laying_out(problem, maps)) if problem.device.type == 'cpu' else (1e12, 0)
         return 2e-4 * len(plan.chunks) + copied + planes * plan.area * (2.5 * log2(plan.area) + 10) / rate

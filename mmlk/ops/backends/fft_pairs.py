@@ -99,5 +99,5 @@ class FFTPairs(Spectral):
         plan = _Plan(problem)
         maps, kernels = self.transforms[step]
         planes = (maps * ((problem.batch + 1) // 2) + kernels) * problem.channels
-        return (1e-4 * len(plan.chunks) + self.laying_out(step, problem) +
+        return (1e-4 * len(plan.chunks) + plan.laying_out(problem, maps) +
                 planes * plan.area * (5 * log2(plan.area) + 20) / 60e9)
