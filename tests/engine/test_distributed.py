@@ -169,8 +169,9 @@ def test_sync_batch_norm_equals_batch_norm_of_the_whole_batch(ranks):
 
 def test_gradients_and_statistics_of_two_processes_equal_those_of_one(ranks):
     """In float64, where rounding hides nothing."""
+    alone = network_in_float64()
     for rank in (0, 1):
-        for actual, expected in zip(ranks[rank]['network'], network_in_float64()):
+        for actual, expected in zip(ranks[rank]['network'], alone):
             assert relative_error(torch.as_tensor(actual), expected) < 1e-10
 
 
@@ -410,7 +411,7 @@ def test_fsdp_and_accumulated_gradients_resumed_equal_one_process(job):
     runner = build_runner(whole)
     runner.train()
     shares, expected = read(job / 'shares', 4), read(job / 'whole', 2)
-    assert_same_state(shares['state_dict'], expected['state_dict'], 5e-5)
+    assert_same_state(shares['state_dict'], expected['state_dict'], 2e-5)
     for group, other in zip(shares['optimizer']['param_groups'], expected['optimizer']['param_groups']):
         assert (len(group['params']), group['lr'], group['weight_decay'], group['depth']) == (
             len(other['params']), other['lr'], other['weight_decay'], other['depth'])
