@@ -4,6 +4,7 @@ from typing import Dict, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .backends import Problem, get
 from .backends.native import conv2d_same, convolution_gradients
@@ -63,12 +64,12 @@ def _packs_saved_tensors() -> bool:
 class _DepthwiseConv2d(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, x, weight, bias, backend, step):
-        learns = step == 'forward' and ctx.needs_input_grad[0] and ctx.needs_input_grad[1]
+    def forward(ctx, x, weight, bias, backend):
+        learns = ctx.needs_input_grad[0] and ctx.needs_input_grad[1]
         # Where something packs what is saved, spectra are not: checkpointing is there to save memory, and asks that the
         # recomputation saves the same tensors, while the method may have been measured, and changed, in between.
         keep = {} if learns and not _packs_saved_tensors() else None
-        out = _forward(x, weight, bias, backend, step, keep)
+        out = _forward(x, weight, bias, backend, 'forward', keep)
         ctx.keeper, kept = next(iter(keep.items())) if keep else (None, ())
         ctx.save_for_backward(x, weight, *kept)
         ctx.backend = backend
@@ -83,7 +84,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
                                                    Problem.of(x, weight))
         else:
             grad_x, grad_w = _gradients(grad, x, weight, ctx.backend, for_input, for_weight, {ctx.keeper: kept})
-        return grad_x, grad_w, _bias_gradient(grad) if for_bias else None, None, None
+        return grad_x, grad_w, _bias_gradient(grad) if for_bias else None, None
 
 
 # Under torch.compile the same two functions stand as operators of their own, which the compiler does not look into.
@@ -138,6 +139,12 @@ def _check(input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> None:
                              f'and {other.dtype} on {other.device}')
 
 
+def _transformed() -> bool:
+    """Whether ``torch.func``'s transforms or forward-mode differentiation follow the tensors, which they can through
+    PyTorch's own convolution only."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, *,
                      backend: Optional[str] = None) -> Tensor:
     """Depthwise convolution, stride 1, dilation 1, output as large as the input.
@@ -147,7 +154,8 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
         weight: (C, 1, kh, kw); odd, even and rectangular kernels, larger than the map too.
         bias: (C,) or None.
         backend: Name of the backend for all passes; None takes the fastest for each (:mod:`mmlk.ops.choice`). In
-            exported graphs (``torch.export``, ONNX, TorchScript) it is one plain convolution either way.
+            exported graphs (``torch.export``, ONNX, TorchScript) and under ``torch.func``'s transforms it is one plain
+            convolution either way.
 
     Returns:
         (N, C, H, W) in the input's memory format and dtype (autocast's under autocast).
@@ -162,15 +170,17 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
         bias = bias if bias is None else bias.to(dtype)
     _check(input, weight, bias)
     compiling = torch.compiler.is_compiling()
-    plain = kind == 'meta' or not compiling and type(input) not in (Tensor, nn.Parameter)  # fake tensors, among others
+    plain = kind == 'meta' or not compiling and (
+        type(input) not in (Tensor, nn.Parameter) or _transformed())  # fake tensors, among others
     if plain or exporting() or not (input.numel() and weight.numel()):
         if backend is not None:
             get(backend, Problem.of(input, weight))
         return conv2d_same(input, weight, bias, Problem.of(input, weight))
     if compiling:
         return _operator(input, weight, bias, backend)
-    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias))
-    return _DepthwiseConv2d.apply(input, weight, bias, backend, 'forward' if learns else 'inference')
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
+        return _DepthwiseConv2d.apply(input, weight, bias, backend)
+    return _forward(input, weight, bias, backend, 'inference')
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -90,11 +90,14 @@ class _Plan(Plan):
         whole = torch.matmul(half.view(-1, 2 * width, channels).mT, right)
         return torch.view_as_complex(whole.view(*outer, len(left) // 2, channels, -1, 2))
 
-    def _inverse(self, spectrum, samples, out):
+    def _inverse(self, spectrum, samples, out, bias=None):
         """A spectrum to the map, into ``out`` (..., h, w, C)."""
         left, right = _synthesis(*samples, self.dtype)
-        half = torch.matmul(right, torch.view_as_real(spectrum).view(-1, spectrum.shape[-2], right.shape[1]).mT)
-        half = half.view(-1, left.shape[1], len(right) // 2 * spectrum.shape[-2])
+        *_, frequencies, channels, _ = spectrum.shape
+        half = torch.matmul(right, torch.view_as_real(spectrum).view(-1, channels, right.shape[1]).mT)
+        if bias is not None:  # along the height a constant is A at frequency 0
+            half.view(-1, frequencies, 2, out.shape[-2], channels)[:, 0, 0].add_(bias, alpha=self.lengths[0])
+        half = half.view(-1, 2 * frequencies, out.shape[-2] * channels)
         if out.is_contiguous() and out.dtype == self.dtype:
             torch.bmm(left.expand(len(half), -1, -1), half, out=out.view(len(half), len(left), -1))
         else:
@@ -109,13 +112,9 @@ class _Plan(Plan):
         taps = self.in_use(weight)
         return self._spectrum(taps.flatten(1).t().reshape(*taps.shape[1:], -1), self.taps)
 
-    def add_constant(self, spectrum, values):
-        columns = spectrum.shape[-1] // 2
-        spectrum[..., 0, :, ::columns] += values[:, None] * self.area  # the sum of all pixels, in Z+ and in Z-
-
-    def output(self, spectrum, out):
+    def output(self, spectrum, out, bias=None):
         last = torch.empty_like(out, memory_format=torch.channels_last) if out.stride(1) != 1 else out
-        self._inverse(spectrum, self.map, last.permute(0, 2, 3, 1))
+        self._inverse(spectrum, self.map, last.permute(0, 2, 3, 1), bias)
         if last is not out:
             pixels_to_planes(last, out)
 
@@ -125,11 +124,14 @@ class _Plan(Plan):
         self._inverse(spectrum, self.taps, out.permute(1, 2, 0))
 
 
+_plan = lru_cache(maxsize=1024)(_Plan)  # it holds a few numbers
+
+
 class DFT(Spectral):
     name = 'dft'
 
     def plan(self, problem):
-        return _Plan(problem)
+        return _plan(problem)
 
     def can_run(self, problem):
         if problem.device.type != 'cpu':
@@ -140,7 +142,7 @@ class DFT(Spectral):
         return half_precision_and_up(problem.dtype)
 
     def cost(self, step, problem):
-        plan = _Plan(problem)
+        plan = _plan(problem)
         maps, kernels = self.transforms[step]
         height, width = plan.lengths
 

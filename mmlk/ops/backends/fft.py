@@ -73,10 +73,9 @@ class _Plan(Plan):
     def of_kernel(self, weight):
         return self._spectrum('kernel', self.in_use(weight).flip(-1, -2))
 
-    def add_constant(self, spectrum, values):
-        spectrum[..., 0, 0] += values * self.area  # the sum of all pixels
-
-    def output(self, spectrum, out):
+    def output(self, spectrum, out, bias=None):
+        if bias is not None:
+            spectrum[..., 0, 0] += bias * self.area  # the sum of all pixels
         out.copy_(self._window(spectrum, *self.after, *out.shape[-2:]))
 
     def grad_input(self, spectrum, out):

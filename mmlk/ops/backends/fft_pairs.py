@@ -13,7 +13,7 @@ from .base import half_precision_and_up
 from .fft import smooth_length
 from .spectral import Plan, Spectral
 
-_CHUNK = 1 << 19  # elements of one chunk's padded maps, for the caches
+_CHUNK = 3 << 18  # elements of one chunk's padded maps, for the caches
 
 
 class _Plan(Plan):
@@ -68,10 +68,9 @@ class _Plan(Plan):
     def product(self, a, b, conjugate=False, out=None):
         return torch.mul(a, b, out=out)  # what wants a conjugate comes as one
 
-    def add_constant(self, spectrum, values):
-        spectrum[..., 0, 0] += torch.complex(*[values.to(self.dtype) * self.area] * 2)  # the sums of all pixels
-
-    def output(self, spectrum, out):
+    def output(self, spectrum, out, bias=None):
+        if bias is not None:
+            spectrum[..., 0, 0] += torch.complex(*[bias.to(self.dtype) * self.area] * 2)  # the sums of all pixels
         self._unpack(ifft2(spectrum), *self.after, 0, out)
 
     def grad_input(self, spectrum, out):

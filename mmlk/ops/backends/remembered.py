@@ -12,7 +12,8 @@ from .base import Problem, compute_dtype
 _BYTES, _ENTRIES = 512 << 20, 1024  # the least recently used go past either
 
 _lock = threading.Lock()
-_spectra: 'OrderedDict[tuple, Optional[_Entry]]' = OrderedDict()
+_spectra: 'OrderedDict[tuple, Optional[_Entry]]' = OrderedDict()  # None where a problem was met and nothing is held
+_NOT_MET = object()
 
 
 class _Entry(NamedTuple):
@@ -30,7 +31,7 @@ def _directions(taps: int, dtype: torch.dtype) -> Tensor:
 
 def _marks(weight: Tensor) -> Tensor:
     """Two random projections (2, C) of each channel's taps."""
-    taps = weight.detach().flatten(1).to(compute_dtype(weight.dtype))
+    taps = weight.flatten(1).to(compute_dtype(weight.dtype))
     return torch.mm(_directions(taps.shape[1], taps.dtype), taps.t())
 
 
@@ -47,14 +48,14 @@ def remembered(backend: str, problem: Problem, weight: Tensor, make: Callable[[]
         return make()
     key = backend, problem, weight.data_ptr()
     with _lock:
-        met, entry = key in _spectra, _spectra.get(key)
-        if met:
-            _spectra.move_to_end(key)
-        else:
+        entry = _spectra.get(key, _NOT_MET)
+        if entry is _NOT_MET:
             _spectra[key] = None
-        while len(_spectra) > _ENTRIES:
-            _spectra.popitem(last=False)
-    if not met:
+            while len(_spectra) > _ENTRIES:
+                _spectra.popitem(last=False)
+        else:
+            _spectra.move_to_end(key)
+    if entry is _NOT_MET:
         return make()
     version, marks = None if weight.is_inference() else weight._version, _marks(weight)
     if entry is None or entry.version != version or not torch.equal(entry.marks, marks):

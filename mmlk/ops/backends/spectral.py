@@ -64,12 +64,8 @@ class Plan:
         """``a`` times ``b`` or its conjugate; ``b`` may lack the batch, and ``out`` may be ``a``."""
         return torch.mul(a, b.conj_physical() if conjugate else b, out=out)
 
-    def add_constant(self, spectrum, values):
-        """Add a value per channel to the map of a spectrum, in place."""
-        raise NotImplementedError
-
-    def output(self, spectrum, out):
-        """The output, into ``out`` (N, C, H, W), from map times kernel."""
+    def output(self, spectrum, out, bias=None):
+        """The output, into ``out`` (N, C, H, W), from map times kernel, which it may change, and a bias (C,)."""
         raise NotImplementedError
 
     def grad_input(self, spectrum, out):
@@ -137,9 +133,7 @@ class Spectral(Backend):
             if keep is not None:
                 keep.extend((maps, taps))
             product = plan.product(maps, taps, out=maps if keep is None else None)
-            if bias is not None:
-                plan.add_constant(product, bias[part])
-            plan.output(product, out[:, part])
+            plan.output(product, out[:, part], bias if bias is None else bias[part])
         return out
 
     def grad_input(self, grad, weight, problem):
