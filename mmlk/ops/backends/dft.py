@@ -19,8 +19,9 @@ _MATRICES = 48  # pairs that are kept of each kind, of at most 0.5 MiB in float3
 _LONGEST = 160  # of a transform; past that its time and its memory have lost to the FFT for good
 
 
-def transform_length(length: int) -> int:
-    """The smallest length >= ``length`` with a multiple of 4 frequencies, so that matrix products run at full speed."""
+def full_speed_length(length: int) -> int:
+    """The smallest length >= ``length`` with a multiple of 4 frequencies: along the width they are the columns of the
+    products, which run at full speed then."""
     frequencies = -(-(length // 2 + 1) // 4) * 4
     return max(length, 2 * (frequencies - 1))
 
@@ -77,7 +78,7 @@ class _Plan(Plan):
     channels_last = True
 
     def __init__(self, problem):
-        super().__init__(problem, transform_length, _CHUNK)
+        super().__init__(problem, (int, full_speed_length), _CHUNK)
         self.map = [_Samples(length, 0, 1, reach.extent) for length, reach in zip(self.lengths, self.reaches)]
         self.taps = [_Samples(length, reach.before, -1, reach.before + 1 + reach.after)
                      for length, reach in zip(self.lengths, self.reaches)]

@@ -39,7 +39,7 @@ class _Plan(Plan):
     """
 
     def __init__(self, problem):
-        super().__init__(problem, smooth_length, _CHUNK[problem.device.type])
+        super().__init__(problem, (smooth_length, smooth_length), _CHUNK[problem.device.type])
         self.device, self.spaces = problem.device, {}
         self.after = tuple(reach.after for reach in self.reaches)
 

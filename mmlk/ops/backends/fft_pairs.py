@@ -26,7 +26,7 @@ class _Plan(Plan):
     """
 
     def __init__(self, problem):
-        super().__init__(problem, smooth_length, _CHUNK)
+        super().__init__(problem, (smooth_length, smooth_length), _CHUNK)
         self.batch, self.spaces = problem.batch, {}
         self.after = tuple(reach.after for reach in self.reaches)
 

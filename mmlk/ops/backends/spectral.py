@@ -2,7 +2,7 @@
 
 With the circular length H + k // 2, not H + k - 1, the wrapped-around part falls only on what is cropped away.
 """
-from typing import Callable, Optional
+from typing import Callable, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -17,15 +17,15 @@ _ELEMENTS, _CHANNELS = 1 << 17, 16  # that are laid out anew at a time
 class Plan:
     """Transforms of one problem and their products; a spectrum is complex, its first dimension the batch if it has one.
 
-    A subclass says what length a circle has for a least one, and the elements of a chunk's circles, and writes what
-    raises here.
+    A subclass says what length a circle has for a least one, along the height and along the width, and the elements of a
+    chunk's circles, and writes what raises here.
     """
 
     channels_last = False  #: the layout of maps that the transforms want
 
-    def __init__(self, problem: Problem, length: Callable[[int], int], elements: int):
+    def __init__(self, problem: Problem, lengths: Tuple[Callable[[int], int], Callable[[int], int]], elements: int):
         self.reaches = Reach.of(problem)
-        self.lengths = tuple(length(reach.circle) for reach in self.reaches)
+        self.lengths = tuple(length(reach.circle) for length, reach in zip(lengths, self.reaches))
         self.area = self.lengths[0] * self.lengths[1]
         self.chunks = channel_chunks(problem, self.area, elements)
         self.dtype = compute_dtype(problem.dtype)
