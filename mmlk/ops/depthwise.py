@@ -173,9 +173,10 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
     plain = kind == 'meta' or not compiling and (
         type(input) not in (Tensor, nn.Parameter) or _transformed())  # fake tensors, among others
     if plain or exporting() or not (input.numel() and weight.numel()):
+        problem = Problem(input.device, input.dtype, *input.shape, *weight.shape[-2:])  # of any layout
         if backend is not None:
-            get(backend, Problem.of(input, weight))
-        return conv2d_same(input, weight, bias, Problem.of(input, weight))
+            get(backend, problem)
+        return conv2d_same(input, weight, bias, problem)
     if compiling:
         return _operator(input, weight, bias, backend)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from mmlk.ops import DepthwiseConv2d, depthwise_conv2d, replace_depthwise
@@ -159,6 +160,30 @@ def test_ddp(monkeypatch):
             assert relative_error(ours.grad, theirs.grad) < 1e-6
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_function_transforms_and_forward_mode():
+    x, weight = torch.randn(3, 1, 4, 9, 8), torch.randn(4, 1, 7, 7)
+    several = torch.stack([weight, weight.flip(-1), 2 * weight])
+    each = torch.stack([depthwise_conv2d(image, taps) for image, taps in zip(x, several)])
+    assert relative_error(torch.vmap(depthwise_conv2d)(x, several), each) < TOLERANCE[torch.float32]
+    last = x.permute(1, 3, 4, 2, 0)  # the images, in channels_last, along the last dimension
+    mapped = torch.vmap(lambda image: depthwise_conv2d(image.permute(0, 3, 1, 2), weight, backend='fft'), -1)(last)
+    assert relative_error(mapped, depthwise_conv2d(x[:, 0], weight)[:, None]) < TOLERANCE[torch.float32]
+
+    def loss(taps, image):
+        return depthwise_conv2d(image, taps).square().sum()
+
+    leaves = [weight.clone().requires_grad_() for _ in x]
+    wanted = [torch.autograd.grad(loss(leaf, image), leaf)[0] for leaf, image in zip(leaves, x)]
+    per_sample = torch.vmap(torch.func.grad(loss), (None, 0))(weight, x)
+    assert relative_error(per_sample, torch.stack(wanted)) < TOLERANCE[torch.float32]
+    direction = torch.randn_like(weight)
+    _, along = torch.func.jvp(lambda taps: loss(taps, x[0]), (weight,), (direction,))
+    assert relative_error(along, (wanted[0] * direction).sum()) < TOLERANCE[torch.float32]
+    with forward_ad.dual_level():
+        value = loss(forward_ad.make_dual(weight, direction), x[0])
+        assert relative_error(forward_ad.unpack_dual(value).tangent, along) < TOLERANCE[torch.float32]
 
 
 def test_frozen_weights_and_inference_mode():

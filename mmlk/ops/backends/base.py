@@ -24,7 +24,7 @@ class Problem(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, weight: Tensor) -> 'Problem':
         """The problem of an input (N, C, H, W) and a weight (C, 1, kh, kw)."""
-        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
         return cls(x.device, x.dtype, *x.shape, *weight.shape[-2:], last)
 
     @property

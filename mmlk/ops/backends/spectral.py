@@ -17,8 +17,8 @@ _ELEMENTS, _CHANNELS = 1 << 17, 16  # that are laid out anew at a time
 class Plan:
     """Transforms of one problem and their products; a spectrum is complex, its first dimension the batch if it has one.
 
-    A subclass says what length a circle has for a least one, along the height and along the width, and the elements of a
-    chunk's circles, and writes what raises here.
+    A subclass says what length a circle has for a least one, along the height and along the width, how many elements a
+    chunk's circles have, and writes what raises here.
     """
 
     channels_last = False  #: the layout of maps that the transforms want
