@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import TABLE, Problem
-from .choice import choose, choose_gradients, timed
+from .choice import choose, choose_training, timed
 from .depthwise import depthwise_conv2d
 
 Call = Callable[[], object]
@@ -131,11 +131,11 @@ def calls_of(case: Case, device: torch.device) -> Tuple[Problem, Dict[str, Call]
 
 def _chosen(case: Case, problem: Problem) -> List[str]:
     """The backends that automatic choice has settled on, pass by pass."""
-    forward = choose('forward' if case.backward else 'inference', problem)[0].name
     if not case.backward:
-        return [forward]
-    backward = choose_gradients(problem)
-    return [forward, *(backward.get(step, backward.get('gradients')).name for step in ('grad_input', 'grad_weight'))]
+        return [choose('inference', problem)[0].name]
+    methods = choose_training(problem)
+    together = methods.get('training') or methods.get('gradients')
+    return [(methods.get(step) or together).name for step in ('forward', 'grad_input', 'grad_weight')]
 
 
 def turns(calls: Dict[str, Call], device: torch.device, budget: float = 3.0, most: int = 15) -> Dict[str, List[float]]:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections import OrderedDict
 from functools import partial
+from math import inf
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -22,7 +23,7 @@ _TURNS, _SPELL = (4, 20), 0.05  # that backends are timed for, least and most, a
 
 _ENTRIES = 4096  # of each table; those that were not met for the longest go
 
-_chosen: 'OrderedDict[tuple, Tuple[Backend, float]]' = OrderedDict()
+_chosen: 'OrderedDict[tuple, Tuple[Optional[Backend], float]]' = OrderedDict()
 _met: 'OrderedDict[tuple, int]' = OrderedDict()
 
 
@@ -37,7 +38,7 @@ def candidates(step: str, problem: Problem) -> List[Tuple[float, Backend]]:
     """Backends that can run the problem, with their estimated seconds, the least first."""
     able = []
     for backend in TABLE:
-        if step == 'gradients' and not backend.joint:
+        if step == 'gradients' and not backend.joint or step == 'training' and not backend.keeps:
             continue
         ok, reason = backend.can_run(problem)
         if ok:
@@ -79,10 +80,12 @@ def _key(step: str, problem: Problem) -> tuple:
     return step, problem, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
 
 
-def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], object]] = None) -> Tuple[Backend, float]:
-    """The backend for one pass (one of ``STEPS``) and its seconds.
+def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], object]] = None,
+           most: float = inf) -> Tuple[Optional[Backend], float]:
+    """The backend for one step (one of ``STEPS``) and its seconds.
 
-    ``call(backend)`` runs the pass, to measure it; without it, what is known so far.
+    ``call(backend)`` runs the step, to measure it; without it, what is known so far. None, and endless seconds, where
+    no backend can, or none in anything like ``most`` seconds.
     """
     key = _key(step, problem)
     known = _chosen.get(key)
@@ -90,33 +93,49 @@ def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], objec
         _keep(_chosen, key, known)
         return known
     pairs = candidates(step, problem)
-    worth = [(backend, cost) for cost, backend in pairs if cost <= _WORTH * pairs[0][0]]
+    least = min([most, *(cost for cost, _ in pairs)])
+    worth = [(backend, cost) for cost, backend in pairs if cost <= _WORTH * least]
+    best = worth[0] if worth else (None, inf)
     if call is None:
-        return worth[0]
+        return best
     fixed = torch.are_deterministic_algorithms_enabled()
     if not fixed:
         meetings = _met.get(key, 0) + 1
         _keep(_met, key, meetings)
         if meetings < _MEETINGS or _capturing(problem.device):
-            return worth[0]
+            return best
         _met.pop(key, None)
-        times = race([partial(call, backend) for backend, _ in worth], problem.device)
-        worth = [(backend, seconds) for (backend, _), seconds in zip(worth, times)]
-        worth.sort(key=lambda pair: pair[1])
+        if worth:
+            times = race([partial(call, backend) for backend, _ in worth], problem.device)
+            worth = [(backend, seconds) for (backend, _), seconds in zip(worth, times)]
+            worth.sort(key=lambda pair: pair[1])
+            best = worth[0]
     _logger.debug('%s of %s: %s (%s)', step, problem, ', '.join(f'{b.name} {cost * 1e3:.3f} ms' for b, cost in worth),
                   'estimated' if fixed else 'measured')
-    _keep(_chosen, key, worth[0])
-    return worth[0]
+    _keep(_chosen, key, best)
+    return best
 
 
-def choose_gradients(problem: Problem, call: Optional[Callable[[str, Backend], object]] = None) -> Dict[str, Backend]:
-    """The backends of both gradients, by step: ``'grad_input'`` and ``'grad_weight'``, or ``'gradients'`` alone."""
-    chosen = {step: choose(step, problem, call and (lambda backend, step=step: call(step, backend)))
+def choose_gradients(problem: Problem,
+                     call: Optional[Callable[[str, Backend], object]] = None) -> Tuple[Dict[str, Backend], float]:
+    """The backends of both gradients, by step, and their seconds: ``'grad_input'`` and ``'grad_weight'``, or
+    ``'gradients'`` alone."""
+    chosen = {step: choose(step, problem, call and partial(call, step))
               for step in ('grad_input', 'grad_weight', 'gradients')}
     together, seconds = chosen.pop('gradients')
-    if seconds <= sum(apart for _, apart in chosen.values()):
-        return {'gradients': together}
-    return {step: backend for step, (backend, _) in chosen.items()}
+    apart = sum(seconds for _, seconds in chosen.values())
+    if seconds <= apart:
+        return {'gradients': together}, seconds
+    return {step: backend for step, (backend, _) in chosen.items()}, apart
+
+
+def choose_training(problem: Problem, call: Optional[Callable[[str, Backend], object]] = None) -> Dict[str, Backend]:
+    """The backends of a forward pass and both gradients, by step: ``'training'`` alone, or ``'forward'`` and those of
+    :func:`choose_gradients`."""
+    forward, seconds = choose('forward', problem, call and partial(call, 'forward'))
+    gradients, more = choose_gradients(problem, call)
+    whole, together = choose('training', problem, call and partial(call, 'training'), most=seconds + more)
+    return {'training': whole} if together <= seconds + more else {'forward': forward, **gradients}
 
 
 def _capturing(device: torch.device) -> bool:

@@ -1,56 +1,82 @@
 """Depthwise convolution with large kernels: a function, a module that is an ``nn.Conv2d``, a verb to swap it in."""
 from functools import partial
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .backends import Problem, get
+from .backends import Backend, Problem, get
 from .backends.native import conv2d_same, convolution_gradients
-from .backends.spectral import Spectral
-from .choice import choose, choose_gradients
+from .choice import choose, choose_gradients, choose_training
 from .layout import exporting
 
-Kept = Dict[str, List[Tensor]]
+
+def _run(step: str, method: Backend, problem: Problem, x: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
+         grad: Optional[Tensor] = None):
+    """One step (one of ``STEPS``) by one backend."""
+    if step in ('inference', 'forward'):
+        return getattr(method, step)(x, weight, bias, problem)
+    if step == 'grad_input':
+        return method.grad_input(grad, weight, problem)
+    if step == 'grad_weight':
+        return method.grad_weight(grad, x, problem)
+    if step == 'gradients':
+        return method.gradients(grad, x, weight, problem)
+    kept = []
+    return method.forward(x, weight, bias, problem, kept), method.gradients(grad, x, weight, problem, kept)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str], step: str = 'forward',
-             keep: Optional[Kept] = None) -> Tensor:
-    """The output, by ``step`` 'inference' or 'forward'; what a backend leaves for its gradients goes into ``keep``."""
+def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str],
+             step: str = 'forward') -> Tensor:
+    """The output, by ``step`` 'inference' or 'forward'."""
     problem = Problem.of(x, weight)
 
     def run(method):
-        return getattr(method, step)(x, weight, bias, problem)
+        return _run(step, method, problem, x, weight, bias)
 
-    method = get(backend, problem) if backend else choose(step, problem, run)[0]
-    if keep is None or not isinstance(method, Spectral):
-        return run(method)
-    return method.forward(x, weight, bias, problem, keep.setdefault(method.name, []))
+    return run(get(backend, problem) if backend else choose(step, problem, run)[0])
 
 
-def _gradients(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool, for_weight: bool,
-               kept: Kept = {}) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor],
+              backend: Optional[str]) -> Tuple[Tensor, Dict[str, Backend], List[Tensor]]:
+    """The output, the backends of each step, and what one of them left for its gradients."""
+    problem = Problem.of(x, weight)
+    if backend:
+        method = get(backend, problem)
+        methods = {'training': method} if method.keeps else {'forward': method, 'gradients': method}
+    else:  # how long the gradients take does not depend on the values of the output's, which are still to come
+        methods = choose_training(problem, lambda step, method: _run(step, method, problem, x, weight, bias, grad=x))
+    kept = []
+    if 'training' in methods:
+        return methods['training'].forward(x, weight, bias, problem, kept), methods, kept
+    return methods['forward'].forward(x, weight, bias, problem), methods, kept
+
+
+def _gradients(grad: Tensor, x: Tensor, weight: Tensor, methods: Dict[str, Backend],
+               kept: Sequence[Tensor] = ()) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Those of the steps among ``methods``."""
+    problem = Problem.of(x, weight)
+    if 'training' in methods:
+        return methods['training'].gradients(grad, x, weight, problem, kept)
+    if 'gradients' in methods:
+        return methods['gradients'].gradients(grad, x, weight, problem)
+    return tuple(_run(step, methods[step], problem, x, weight, grad=grad) if step in methods else None
+                 for step in ('grad_input', 'grad_weight'))
+
+
+def _gradient_methods(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
+                      for_weight: bool) -> Dict[str, Backend]:
+    """The backends for a backward pass of which the forward pass knew nothing."""
     problem = Problem.of(x, weight)
 
     def run(step, method):
-        if step == 'gradients' and method.name in kept:
-            return method.gradients(grad, x, weight, problem, kept[method.name])
-        if step == 'gradients':
-            return method.gradients(grad, x, weight, problem)
-        if step == 'grad_input':
-            return method.grad_input(grad, weight, problem)
-        return method.grad_weight(grad, x, problem)
+        return _run(step, method, problem, x, weight, grad=grad)
 
     if for_input and for_weight:
-        methods = {'gradients': get(backend, problem)} if backend else choose_gradients(problem, run)
-    else:
-        methods = {}
-        for step in ['grad_input'] * for_input + ['grad_weight'] * for_weight:
-            methods[step] = get(backend, problem) if backend else choose(step, problem, partial(run, step))[0]
-    if 'gradients' in methods:
-        return run('gradients', methods['gradients'])
-    return tuple(run(step, methods[step]) if step in methods else None for step in ('grad_input', 'grad_weight'))
+        return {'gradients': get(backend, problem)} if backend else choose_gradients(problem, run)[0]
+    return {step: get(backend, problem) if backend else choose(step, problem, partial(run, step))[0]
+            for step in ['grad_input'] * for_input + ['grad_weight'] * for_weight}
 
 
 def _bias_gradient(grad: Tensor) -> Tensor:
@@ -68,9 +94,10 @@ class _DepthwiseConv2d(torch.autograd.Function):
         learns = ctx.needs_input_grad[0] and ctx.needs_input_grad[1]
         # Where something packs what is saved, spectra are not: checkpointing is there to save memory, and asks that the
         # recomputation saves the same tensors, while the method may have been measured, and changed, in between.
-        keep = {} if learns and not _packs_saved_tensors() else None
-        out = _forward(x, weight, bias, backend, 'forward', keep)
-        ctx.keeper, kept = next(iter(keep.items())) if keep else (None, ())
+        if learns and not _packs_saved_tensors():
+            out, ctx.methods, kept = _training(x, weight, bias, backend)
+        else:
+            out, ctx.methods, kept = _forward(x, weight, bias, backend), None, ()
         ctx.save_for_backward(x, weight, *kept)
         ctx.backend = backend
         return out
@@ -83,7 +110,8 @@ class _DepthwiseConv2d(torch.autograd.Function):
             grad_x, grad_w = convolution_gradients(grad, x if for_weight else None, weight if for_input else None,
                                                    Problem.of(x, weight))
         else:
-            grad_x, grad_w = _gradients(grad, x, weight, ctx.backend, for_input, for_weight, {ctx.keeper: kept})
+            methods = ctx.methods or _gradient_methods(grad, x, weight, ctx.backend, for_input, for_weight)
+            grad_x, grad_w = _gradients(grad, x, weight, methods, kept)
         return grad_x, grad_w, _bias_gradient(grad) if for_bias else None, None
 
 
@@ -101,7 +129,7 @@ def _(x, weight, bias, backend):
 @torch.library.custom_op('mmlk::depthwise_conv2d_backward', mutates_args=())
 def _backward_operator(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
                        for_weight: bool) -> Tuple[Tensor, Tensor]:
-    grads = _gradients(grad, x, weight, backend, for_input, for_weight)
+    grads = _gradients(grad, x, weight, _gradient_methods(grad, x, weight, backend, for_input, for_weight))
     return tuple(x.new_empty(0) if g is None else g for g in grads)
 
 

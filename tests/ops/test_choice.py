@@ -41,7 +41,8 @@ def test_automatic_choice_logs_the_same_reason(caplog, fresh):
 def test_estimates_keep_large_kernels_off_the_stock_path_and_small_ones_on_it():
     for step in STEPS:
         order = [b.name for _, b in choice.candidates(step, LARGE)]
-        assert order[0] in ('fft', 'fft_pairs', 'dft') and order[-1] in ('native', 'channels_last')
+        assert order[0] in ('fft', 'fft_pairs', 'dft')
+        assert order[-1] in ('native', 'channels_last') or step == 'training' and not {'native', 'padded'} & {*order}
     assert choice.candidates('forward', LARGE._replace(kh=3, kw=3))[0][1].name == 'native'
 
 
@@ -79,6 +80,42 @@ def test_the_faster_backend_is_chosen(fresh, monkeypatch):
     for _ in range(2):
         choose()
     assert (choose()[0].name, choose()[1]) == ('dft', 2.0)
+
+
+@pytest.mark.parametrize('together, expected', [(5.9, {'training': 'fft_pairs'}),
+                                                (6.1, {'forward': 'channels_last', 'gradients': 'fft'})])
+def test_spectra_are_kept_where_that_beats_the_best_of_each_pass(fresh, monkeypatch, together, expected):
+    durations = {('forward', 'channels_last'): 1.0, ('gradients', 'fft'): 5.0, ('training', 'fft_pairs'): together}
+    monkeypatch.setattr(choice, 'timed', lambda call, device: call())
+    problem = LARGE._replace(batch=2, channels=512, height=16, width=16)
+    for _ in range(3):
+        methods = choice.choose_training(problem, lambda step, backend: durations.get((step, backend.name), 9.0))
+    assert {step: backend.name for step, backend in methods.items()} == expected
+    assert choice.choose_training(problem) == methods
+
+
+def test_training_goes_without_spectra_where_they_cannot_run(fresh):
+    problem = LARGE._replace(device=torch.device('xpu'))
+    for _ in range(4):
+        methods = choice.choose_training(problem, lambda step, backend: None)
+    assert {backend.name for backend in methods.values()} == {'native'}
+
+
+@pytest.mark.parametrize('backend', ['channels_last', 'fft_pairs'])
+def test_the_backward_pass_takes_what_was_chosen_in_the_forward_pass(fresh, monkeypatch, backend):
+    x, w = torch.randn(2, 4, 12, 12, requires_grad=True), torch.randn(4, 1, 7, 7, requires_grad=True)
+    problem = Problem.of(x, w)
+    chosen = {'training': get('fft_pairs', problem)} if backend == 'fft_pairs' else {
+        'forward': get('channels_last', problem), 'grad_input': get('padded', problem),
+        'grad_weight': get('fft', problem)}
+    monkeypatch.setattr('mmlk.ops.depthwise.choose_training', lambda problem, run: chosen)
+    monkeypatch.setattr('mmlk.ops.depthwise.choose_gradients', None)
+    expected = torch.nn.functional.conv2d(x, w, padding=3, groups=4)
+    grad = torch.randn_like(expected)
+    out = depthwise_conv2d(x, w)
+    for ours, reference in zip((out, *torch.autograd.grad(out, (x, w), grad)),
+                               (expected, *torch.autograd.grad(expected, (x, w), grad))):
+        assert (ours - reference).norm() < 1e-5 * reference.norm()
 
 
 def test_a_race_takes_turns_and_drops_the_slow(monkeypatch):

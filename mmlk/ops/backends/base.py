@@ -4,8 +4,9 @@ from typing import List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-# 'inference' is a forward pass of a weight that comes again unchanged, 'gradients' both gradients in one call
-STEPS = ('inference', 'forward', 'grad_input', 'grad_weight', 'gradients')
+# 'inference' is a forward pass of a weight that comes again unchanged, 'gradients' both gradients in one call, and
+# 'training' a forward pass that leaves something for both gradients, and these
+STEPS = ('inference', 'forward', 'grad_input', 'grad_weight', 'gradients', 'training')
 
 
 class Problem(NamedTuple):
@@ -99,6 +100,7 @@ class Backend:
 
     name: str
     joint = False  #: whether ``gradients`` is less work than ``grad_input`` and ``grad_weight``
+    keeps = False  #: whether ``forward`` takes a list ``keep``, to put in what makes ``gradients`` less work as ``kept``
 
     def can_run(self, problem: Problem) -> Tuple[bool, str]:
         """Whether it runs this device, dtype and shape, and if not, why not."""

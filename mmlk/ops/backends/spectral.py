@@ -107,14 +107,14 @@ class Spectral(Backend):
     The spectra of map and kernel, once taken in the forward pass, serve the gradients as well.
     """
 
-    joint = True
+    joint = keeps = True
 
     def plan(self, problem: Problem) -> Plan:
         raise NotImplementedError
 
     #: spectra that each pass takes or undoes: of maps (N, C, H, W), and of kernels
     transforms = {'inference': (2, 0), 'forward': (2, 1), 'grad_input': (2, 1), 'grad_weight': (2, 1),
-                  'gradients': (3, 2)}
+                  'gradients': (3, 2), 'training': (4, 2)}
 
     def inference(self, x, weight, bias, problem):
         plan = self.plan(problem)
@@ -134,6 +134,7 @@ class Spectral(Backend):
                 keep.extend((maps, taps))
             product = plan.product(maps, taps, out=maps if keep is None else None)
             plan.output(product, out[:, part], bias if bias is None else bias[part])
+            del maps, taps, product  # before the next chunk takes its memory
         return out
 
     def grad_input(self, grad, weight, problem):
@@ -161,4 +162,6 @@ class Spectral(Backend):
                 maps = kept[2 * i] if kept else plan.of_map(x[:, part])
                 product = plan.product(spectrum, maps, conjugate=True, out=spectrum)
                 plan.grad_taps(product.sum(0) if len(product) > 1 else product[0], plan.in_use(grad_w[part]))
+                del maps, product
+            del spectrum  # before the next chunk takes its memory
         return grad_x, grad_w
