@@ -146,7 +146,7 @@ def turns(calls: Dict[str, Call], device: torch.device, budget: float = 3.0, mos
     for turn in range(most):
         for name, call in calls.items():
             if turn < counts[name]:
-                if first[name] < 0.5:  # the call before it has taken the caches and rearranged the heap
+                if first[name] < 2:  # the call before it has taken the caches and rearranged the heap
                     call()
                 samples[name].append(timed(call, device))
     return samples
