@@ -27,7 +27,7 @@ from mmlk.engine.cli import build_runner
 from mmlk.engine.distributed import CPUDistributedDataParallel, CPUSyncBatchNorm, use_gloo
 from mmlk.registry import MODELS
 from tests.test_training import CONFIGS, shrink_model, shrunk
-from tests.utils import image, relative_error
+from tests.utils import fill, image, relative_error
 
 REPO = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.timeout(300)
@@ -199,11 +199,12 @@ def job(tmp_path_factory):
 
 
 def start_from_file(cfg, path):
-    """Give the model's initial weights: runners draw other things, and not all the same, before they initialise it."""
-    torch.manual_seed(0)
-    model = MODELS.build(dict(cfg.model, _scope_='mmseg'))
-    model.init_weights()
-    torch.save(dict(state_dict=model.state_dict()), path)
+    """Give the model's initial weights: runners draw other things, and not all the same, before they initialise it.
+
+    Norms have affine terms and statistics: without, a channel that is zero all over an image is at ReLU's kink, where
+    rounding decides on its gradient.
+    """
+    torch.save(dict(state_dict=fill(MODELS.build(dict(cfg.model, _scope_='mmseg'))).state_dict()), path)
     cfg.load_from = str(path)
 
 
@@ -254,7 +255,7 @@ def validated(folder):
     return json.loads(log.read_text().splitlines()[-1])
 
 
-def assert_same_state(actual, expected, tolerance=1e-5):
+def assert_same_state(actual, expected, tolerance=3e-6):
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(actual[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda m: f'{name}: {m}')
@@ -290,7 +291,7 @@ def test_one_process_goes_on_where_two_stopped(job, two):
         batch_size=dict(type='mmlk.BatchSizeHook')))
     build_runner(single(job, 'resumed', **resume)).train()
     assert not (job / 'resumed' / 'iter_1.pth').exists()
-    assert_same_state(read(job / 'resumed', 2)['state_dict'], read(two, 2)['state_dict'], 5e-5)
+    assert_same_state(read(job / 'resumed', 2)['state_dict'], read(two, 2)['state_dict'])
     halved = build_runner(single(job, 'halved', **resume, **{'train_dataloader.batch_size': 2}))
     with pytest.raises(CheckpointError, match=r'trained with 4 images per iteration, .* has 2 \(1 processes\)'):
         halved.train()
@@ -411,7 +412,7 @@ def test_fsdp_and_accumulated_gradients_resumed_equal_one_process(job):
     runner = build_runner(whole)
     runner.train()
     shares, expected = read(job / 'shares', 4), read(job / 'whole', 2)
-    assert_same_state(shares['state_dict'], expected['state_dict'], 2e-5)
+    assert_same_state(shares['state_dict'], expected['state_dict'], 5e-7)
     for group, other in zip(shares['optimizer']['param_groups'], expected['optimizer']['param_groups']):
         assert (len(group['params']), group['lr'], group['weight_decay'], group['depth']) == (
             len(other['params']), other['lr'], other['weight_decay'], other['depth'])
