@@ -1,13 +1,12 @@
 """Global circular convolution: the kernel is as long as the map and goes round it; ParC-Net, Zhang et al., ECCV 2022,
 arXiv:2203.03952, and Fast-ParC, Yang et al., arXiv:2210.04020."""
-from contextlib import nullcontext
 from typing import NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backends.base import compute_dtype
+from .backends.base import compute_dtype, given_dtypes
 from .layout import exporting
 
 METHODS = ('direct', 'fft')
@@ -129,13 +128,12 @@ def circular_conv(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, 
     if method is not None and method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)} or None, got '{method}'")
     axis = _axis(input, weight, bias)
-    kind, dtype = input.device.type, compute_dtype(input.dtype)
+    dtype = compute_dtype(input.dtype)
     x, w, b = (t if t is None else t.to(dtype) for t in (input, weight, bias))
     if exporting() or not x.numel():  # there is no FFT of nothing
         method = 'direct'
     run = _fft if (method or cheapest(x, w, axis)) == 'fft' else _direct
-    mixed = kind != 'meta' and torch.is_autocast_enabled(kind)
-    with torch.autocast(kind, enabled=False) if mixed else nullcontext():
+    with given_dtypes(input.device):
         out = run(x, w, b, axis, x.shape[1] // w.shape[1])
     return out.to(input.dtype).contiguous(
         memory_format=torch.channels_last if is_channels_last(input) else torch.contiguous_format)

@@ -1,5 +1,5 @@
 """Depthwise convolution with large kernels: a function, a module that is an ``nn.Conv2d``, a verb to swap it in."""
-from functools import partial
+from functools import partial, wraps
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .backends import Backend, Problem, get
+from .backends.base import given_dtypes
 from .backends.native import conv2d_same, convolution_gradients
 from .choice import choose, choose_gradients, choose_training
 from .layout import exporting
@@ -27,6 +28,19 @@ def _run(step: str, method: Backend, problem: Problem, x: Tensor, weight: Tensor
     return method.forward(x, weight, bias, problem, kept), method.gradients(grad, x, weight, problem, kept)
 
 
+def _in_given_dtypes(function):
+    """Let a function whose first argument is a tensor compute in its tensors' dtypes under autocast, whose casts are
+    done by then."""
+
+    @wraps(function)
+    def wrapped(tensor, *args):
+        with given_dtypes(tensor.device):
+            return function(tensor, *args)
+
+    return wrapped
+
+
+@_in_given_dtypes
 def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str],
              step: str = 'forward') -> Tensor:
     """The output, by ``step`` 'inference' or 'forward'."""
@@ -38,6 +52,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optiona
     return run(get(backend, problem) if backend else choose(step, problem, run)[0])
 
 
+@_in_given_dtypes
 def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor],
               backend: Optional[str]) -> Tuple[Tensor, Dict[str, Backend], List[Tensor]]:
     """The output, the backends of each step, and what one of them left for its gradients."""
@@ -53,6 +68,7 @@ def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor],
     return methods['forward'].forward(x, weight, bias, problem), methods, kept
 
 
+@_in_given_dtypes
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, methods: Dict[str, Backend],
                kept: Sequence[Tensor] = ()) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """Those of the steps among ``methods``."""
@@ -65,6 +81,7 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, methods: Dict[str, Backe
                  for step in ('grad_input', 'grad_weight'))
 
 
+@_in_given_dtypes
 def _gradient_methods(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
                       for_weight: bool) -> Dict[str, Backend]:
     """The backends for a backward pass of which the forward pass knew nothing."""

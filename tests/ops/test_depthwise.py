@@ -2,14 +2,10 @@
 import pytest
 import torch
 
-from mmlk.ops import depthwise_conv2d, list_backends
-from mmlk.ops.backends import Problem
+from mmlk.ops import depthwise_conv2d
 from mmlk.ops.reference import depthwise_conv2d_reference
-from tests.ops.cases import SHAPES, TOLERANCE, tensors
+from tests.ops.cases import ON_CPU, SHAPES, TOLERANCE, tensors
 from tests.utils import relative_error
-
-SMALL = Problem(torch.device('cpu'), torch.float32, 2, 8, 16, 16, 7, 7)
-ON_CPU = [backend.name for backend in list_backends() if backend.can_run(SMALL)[0]]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from mmlk.ops import DepthwiseConv2d, depthwise_conv2d, replace_depthwise
 from mmlk.ops.backends import get
 from mmlk.ops.reference import depthwise_conv2d_reference
-from tests.ops.cases import TOLERANCE
+from tests.ops.cases import ON_CPU, TOLERANCE, tensors
 from tests.utils import relative_error
 
 
@@ -49,17 +49,22 @@ def test_meta_tensors():
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast(dtype):
-    conv = DepthwiseConv2d(4, 13)
-    x = torch.randn(2, 4, 16, 16, requires_grad=True)
-    rounded = [t.to(dtype) for t in (x, conv.weight, conv.bias)]
+@pytest.mark.parametrize('backend', [*ON_CPU, None])
+def test_autocast_rounds_what_comes_and_goes_only(backend, dtype):
+    leaves, grad = tensors((2, 4, 32, 32, 15, 15)), torch.randn(2, 4, 32, 32).to(dtype)
+    rounded = [t.detach().to(dtype).double().requires_grad_() for t in leaves]
+    expected = depthwise_conv2d_reference(*rounded)
     with torch.autocast('cpu', dtype=dtype):
-        out = conv(x)
-    assert out.dtype == dtype and relative_error(out, depthwise_conv2d_reference(*rounded)) < TOLERANCE[dtype]
-    out.float().sum().backward()
-    assert x.grad.dtype == conv.weight.grad.dtype == torch.float32
-    with torch.autocast('cpu', dtype=dtype):
-        assert conv.double()(x.double()).dtype == torch.float64
+        out = depthwise_conv2d(*leaves, backend=backend)
+        grads = torch.autograd.grad(out, leaves, grad)
+    assert out.dtype == dtype and all(g.dtype == torch.float32 for g in grads)
+    for ours, theirs in zip((out, *grads), (expected, *torch.autograd.grad(expected, rounded, grad.double()))):
+        assert relative_error(ours, theirs) < TOLERANCE[dtype]
+
+
+def test_autocast_leaves_double_precision_alone():
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert DepthwiseConv2d(4, 13).double()(torch.randn(1, 4, 9, 9).double()).dtype == torch.float64
 
 
 class Net(nn.Module):

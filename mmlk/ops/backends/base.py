@@ -1,5 +1,6 @@
 """What a backend is: three passes of one operator, the cases it can run, and what they are estimated to cost."""
-from typing import List, NamedTuple, Optional, Tuple
+from contextlib import nullcontext
+from typing import ContextManager, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -88,6 +89,12 @@ def half_precision_and_up(dtype: torch.dtype) -> Tuple[bool, str]:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for itself, float32 for the rest."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def given_dtypes(device: torch.device) -> ContextManager:
+    """A context in which autocast leaves tensors in the dtypes that they have."""
+    mixed = device.type != 'meta' and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if mixed else nullcontext()
 
 
 class Backend:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .base import Backend, Problem, compute_dtype
 
+_LARGEST = 13  # kernel of oneDNN's fast forward path
+
 
 def conv2d_same(x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem, mirrored: bool = False) -> Tensor:
     """The operator as a single ``F.conv2d``, the form that exports as one Conv.
@@ -39,6 +41,16 @@ def convolution_gradients(grad: Tensor, x: Optional[Tensor], weight: Optional[Te
     return grad_x if mask[0] else None, grad_w if mask[1] else None
 
 
+def convolution_dtype(problem: Problem) -> torch.dtype:
+    """What PyTorch's forward convolution is best computed in.
+
+    Half precision on a CPU is slower than float32 where kernels are large, and oneDNN does not come to an end of
+    building its kernel for 16 channels or fewer in channels_last (3.11, on CPUs with AVX512-BF16).
+    """
+    half = problem.device.type == 'cpu' and problem.dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if half and max(problem.kh, problem.kw) > _LARGEST else problem.dtype
+
+
 class Native(Backend):
     name = 'native'
     joint = True
@@ -53,12 +65,14 @@ class Native(Backend):
             return 1e-5 + problem.macs / 2e12
         # oneDNN's fast depthwise kernels want a left padding of at most 4 (AVX2) or 6 (AVX-512) and, for the weight
         # gradient, a kernel of at most 3; past that it falls to a slow path.
-        small = max(problem.kh, problem.kw) <= (3 if step == 'grad_weight' else 13)
+        small = max(problem.kh, problem.kw) <= (3 if step == 'grad_weight' else _LARGEST)
         rate = 30e9 if small else 3e9
         return 1e-5 + problem.macs / rate
 
     def forward(self, x, weight, bias, problem):
-        return conv2d_same(x, weight, bias, problem).contiguous(memory_format=problem.memory_format)
+        dtype = convolution_dtype(problem)
+        out = conv2d_same(x.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype), problem)
+        return out.to(problem.dtype).contiguous(memory_format=problem.memory_format)
 
     def grad_input(self, grad, weight, problem):
         return self.gradients(grad, None, weight, problem)[0]
