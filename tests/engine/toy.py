@@ -20,6 +20,10 @@ from torch.utils.data import Dataset
 from mmlk.engine import ResumableRunner
 from mmlk.ops import DepthwiseConv2d
 
+# Once a fake tensor was made, the first backward pass of a process starts threads for devices that are not there, and
+# no forked child can take one any more. Here it comes before.
+torch.ones((), requires_grad=True).backward()
+
 LENGTH, BATCH = 10, 3  # the last batch of an epoch has one sample
 
 
