@@ -4,7 +4,8 @@
     python tools/benchmark_ops.py --parts grid --out work_dirs/benchmark_ops
     python tools/benchmark_ops.py --device cuda      # fp16 and bf16, beside cuDNN's channels_first and channels_last
 
-Prints Markdown tables, and saves them with a JSON of all figures and pictures of how the time grows.
+Prints Markdown tables, and saves them with a JSON of all figures and pictures of how the time grows, each part once it
+is through.
 """
 import argparse
 import json
@@ -168,19 +169,26 @@ def main() -> None:
         parser.error(f'--device {args.device}: there is no such device here; cpu runs always, cuda where torch finds a '
                      'GPU')
     args.out.mkdir(parents=True, exist_ok=True)
-    started, figures = time.perf_counter(), {'machine': describe(device)}
-    text = [figures['machine']]
+    started, figures, text = time.perf_counter(), {'machine': describe(device)}, []
+
+    def keep(*lines):
+        """A run that is cut off leaves the parts that it was through with."""
+        print(*lines, sep='\n', flush=True)
+        text.extend(lines)
+        (args.out / 'tables.md').write_text('\n'.join(text) + '\n')
+        (args.out / 'figures.json').write_text(json.dumps(figures, indent=1) + '\n')
+
+    keep(figures['machine'])
     if 'grid' in args.parts:
         rows, lines = run_grid(device, args.budget)
-        figures['grid'], text = [_plain(row) for row in rows], [*text, '', lines]
+        figures['grid'] = [_plain(row) for row in rows]
+        keep('', lines)
     if 'growth' in args.parts:
         figures['growth'] = [_plain(row) for row in run_growth(device, args.budget, args.out)]
+        keep()
     if 'models' in args.parts:
         figures['models'], lines = run_models(device, args.budget)
-        text += ['', lines]
-    print('\n'.join(text))
-    (args.out / 'tables.md').write_text('\n'.join(text) + '\n')
-    (args.out / 'figures.json').write_text(json.dumps(figures, indent=1) + '\n')
+        keep('', lines)
     print(f'\n{time.perf_counter() - started:.0f} s; tables.md, figures.json and pictures are in {args.out}')
 
 
