@@ -6,7 +6,7 @@ own falls to a slow path on CPUs.
 import torch
 
 from .base import Backend
-from .native import conv2d_same, convolution_dtype, convolution_gradients
+from .native import convolution_dtype, convolution_gradients, convolve
 
 
 def _last(tensor):
@@ -30,17 +30,10 @@ class ChannelsLast(Backend):
         return steps * (3e-5 + copied / 4e9 + problem.macs / rate)
 
     def forward(self, x, weight, bias, problem):
-        return self._convolve(x, weight, bias, problem)
+        return convolve(_last(x), _last(weight), bias, problem)
 
     def grad_input(self, grad, weight, problem):
-        return self._convolve(grad, weight.flip(-1, -2), None, problem, mirrored=True)
-
-    @staticmethod
-    def _convolve(x, weight, bias, problem, mirrored=False):
-        dtype = convolution_dtype(problem)
-        out = conv2d_same(_last(x.to(dtype)), _last(weight.to(dtype)), bias if bias is None else bias.to(dtype),
-                          problem, mirrored)
-        return out.to(problem.dtype).contiguous(memory_format=problem.memory_format)
+        return convolve(_last(grad), _last(weight.flip(-1, -2)), None, problem, mirrored=True)
 
     def grad_weight(self, grad, x, problem):
         dtype = convolution_dtype(problem)

@@ -51,6 +51,13 @@ def convolution_dtype(problem: Problem) -> torch.dtype:
     return torch.float32 if half and max(problem.kh, problem.kw) > _LARGEST else problem.dtype
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem, mirrored: bool = False) -> Tensor:
+    """:func:`conv2d_same` in :func:`convolution_dtype`, its output in the problem's dtype and memory format."""
+    dtype = convolution_dtype(problem)
+    out = conv2d_same(x.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype), problem, mirrored)
+    return out.to(problem.dtype).contiguous(memory_format=problem.memory_format)
+
+
 class Native(Backend):
     name = 'native'
     joint = True
@@ -70,9 +77,7 @@ class Native(Backend):
         return 1e-5 + problem.macs / rate
 
     def forward(self, x, weight, bias, problem):
-        dtype = convolution_dtype(problem)
-        out = conv2d_same(x.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype), problem)
-        return out.to(problem.dtype).contiguous(memory_format=problem.memory_format)
+        return convolve(x, weight, bias, problem)
 
     def grad_input(self, grad, weight, problem):
         return self.gradients(grad, None, weight, problem)[0]
