@@ -62,9 +62,18 @@ def test_autocast_rounds_what_comes_and_goes_only(backend, dtype):
         assert relative_error(ours, theirs) < TOLERANCE[dtype]
 
 
-def test_autocast_leaves_double_precision_alone():
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert DepthwiseConv2d(4, 13).double()(torch.randn(1, 4, 9, 9).double()).dtype == torch.float64
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    conv = DepthwiseConv2d(4, 13)
+    x = torch.randn(2, 4, 16, 16, requires_grad=True)
+    rounded = [t.to(dtype) for t in (x, conv.weight, conv.bias)]
+    with torch.autocast('cpu', dtype=dtype):
+        out = conv(x)
+    assert out.dtype == dtype and relative_error(out, depthwise_conv2d_reference(*rounded)) < TOLERANCE[dtype]
+    out.float().sum().backward()
+    assert x.grad.dtype == conv.weight.grad.dtype == torch.float32
+    with torch.autocast('cpu', dtype=dtype):
+        assert conv.double()(x.double()).dtype == torch.float64
 
 
 class Net(nn.Module):
