@@ -98,7 +98,8 @@ class BatchSizeHook(Hook):
 
 @HOOKS.register_module()
 class MemoryFormatHook(Hook):
-    """Run the model's backbone in a memory format; for stock ones, as mmlk's own take the fastest by themselves.
+    """Run the model's backbone in a memory format; for stock ones, as mmlk's own take the fastest by themselves. The
+    maps that it returns are contiguous, see :func:`mmlk.ops.set_memory_format`.
 
     Args:
         memory_format: ``'fastest'`` (on the device, for training or inference), ``'channels_last'``, ``'contiguous'``.

@@ -1,5 +1,5 @@
 """The memory format in which a convolutional network runs fastest, set at its input: from there it spreads."""
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -33,24 +33,53 @@ class _InputFormat:
         return x.contiguous(memory_format=self.memory_format or fastest_memory_format(x)), *args[1:]
 
 
-def set_memory_format(module: nn.Module, memory_format: str = 'fastest') -> None:
-    """Let a module take its input (N, C, H, W) in a memory format, whatever the caller hands in; the last call holds.
+class _OutputFormat:
+    """Forward hook that lays out the maps among the outputs anew: a tensor, or tuples, lists and dicts of them."""
+
+    def __init__(self, memory_format: torch.memory_format):
+        self.memory_format = memory_format
+
+    def __call__(self, module, args, output):
+        return output if exporting() else self._laid_out(output)
+
+    def _laid_out(self, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            if output.dim() != 4 or output.device.type == 'meta':
+                return output
+            return output.contiguous(memory_format=self.memory_format)
+        if type(output) in (tuple, list):
+            return type(output)(map(self._laid_out, output))
+        if type(output) is dict:
+            return {key: self._laid_out(value) for key, value in output.items()}
+        return output
+
+
+def set_memory_format(module: nn.Module, memory_format: str = 'fastest', output_format: str = 'contiguous') -> None:
+    """Set the memory format in which a module computes, whatever its caller passes in. The last call holds.
+
+    Outputs are contiguous unless the caller asks for something else, because what consumes them may read memory as
+    contiguous whatever the strides say: the compiled operators of mmcv do, RoIAlign among them.
 
     Args:
-        module: A backbone, for example.
+        module: A backbone, for example. Its first argument, a map (N, C, H, W), is converted before each forward.
         memory_format: ``'contiguous'``, ``'channels_last'``, or ``'fastest'`` for :func:`fastest_memory_format`.
+        output_format: Memory format of the maps that the module returns: ``'contiguous'`` or ``'channels_last'``.
 
     Raises:
         ValueError: Another memory format.
     """
     if memory_format not in (*MEMORY_FORMATS, 'fastest'):
         raise ValueError(f"memory_format must be one of {', '.join(MEMORY_FORMATS)} or fastest, got '{memory_format}'")
-    wanted = MEMORY_FORMATS.get(memory_format)
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, _InputFormat):
-            hook.memory_format = wanted
-            return
-    module.register_forward_pre_hook(_InputFormat(wanted))
+    if output_format not in MEMORY_FORMATS:
+        raise ValueError(f"output_format must be one of {', '.join(MEMORY_FORMATS)}, got '{output_format}'")
+    for hooks, register, hook in (
+            (module._forward_pre_hooks, module.register_forward_pre_hook, _InputFormat(MEMORY_FORMATS.get(memory_format))),
+            (module._forward_hooks, module.register_forward_hook, _OutputFormat(MEMORY_FORMATS[output_format]))):
+        known = next((other for other in hooks.values() if type(other) is type(hook)), None)
+        if known is None:
+            register(hook)
+        else:
+            known.memory_format = hook.memory_format
 
 
 def symbolic(*sizes) -> bool:

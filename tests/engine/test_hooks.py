@@ -14,34 +14,62 @@ def stock_model():
     return model
 
 
+def is_channels_last(x):
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 @pytest.mark.parametrize('memory_format, inference, training', [
     ('fastest', True, False), ('channels_last', True, True), ('contiguous', False, False)])
 def test_memory_format_hook_on_a_stock_backbone(memory_format, inference, training):
     model, x = stock_model(), torch.randn(2, 3, 6, 5)
-    expected = model.backbone(x)
+    expected, inside = model.backbone(x), []
+    model.backbone[-1].register_forward_hook(lambda module, args, out: inside.append(is_channels_last(out)))
     hook = HOOKS.build(dict(type='mmlk.MemoryFormatHook', memory_format=memory_format))
     hook.before_run(SimpleNamespace(model=model))
-    for gradients, last in ((False, inference), (True, training)):
+    for gradients in (False, True):
         with torch.set_grad_enabled(gradients):
             out = model.backbone(x)
         assert torch.allclose(out, expected, atol=1e-5)
-        assert out.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        assert out.is_contiguous(), 'for those who read it without its strides'
+    assert inside == [inference, training]
 
 
 def test_an_input_by_keyword_is_left_as_it_is():
     class Backbone(nn.Module):
 
         def forward(self, x):
+            seen.append(is_channels_last(x))
             return x
 
-    backbone = Backbone()
+    seen, backbone = [], Backbone()
     set_memory_format(backbone, 'channels_last')
-    assert backbone(x=torch.zeros(1, 2, 3, 4)).is_contiguous()
-    assert backbone(torch.zeros(1, 2, 3, 4)).is_contiguous(memory_format=torch.channels_last)
+    backbone(x=torch.zeros(1, 2, 3, 4))
+    backbone(torch.zeros(1, 2, 3, 4))
+    assert seen == [False, True]
+
+
+@pytest.mark.parametrize('output_format', ['contiguous', 'channels_last'])
+def test_outputs_are_in_the_format_that_their_consumer_asked_for(output_format):
+    class Backbone(nn.Module):
+
+        def forward(self, x):
+            return [x, (x.contiguous(), dict(last=x.permute(0, 1, 3, 2))), x[..., 0], 'name']
+
+    backbone, x = Backbone(), torch.randn(1, 2, 3, 4)
+    set_memory_format(backbone, 'contiguous')
+    set_memory_format(backbone, 'channels_last', output_format)  # the last call holds
+    first, (second, third), vector, name = backbone(x)
+    for out, expected in ((first, x), (second, x), (third['last'], x.permute(0, 1, 3, 2))):
+        assert torch.equal(out, expected)
+        assert is_channels_last(out) == (output_format == 'channels_last')
+    assert torch.equal(vector, x[..., 0]) and name == 'name'
+    assert len(backbone._forward_hooks) == len(backbone._forward_pre_hooks) == 1
 
 
 def test_memory_format_hook_refuses():
     with pytest.raises(ValueError, match="contiguous, channels_last or fastest, got 'nhwc'"):
         HOOKS.build(dict(type='mmlk.MemoryFormatHook', memory_format='nhwc'))
+    with pytest.raises(ValueError, match="output_format must be one of contiguous, channels_last, got 'fastest'"):
+        set_memory_format(nn.Identity(), 'fastest', 'fastest')
     with pytest.raises(ValueError, match='Linear has none'):
         HOOKS.build(dict(type='mmlk.MemoryFormatHook')).before_run(SimpleNamespace(model=nn.Linear(1, 1)))
