@@ -32,3 +32,8 @@ def _not_deterministic():
     """A runner with a seed turns deterministic algorithms on for its process, which other tests share."""
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests first, so that they do not run alone at the end."""
+    items.sort(key=lambda item: item.path.name != 'test_accuracy.py')

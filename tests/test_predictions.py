@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 from torchvision.ops import roi_align
@@ -21,7 +22,7 @@ from mmlk.engine.hooks import MemoryFormatHook
 from mmlk.ops import DepthwiseConv2d, set_memory_format
 from mmlk.registry import MODELS
 from mmlk.reparam import merge
-from tests.test_training import CONFIGS, shrink_model
+from tests.test_training import CONFIGS, shrink_model, shrunk
 from tests.utils import fill, relative_error
 
 SIZE = (96, 128)
@@ -232,3 +233,44 @@ def test_dense_outputs_under_autocast_are_near_those_in_float32(name):
     for ours, theirs in zip(mixed, expected, strict=True):
         assert theirs.shape[-1] < 4 or relative_error(ours, theirs) < 0.1  # a norm over few pixels enlarges any error
     assert any(relative_error(ours, theirs) > 1e-6 for ours, theirs in zip(mixed, expected))
+
+
+@pytest.mark.parametrize('name', ['mask_rcnn_replknet31b_coco', 'cascade_mask_rcnn_replknet31b_coco',
+                                  'fcos_replknet31b_coco'])
+def test_detectors_on_real_photographs(name, shared_data, tmp_path):
+    """Train, validate and test on photographs of COCO; the tests of two layouts find the same."""
+    photographs = shared_data / 'coco_tiny160'
+    if not photographs.is_dir():
+        pytest.skip('coco_tiny160 is not among the real images')
+    cfg = shrunk(name, 'coco', photographs, tmp_path)
+    for split, count in dict(train=6, val=4, test=4).items():
+        dataset = cfg[f'{split}_dataloader'].dataset
+        del dataset.metainfo
+        dataset.indices = count
+    heads = cfg.model.roi_head.bbox_head if 'roi_head' in cfg.model else cfg.model.bbox_head
+    for head in [*(heads if isinstance(heads, list) else [heads]),
+                 *([cfg.model.roi_head.mask_head] if 'roi_head' in cfg.model else [])]:
+        head.num_classes = 80
+    for part in cfg.model.values():
+        replace_sync_bn(part)
+    for evaluator in ('val_evaluator', 'test_evaluator'):
+        cfg[evaluator].metric = ['bbox', 'segm'] if 'roi_head' in cfg.model else ['bbox']
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert 'val/coco/bbox_mAP' in runner.message_hub.log_scalars
+    found = {}
+    for layout in ('contiguous', 'fastest'):
+        cfg.merge_from_dict(dict(load_from=str(tmp_path / 'epoch_1.pth'), experiment_name=f'{name}-{layout}'))
+        runner = Runner.from_cfg(cfg)
+        set_memory_format(runner.model.backbone, layout)
+        samples = []
+        runner.model.register_forward_hook(lambda module, args, out: samples.extend(out))
+        runner.test()
+        found[layout] = [sample.pred_instances for sample in samples]
+        assert len(samples) == 4
+    for theirs, ours in zip(found['contiguous'], found['fastest'], strict=True):
+        assert len(theirs) == len(ours) > 0 and torch.equal(theirs.labels, ours.labels)
+        torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.bboxes, theirs.bboxes, rtol=1e-4, atol=0.01)
+        if 'masks' in theirs:
+            assert np.mean(np.asarray(theirs.masks) != np.asarray(ours.masks)) < 1e-3
