@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).resolve().parent.parent / 'tools'
-SCRIPTS = [*sorted(TOOLS.glob('*.sh')), *sorted((TOOLS.parent / '.ci').glob('run*'))]
+SCRIPTS = [*sorted(TOOLS.glob('*.sh')), *sorted((TOOLS.parent / '.ci').glob('run*')),
+           *sorted((TOOLS.parent / 'tests').rglob('*.sh'))]
 BASH = shutil.which('bash')
 pytestmark = pytest.mark.skipif(BASH is None, reason='no bash here')
 
@@ -96,6 +97,18 @@ def test_slurm_passes_everything_on(stage, script, positional):
          '--cpus-per-task=5', '--kill-on-bad-exit=1', *end, *ODD, '--launcher', 'slurm'],
         ['srun', '-p', 'part', '--job-name=a job', '--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8',
          '--cpus-per-task=2', '--kill-on-bad-exit=1', '-x', 'n1', '--qos=q', *end, '--launcher', 'slurm']]
+
+
+@pytest.mark.parametrize('status, preempted, requeued', [
+    (143, 'PreemptTime=2026-11-28T22:27:00', True), (143, 'PreemptTime=None', False),
+    (0, 'PreemptTime=2026-11-28T22:27:00', False)])
+def test_a_preempted_job_whose_processes_have_ended_is_requeued(stage, status, preempted, requeued):
+    """Slurm itself does not, if they end before the partition's GraceTime is over."""
+    stage.add('srun', f'exit {status}')
+    stage.add('scontrol', f'echo "JobId=7 PreemptEligibleTime=2026-11-28T22:26:57 {preempted} SuspendTime=None"')
+    done = stage.run(TOOLS / 'slurm_train.sh', 'part', 'job', 'config.py', '--resume', SLURM_JOB_ID='7')
+    assert done.returncode == status
+    assert (['scontrol', 'requeue', '7'] in stage.calls) == requeued
 
 
 @pytest.mark.parametrize('script, arguments', [

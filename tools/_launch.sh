@@ -7,7 +7,7 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 # The calling script's head, where fewer arguments came ($2) than it needs ($1).
 need_arguments() {
     [ "$2" -ge "$1" ] && return
-    sed -n '2,3s/^# //p' "$0" >&2
+    sed -n '2,4s/^# //p' "$0" >&2
     exit 2
 }
 
@@ -24,11 +24,11 @@ launch_with_torch() {  # GPUS SCRIPT [arguments]
 }
 
 launch_with_slurm() {  # PARTITION JOB_NAME SCRIPT [arguments]
-    local partition=$1 job=$2 gpus=${GPUS:-4} per_node extra
+    local partition=$1 job=$2 gpus=${GPUS:-4} per_node extra status=0
     shift 2
     per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
     read -r -a extra <<<"${SRUN_ARGS:-}"
-    exec srun -p "$partition" \
+    set -- srun -p "$partition" \
         --job-name="$job" \
         --gres=gpu:"$per_node" \
         --ntasks="$gpus" \
@@ -37,4 +37,12 @@ launch_with_slurm() {  # PARTITION JOB_NAME SCRIPT [arguments]
         --kill-on-bad-exit=1 \
         "${extra[@]}" \
         python -u "$@" --launcher slurm
+    [ -n "${SLURM_JOB_ID:-}" ] || exec "$@"
+    "$@" || status=$?
+    # Slurm tells the processes of a job that it preempts to end, and where the partition has a GraceTime it takes a job
+    # that has ended before that is over for done: it does not requeue it.
+    if [ $status -ne 0 ] && [[ $(scontrol --oneliner show job "$SLURM_JOB_ID") == *" PreemptTime="[0-9]* ]]; then
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    exit $status
 }

@@ -12,7 +12,7 @@ from typing import Iterator, NoReturn, Sequence
 from mmengine.config import Config, DictAction
 
 from mmlk.engine import checkpoints, config, loading
-from mmlk.engine.distributed import use_gloo
+from mmlk.engine.distributed import read_slurm, use_gloo
 
 
 # Of annotations: pickles, and YAML with mmengine's loader, are programs.
@@ -108,6 +108,8 @@ def build_runner(cfg: Config):
     if not is_detection(cfg) and check not in hooks:
         cfg.custom_hooks = [*hooks, check]
     try:
+        if cfg.get('launcher') == 'slurm':
+            read_slurm(cfg.get('env_cfg', {}).get('dist_cfg', {}).get('port'))
         use_gloo(cfg)
     except ValueError as error:
         fail(str(error))

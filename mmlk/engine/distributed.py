@@ -1,12 +1,15 @@
-"""Several processes without a GPU: what mmengine's launcher, model wrapper and SyncBN leave out.
+"""Several processes: what mmengine's launchers, model wrapper and SyncBN leave out.
 
 On a machine whose device is the CPU, mmengine's launcher asks for a GPU per process, its wrapper names one, and torch's
 SyncBatchNorm refuses CPU tensors. :func:`use_gloo` mends a config for such a machine and leaves every other as it is.
+:func:`read_slurm` tells torch where the processes of a Slurm job meet.
 """
 import atexit
 import datetime
 import os
+import re
 import sys
+from typing import Optional
 
 import torch
 import torch.distributed as dist
@@ -117,6 +120,39 @@ def leave() -> None:
         os._exit(0)
 
 
+def first_node(nodes: str) -> str:
+    """The first of Slurm's list of nodes: ``n01`` of ``n[01-03,7],m``."""
+    first = re.match(r'(?:[^,[]|\[[^]]*\])*', nodes)[0]
+    return re.sub(r'\[(\d+)[^]]*\]', r'\1', first)
+
+
+def read_slurm(port: Optional[int] = None) -> None:
+    """Set torch's ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT`` for a process that
+    ``srun`` has started.
+
+    ``MASTER_ADDR`` and ``MASTER_PORT`` stay where they are set. Otherwise they are the step's first node and a port
+    from 15000 to 29999 made of the numbers of job and step, so that jobs on one node do not take each other's.
+
+    Args:
+        port: Takes the place of ``MASTER_PORT``.
+
+    Raises:
+        ValueError: ``srun`` has not started this process.
+    """
+    # The script of a job, too, has SLURM_PROCID: only processes of srun have all of these.
+    names = ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_JOB_ID', 'SLURM_STEP_ID', 'SLURM_STEP_NODELIST')
+    lacking = [name for name in names if name not in os.environ]
+    if lacking:
+        raise ValueError(f'the slurm launcher is for processes that srun starts, and {lacking[0]} is not set: start '
+                         'them with srun, as tools/slurm_train.sh does')
+    rank, world_size, local_rank, job, step, nodes = (os.environ[name] for name in names)
+    os.environ.update(RANK=rank, WORLD_SIZE=world_size, LOCAL_RANK=local_rank)
+    os.environ.setdefault('MASTER_ADDR', first_node(nodes))
+    if port is not None:
+        os.environ['MASTER_PORT'] = str(port)
+    os.environ.setdefault('MASTER_PORT', str(15000 + (16 * int(job) + int(step)) % 15000))
+
+
 def use_gloo(cfg: Config) -> None:
     """Where several processes are launched and the device is the CPU: join them by gloo, and fit the config to it.
 
@@ -125,13 +161,13 @@ def use_gloo(cfg: Config) -> None:
             :class:`CPUDistributedDataParallel`.
 
     Raises:
-        ValueError: Another launcher than ``'none'`` and ``'pytorch'``.
+        ValueError: Another launcher than ``'none'``, ``'pytorch'`` and ``'slurm'``.
     """
     if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
         return
-    if cfg.launcher != 'pytorch':
+    if cfg.launcher not in ('pytorch', 'slurm'):
         raise ValueError(f'the {cfg.launcher} launcher of mmengine takes a GPU per process and this machine has none: '
-                         'start the processes with torchrun, as tools/dist_train.sh does')
+                         'start the processes with torchrun, as tools/dist_train.sh does, or under Slurm')
     if not dist.is_initialized():
         timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
         dist.init_process_group('gloo', timeout=timeout and datetime.timedelta(seconds=timeout))

@@ -24,7 +24,7 @@ from torch import nn
 from mmlk.datasets.layouts import Plan, write
 from mmlk.engine import BatchSizeHook, CheckpointError
 from mmlk.engine.cli import build_runner
-from mmlk.engine.distributed import CPUDistributedDataParallel, CPUSyncBatchNorm, use_gloo
+from mmlk.engine.distributed import CPUDistributedDataParallel, CPUSyncBatchNorm, first_node, read_slurm, use_gloo
 from mmlk.registry import MODELS
 from tests.test_training import CONFIGS, shrink_model, shrunk
 from tests.utils import fill, image, relative_error
@@ -456,9 +456,66 @@ def test_a_config_is_left_alone_where_there_is_a_gpu_or_one_process(monkeypatch)
     assert not dist.is_initialized()
 
 
-def test_slurm_without_gpus_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr('mmlk.engine.distributed.get_device', lambda: 'cpu')
+SLURM = dict(SLURM_PROCID='5', SLURM_NTASKS='8', SLURM_LOCALID='1', SLURM_JOB_ID='1234', SLURM_STEP_ID='3',
+             SLURM_NODELIST='n[1-4]', SLURM_STEP_NODELIST='n[03-04],m[1,2]')
+TORCH = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    """A process of Slurm's; what it finds set is taken back."""
+    for name in TORCH:
+        monkeypatch.setenv(name, '')
+        monkeypatch.delenv(name)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_a_process_of_slurm_is_told_where_the_others_are(slurm):
+    read_slurm()
+    assert [os.environ[name] for name in TORCH] == ['5', '8', '1', 'n03', str(15000 + 4747)]  # 16 * 1234 + 3 - 15000
+    for job, step in (('1234', '4'), ('1235', '3'), ('4294901759', '0')):
+        slurm.setenv('SLURM_JOB_ID', job)
+        slurm.setenv('SLURM_STEP_ID', step)
+        slurm.delenv('MASTER_PORT')
+        read_slurm()
+        assert os.environ['MASTER_PORT'] != '19747' and 15000 <= int(os.environ['MASTER_PORT']) < 30000
+    slurm.setenv('MASTER_ADDR', 'given')
+    slurm.setenv('MASTER_PORT', '7')
+    read_slurm()
+    assert (os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']) == ('given', '7')
+    read_slurm(port=8)
+    assert os.environ['MASTER_PORT'] == '8'
+
+
+@pytest.mark.parametrize('nodes, first', [
+    ('host', 'host'), ('a-1,b', 'a-1'), ('n[003-010,12],m', 'n003'), ('r[1-2]n[08-09,20]x', 'r1n08x'),
+    ('n[7,9]', 'n7')])
+def test_the_first_of_slurms_nodes(nodes, first):
+    assert first_node(nodes) == first
+
+
+def test_a_process_of_slurm_joins_by_gloo_on_a_cpu(slurm):
+    for name, value in dict(SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_LOCALID='0', MASTER_ADDR='127.0.0.1').items():
+        slurm.setenv(name, value)
+    slurm.setattr('mmlk.engine.distributed._joined', False)
+    cfg = Config(dict(launcher='slurm', env_cfg=dict(dist_cfg=dict(port=int(free_port())))))
+    read_slurm(cfg.env_cfg.dist_cfg.port)
+    try:
+        use_gloo(cfg)
+        assert (dist.get_backend(), dist.get_world_size()) == ('gloo', 1)
+    finally:
+        dist.destroy_process_group()
+    assert cfg.model_wrapper_cfg.type == 'mmlk.CPUDistributedDataParallel'
+
+
+@pytest.mark.parametrize('launcher, message', [
+    ('slurm', 'is for processes that srun starts, and SLURM_STEP_ID is not set: start them with srun'),
+    ('mpi', 'takes a GPU per process and this machine has none: start the processes with torchrun')])
+def test_a_launcher_that_cannot_work_is_refused(slurm, capsys, launcher, message):
+    slurm.setattr('mmlk.engine.distributed.get_device', lambda: 'cpu')
+    slurm.delenv('SLURM_STEP_ID')  # as in the script of a job, which is not one of its processes
     with pytest.raises(SystemExit):
-        build_runner(Config(dict(launcher='slurm')))
-    assert 'takes a GPU per process and this machine has none: start the processes with torchrun' in \
-        capsys.readouterr().err
+        build_runner(Config(dict(launcher=launcher)))
+    assert message in capsys.readouterr().err
