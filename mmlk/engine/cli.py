@@ -11,7 +11,7 @@ from typing import Iterator, NoReturn, Sequence
 
 from mmengine.config import Config, DictAction
 
-from mmlk.engine import checkpoints, config, loading
+from mmlk.engine import checkpoints, config, handlers, loading
 from mmlk.engine.distributed import use_gloo
 
 
@@ -20,7 +20,7 @@ _PROGRAMS = ('.pickle', '.pkl', '.yaml', '.yml')
 
 
 def is_config(text: str) -> bool:
-    """Whether an argument is meant as a config file."""
+    """Whether an argument is meant as a config file, be it one of a format that is refused."""
     return text.lower().endswith(('.py', *config.DATA_FORMATS))
 
 
@@ -48,10 +48,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def read_config(path: str, cfg_options: dict = None) -> Config:
     """The config at ``path`` with overrides applied; ends the program with one message when it cannot be read.
 
-    From here on mmengine, too, reads checkpoints through the allow-list, and pipelines name the file that they fail on.
+    From here on mmengine, too, reads checkpoints through the allow-list, YAML as plain data and no pickles, and pipelines
+    name the file that they fail on.
     """
-    checkpoints.guard()
-    loading.guard()
+    for module in (checkpoints, handlers, loading):
+        module.guard()
     if not osp.isfile(path):
         fail(f'no config at {path}')
     try:
