@@ -105,9 +105,15 @@ def build_runner(cfg: Config):
     from mmengine import registry
 
     from mmlk.engine import ResumableRunner
+    from mmlk.engine.resuming import safe_hook
     hooks, check = cfg.get('custom_hooks') or [], dict(type='mmlk.CheckLabelsHook')
     if not is_detection(cfg) and check not in hooks:
         cfg.custom_hooks = [*hooks, check]
+    if 'runner_type' in cfg:  # ours does so by itself
+        default = dict(checkpoint=dict(type='CheckpointHook', interval=1))  # as mmengine has it
+        default.update(cfg.get('default_hooks') or {})
+        cfg.default_hooks = {key: safe_hook(hook) for key, hook in default.items()}
+        cfg.custom_hooks = [safe_hook(hook) for hook in cfg.get('custom_hooks') or []]
     try:
         use_gloo(cfg)
     except ValueError as error:
