@@ -11,6 +11,7 @@ from typing import Iterator, NoReturn, Sequence
 
 from mmengine.config import Config, DictAction
 
+from mmlk._text import printable
 from mmlk.engine import checkpoints, config, handlers, loading
 from mmlk.engine.distributed import use_gloo
 
@@ -26,8 +27,20 @@ def is_config(text: str) -> bool:
 
 def fail(message: str) -> NoReturn:
     """End the program with one message on stderr and exit code 2."""
-    print(f'error: {message}', file=sys.stderr)
+    print(printable(f'error: {message}'), file=sys.stderr)
     raise SystemExit(2)
+
+
+class PrintableRecord(logging.LogRecord):
+    """A log's record whose message is printable."""
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+def guard_logs() -> None:
+    """Let every log of this process be printable: mmengine's quote names of weights and of files."""
+    logging.setLogRecordFactory(PrintableRecord)
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -48,11 +61,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def read_config(path: str, cfg_options: dict = None) -> Config:
     """The config at ``path`` with overrides applied; ends the program with one message when it cannot be read.
 
-    From here on mmengine, too, reads checkpoints through the allow-list, YAML as plain data and no pickles, and pipelines
-    name the file that they fail on.
+    From here on mmengine, too, reads checkpoints through the allow-list, YAML as plain data and no pickles, pipelines
+    name the file that they fail on, and logs are printable whatever they quote of a file.
     """
     for module in (checkpoints, handlers, loading):
         module.guard()
+    guard_logs()
     if not osp.isfile(path):
         fail(f'no config at {path}')
     try:
