@@ -134,7 +134,7 @@ def find_resumable(work_dir: str, folder: str, template: str, model: nn.Module) 
 
 def _numbered(template: str) -> str:
     """A regular expression for the file names of a template, whose number is its group."""
-    return re.sub(r'\\{.*?\\}', r'(\\d+)', re.escape(template))
+    return re.sub(r'\\{.*?\\}', r'(\\d{1,18})', re.escape(template))
 
 
 def _candidates(work_dir: str, folder: str, template: str) -> List[str]:
@@ -217,7 +217,7 @@ class CheckpointHook(_CheckpointHook):
         for path in glob(osp.join(escape(str(self.out_dir)), f'*{UNFINISHED}')):
             if names.fullmatch(osp.basename(path)[:-len(UNFINISHED)]) and osp.isfile(path):
                 os.remove(path)
-        best = {osp.basename(str(path)) for key, path in known.items() if key.startswith('best_ckpt')}
+        best = {osp.basename(str(path)) for key, path in known.items() if str(key).startswith('best_ckpt')}
         replaced = known.get('replaced_best_ckpts')
         for path in replaced if isinstance(replaced, list) else []:
             own = self._own(path, None)

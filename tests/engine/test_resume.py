@@ -327,6 +327,7 @@ def test_no_file_is_deleted_because_a_checkpoint_names_it(kind, run, tmp_path):
             best_score=-10.0, last_validation=8,  # so that the next one is better
             keep_ckpt_ids=['../other/iter_3', '3/../../other/iter_3', 100, 4.0, True, None, [3], 6, 9],
             replaced_best_ckpts=[str(other), str(work), '..', '', 7, None, str(other / 'best_score_iter_4.pth'),
+                                 f'best_score_iter_{"9" * 5000}.pth',
                                  *(str(work / name) for name in mine), str(work / 'best_score_iter_2.pth')])
     assert forked(go_on, config(work, load_from=str(work / 'iter_9.pth'), **kind)) == 0
     assert files(other) == kept
