@@ -1,6 +1,9 @@
 """mmengine's own checkpoints under torch's restricted unpickler."""
+import copy
 import importlib.metadata
+import io
 import pickle
+import re
 import subprocess
 import sys
 
@@ -10,7 +13,11 @@ import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 from torch import serialization
 
-from mmlk import _checkpoints
+from mmlk import _arrays, _checkpoints
+from mmlk.engine import checkpoints
+from mmlk.weights import WeightsError
+from mmlk.weights.fetch import published_digest
+from tests.conftest import REPO
 
 pytestmark = pytest.mark.skipif(_checkpoints._release('torch') < (2, 6), reason='torch < 2.6 lists no pairs')
 
@@ -84,3 +91,60 @@ def test_mmengine_reads_its_own_once_mmlk_is_imported(tmp_path):
             'print(hub["log_scalars"]["train/loss"].current())')
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == '2.0', done.stderr[-2000:]
+
+
+def test_arrays_and_logs_are_numpys_own_again_when_they_are_written(tmp_path):
+    """What was read by the stand-ins can be changed, copied, written, and read by numpy and mmengine alone."""
+    torch.save(dict(message_hub=logs(), state_dict={}), tmp_path / 'c.pth')
+    loaded = checkpoints.load(str(tmp_path / 'c.pth'))['message_hub']
+    loss, palette = loaded['log_scalars']['train/loss'], loaded['runtime_info']['palette']
+    assert type(loss) is HistoryBuffer and type(loss.data[0]) is np.ndarray and type(palette) is _arrays.Array
+    loss.update(5.0)
+    assert loss.max() == 5.0 and loss.statistics('current') == 5.0
+    palette[0, 0] = 7
+    stream = io.BytesIO()
+    torch.save(copy.deepcopy(loaded), stream)
+    assert b'mmlk' not in stream.getvalue()
+    stream.seek(0)
+    again = torch.load(stream, weights_only=False)
+    assert type(again['runtime_info']['palette']) is np.ndarray
+    assert np.array_equal(again['runtime_info']['palette'], [[7, 1, 2], [3, 4, 5]])
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        copied = pickle.loads(pickle.dumps(palette, protocol))
+        assert type(copied) is np.ndarray and np.array_equal(copied, palette)
+
+
+class Named:
+    """What mmengine is to look up names in."""
+
+    def __init__(self, monkeypatch, path):
+        monkeypatch.setenv('MMENGINE_HOME', str(path.parent))
+        for name in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
+            monkeypatch.setattr(f'mmengine.runner.checkpoint.{name}', lambda: {'a': path.name, 'none': None})
+        monkeypatch.setattr('mmengine.runner.checkpoint.get_deprecated_model_names', lambda: {'old': 'a'})
+
+
+def test_names_of_mmengine(monkeypatch, tmp_path):
+    torch.save(dict(state_dict={'backbone.w': torch.ones(2), 'head.w': torch.zeros(1)}), tmp_path / 'x.pth')
+    Named(monkeypatch, tmp_path / 'x.pth')
+    for name in ('torchvision://a', 'modelzoo://a', 'open-mmlab://a', 'openmmlab://old'):
+        assert list(checkpoints.load(name)['state_dict']) == ['backbone.w', 'head.w']
+    assert list(checkpoints.load('mmcls://a')['state_dict']) == ['w']
+    for name in ('torchvision://b', 'mmcls://none', 'open-mmlab://a/../b'):
+        with pytest.raises(WeightsError, match=f'{name}: mmengine knows no weights of that name. Near names: '):
+            checkpoints.load(name)
+
+
+def test_names_in_configs_have_digests():
+    """Those that mmengine is asked for by the configs here."""
+    text = ''.join(path.read_text() for path in (REPO / 'configs').rglob('*.py'))
+    found = set(re.findall(r"'([\w-]+)://([\w/-]+)'", text))
+    assert len(found) >= 8
+    for scheme, name in found:
+        url = checkpoints._resolve(scheme, name)
+        assert url.startswith('https://') and published_digest(url), (scheme, name)
+
+
+def test_the_text_of_a_config_is_not_handed_on(tmp_path):
+    torch.save(dict(state_dict={}, meta=dict(config='open("x")', epoch=1)), tmp_path / 'x.pth')
+    assert checkpoints.load(str(tmp_path / 'x.pth'))['meta'] == dict(epoch=1)

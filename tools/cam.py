@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 
+from mmlk._text import one_line
 from mmlk.analysis import cam, classifiers, erf
 from mmlk.engine.cli import add_config_options, fail, find_checkpoint, is_config, read_config
 from mmlk.weights import load
@@ -139,8 +140,8 @@ def main():
                   indent=1)
     for facts in report:
         empty = [layer for layer, drawn in facts.get('layers', {}).items() if drawn['empty']]
-        print(f"{facts['image']}: {facts.get('target', 'nothing')}, {facts['found']}"
-              f"{'; the map is empty at ' + ', '.join(empty) if empty else ''}")
+        print(one_line(f"{facts['image']}: {facts.get('target', 'nothing')}, {facts['found']}"
+                       f"{'; the map is empty at ' + ', '.join(empty) if empty else ''}"))
     if not rows:
         fail(f'nothing to explain in {len(paths)} images; a lower --score, or another --target?')
     print(f'overlays, grid.png, cam.npz and cam.json are in {args.out}')

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mmlk._text import one_line, printable
 from mmlk.datasets.audit import audit
 from mmlk.datasets.check import missing
 from mmlk.engine.cli import add_config_options, read_config
@@ -29,7 +30,7 @@ def main() -> None:
     cfg = read_config(args.config, args.cfg_options)
     problems = missing(cfg)
     if problems:
-        sys.exit('\n\n'.join(map(str, problems)))
+        sys.exit(printable('\n\n'.join(map(str, problems))))
 
     reports = audit(cfg, track=lambda items, total, what: track(items, description=what, total=total))
     console = Console(highlight=False, markup=False)
@@ -37,18 +38,17 @@ def main() -> None:
         console.print('\n' + ', '.join(report.where))
         table = Table('', '', show_header=False)
         for name, number in report.counts.items():
-            table.add_row(str(number), name)
+            table.add_row(str(number), one_line(name))
         for kind, lines in report.problems.items():
             if lines:
                 table.add_row(str(len(lines)), f'PROBLEM: {kind}')
         console.print(table)
         if report.unchecked:
-            console.print(f'Not checked: {report.unchecked}')
+            console.print(f'Not checked: {one_line(report.unchecked)}')
         for kind, lines in report.problems.items():
             for line in lines[:EXAMPLES]:
                 # File names and JSON may hold anything, terminal control codes among it.
-                shown = ''.join(letter if letter.isprintable() else '?' for letter in line)
-                console.print(f'{kind}: {shown}', soft_wrap=True)
+                console.print(f'{kind}: {one_line(line)}', soft_wrap=True)
             if len(lines) > EXAMPLES:
                 console.print(f'{kind}: ... and {len(lines) - EXAMPLES} more')
     found = sum(len(lines) for report in reports for lines in report.problems.values())

@@ -13,6 +13,7 @@ from typing import Any, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from mmlk._text import one_line
 from mmlk.weights import WeightsError
 from mmlk.weights.catalog import FAMILIES, Triple
 from mmlk.weights.fetch import cache_dir, cache_path, find
@@ -47,13 +48,14 @@ def show_catalog(words: Sequence[str]) -> None:
 
 
 def _brief(value: Any) -> str:
+    """At most a line of any value; lists of lists may stand in a file for more than any memory holds."""
     if isinstance(value, StandIn):
         value = value.state
     if isinstance(value, Mapping):
-        known = [f'{k}={v}' for k, v in value.items() if isinstance(v, (int, float, bool)) or
-                 (isinstance(v, str) and len(v) < 40)]
+        known = [f'{k}={v}' for k, v in value.items() if isinstance(k, str) and len(k) < 40 and
+                 (isinstance(v, (int, float, bool)) or (isinstance(v, str) and len(v) < 40))]
         return f'{len(value)} entries: {", ".join(known[:8])}'.rstrip(': ')
-    return reprlib.repr(value)  # bounded: lists of lists may stand in a file for more than any memory holds
+    return reprlib.repr(value)
 
 
 def inspect(source: str) -> None:
@@ -65,16 +67,17 @@ def inspect(source: str) -> None:
     kinds = Counter(str(value.dtype).replace('torch.', '') for value in tensors.values())
     buffers = ('running_mean', 'running_var', 'num_batches_tracked')
     parameters = sum(value.numel() for name, value in tensors.items() if not name.endswith(buffers))
-    print(f'{path}: {path.stat().st_size:,} bytes')
     native = fit(layout)
-    print(f'format      {native.format}')
-    print(f'looks like  {identify(native.tensors) or "no family known here"}')
-    print(f'tensors     {len(tensors)} ({", ".join(f"{count} {kind}" for kind, count in kinds.items())})')
-    print(f'parameters  {parameters:,}, running statistics not counted')
-    print(f'first keys  {", ".join(names[:3])}')
-    print(f'last keys   {", ".join(names[-3:])}')
-    for key in [key for key in payload if key in ('meta', 'args', 'epoch', 'iter', 'config', 'cfg')]:
-        print(f'{key:<11} {_brief(payload[key])}')
+    lines = [f'{path}: {path.stat().st_size:,} bytes',
+             f'format      {native.format}',
+             f'looks like  {identify(native.tensors) or "no family known here"}',
+             f'tensors     {len(tensors)} ({", ".join(f"{count} {kind}" for kind, count in kinds.items())})',
+             f'parameters  {parameters:,}, running statistics not counted',
+             f'first keys  {", ".join(names[:3])}',
+             f'last keys   {", ".join(names[-3:])}',
+             *(f'{key:<11} {_brief(payload[key])}' for key in payload
+               if key in ('meta', 'args', 'epoch', 'iter', 'config', 'cfg'))]
+    print('\n'.join(map(one_line, lines)))
 
 
 def main() -> None:

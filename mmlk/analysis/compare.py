@@ -26,6 +26,7 @@ import yaml
 from mmengine.config import Config
 
 import mmlk
+from mmlk._text import one_line, printable
 from mmlk.analysis import erf, latency, zoo
 from mmlk.analysis.complexity import check_backbone
 from mmlk.analysis.panels import distinct_palette
@@ -122,9 +123,9 @@ def read_study(path: Path) -> Study:
     unknown = set(content) - {'title', 'finding', 'source', 'configs'}
     if unknown:
         raise ValueError(f"{path}: a study has no {', '.join(sorted(map(str, unknown)))}")
-    configs = {str(name): str(path.parent / config) for name, config in configs.items()}
-    return Study(str(content.get('title') or path.stem), configs, str(content.get('finding') or ''),
-                 str(content.get('source') or ''))
+    configs = {one_line(str(name)): str(path.parent / config) for name, config in configs.items()}
+    title, finding, source = (printable(str(content.get(key) or '')) for key in ('title', 'finding', 'source'))
+    return Study(title or path.stem, configs, finding, source)
 
 
 def check(entries: Sequence[Entry]) -> None:

@@ -72,7 +72,7 @@ def _complete(arch: Arch) -> Dict[str, Any]:
         full['override_groups_map'] = {}
     if not isinstance(full['override_groups_map'], dict):
         raise ValueError(f"override_groups_map must be a dict, got {full['override_groups_map']!r}")
-    # JSON has no integers for keys
+    # --cfg-options has text for keys
     full['override_groups_map'] = {int(layer) if isinstance(layer, str) and layer.isdecimal() else layer: groups
                                    for layer, groups in full['override_groups_map'].items()}
     absent = [layer for layer in full['override_groups_map'] if layer not in range(1, sum(blocks) + 1)]

@@ -11,7 +11,8 @@ from typing import Iterator, NoReturn, Sequence
 
 from mmengine.config import Config, DictAction
 
-from mmlk.engine import checkpoints, config, loading
+from mmlk._text import printable
+from mmlk.engine import checkpoints, config, handlers, loading
 from mmlk.engine.distributed import read_slurm, use_gloo
 
 
@@ -20,14 +21,26 @@ _PROGRAMS = ('.pickle', '.pkl', '.yaml', '.yml')
 
 
 def is_config(text: str) -> bool:
-    """Whether an argument is meant as a config file."""
+    """Whether an argument is meant as a config file, be it one of a format that is refused."""
     return text.lower().endswith(('.py', *config.DATA_FORMATS))
 
 
 def fail(message: str) -> NoReturn:
     """End the program with one message on stderr and exit code 2."""
-    print(f'error: {message}', file=sys.stderr)
+    print(printable(f'error: {message}'), file=sys.stderr)
     raise SystemExit(2)
+
+
+class PrintableRecord(logging.LogRecord):
+    """A log's record whose message is printable."""
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+def guard_logs() -> None:
+    """Let every log of this process be printable: mmengine's quote names of weights and of files."""
+    logging.setLogRecordFactory(PrintableRecord)
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +61,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def read_config(path: str, cfg_options: dict = None) -> Config:
     """The config at ``path`` with overrides applied; ends the program with one message when it cannot be read.
 
-    From here on mmengine, too, reads checkpoints through the allow-list, and pipelines name the file that they fail on.
+    From here on mmengine, too, reads checkpoints through the allow-list, YAML as plain data and no pickles, pipelines
+    name the file that they fail on, and logs are printable whatever they quote of a file.
     """
-    checkpoints.guard()
-    loading.guard()
+    for module in (checkpoints, handlers, loading):
+        module.guard()
+    guard_logs()
     if not osp.isfile(path):
         fail(f'no config at {path}')
     try:
@@ -104,9 +119,15 @@ def build_runner(cfg: Config):
     from mmengine import registry
 
     from mmlk.engine import ResumableRunner
+    from mmlk.engine.resuming import safe_hook
     hooks, check = cfg.get('custom_hooks') or [], dict(type='mmlk.CheckLabelsHook')
     if not is_detection(cfg) and check not in hooks:
         cfg.custom_hooks = [*hooks, check]
+    if 'runner_type' in cfg:  # ours does so by itself
+        default = dict(checkpoint=dict(type='CheckpointHook', interval=1))  # as mmengine has it
+        default.update(cfg.get('default_hooks') or {})
+        cfg.default_hooks = {key: safe_hook(hook) for key, hook in default.items()}
+        cfg.custom_hooks = [safe_hook(hook) for hook in cfg.get('custom_hooks') or []]
     try:
         if cfg.get('launcher') == 'slurm':
             read_slurm(cfg.get('env_cfg', {}).get('dist_cfg', {}).get('port'))

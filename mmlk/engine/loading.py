@@ -9,9 +9,8 @@ from PIL import Image
 
 from mmlk.datasets.audit import is_number, points_fault, runs_fault
 
-# How a whole file ends, by how it begins. Bytes may follow.
-_ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89PNG\r\n\x1a\n': b'IEND'}
-_TAIL = 1 << 16
+# How a whole file ends, by how it begins.
+_ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89PNG\r\n\x1a\n': b'IEND\xaeB`\x82'}
 
 
 class DataError(ValueError):
@@ -19,7 +18,8 @@ class DataError(ValueError):
 
 
 class LoadImageFromFile(transforms.LoadImageFromFile):
-    """mmcv's, which decodes half a JPEG to a picture that is grey below, and of other files does not say the name.
+    """mmcv's, which with some decoders makes of half a JPEG a picture that is grey below, and of a file that it cannot
+    read does not say the name.
 
     Grey, CMYK, 16-bit and transparent images become 8-bit BGR as in mmcv: grey three times, 16 bits by their upper
     eight, and without the alpha channel (but OpenCV darkens the transparent parts of a TIFF).
@@ -47,10 +47,10 @@ class LoadImageFromFile(transforms.LoadImageFromFile):
 def _check_end(path: str) -> None:
     with open(path, 'rb') as file:
         head = file.read(8)
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 8))
         tail = file.read()
     end = next((end for begin, end in _ENDS.items() if head.startswith(begin)), b'')
-    if end not in tail:
+    if not tail.endswith(end):  # cut off, or more bytes follow; a small picture within the file has such an end too
         try:
             with Image.open(path) as image:
                 image.load()

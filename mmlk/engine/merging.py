@@ -85,11 +85,13 @@ def merge_checkpoint(cfg: Config, checkpoint: str, out: str, image: Optional[str
     merged_cfg.model.backbone.merged = True
     merged_cfg.model.backbone.init_cfg = None
     merged_cfg.load_from = None
-    meta = _plain(read(checkpoint).get('meta', {}))
+    text, meta = merged_cfg.pretty_text, _plain(read(checkpoint).get('meta'))
+    # texts that mmengine may run: of a run with mmcv, and of the model that the weights are of
+    meta = {key: value for key, value in (meta or {}).items() if key != 'config'} | dict(cfg=text)
     os.makedirs(osp.dirname(out) or '.', exist_ok=True)
     partial = out + '.part'
     torch.save(dict(state_dict=merged.state_dict(), meta=meta), partial)
-    merged_cfg.dump(config_out)
+    Path(config_out).write_text(text, encoding='utf-8')
     os.replace(partial, out)
     return MergeResult(out, config_out, blocks, _count(model), _count(merged), difference, largest)
 

@@ -7,7 +7,7 @@ import os.path as osp
 import re
 from contextlib import contextmanager
 from glob import escape, glob
-from typing import Iterator, List, Mapping, Optional
+from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
@@ -72,11 +72,15 @@ def verify(path: str, model: nn.Module) -> dict:
         CheckpointError: It is whole, but is not a checkpoint of training, or not of this model.
     """
     checkpoint = read(path)
-    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-    if not isinstance(meta, dict) or not {'epoch', 'iter'} <= set(meta) or 'message_hub' not in checkpoint:
+    meta, hub, state = (checkpoint.get(key) if isinstance(checkpoint, dict) else None
+                        for key in ('meta', 'message_hub', 'state_dict'))
+    whole = all(isinstance(part, dict) for part in (meta, hub, state)) \
+        and all(type(meta.get(key)) is int for key in ('epoch', 'iter')) \
+        and all(isinstance(hub.get(key), dict) for key in ('log_scalars', 'runtime_info', 'resumed_keys'))
+    if not whole:
         raise CheckpointError(f'{path} holds weights, not the state of a training run, so there is nothing to resume. '
                               'To start from these weights, set load_from')
-    _compare(path, checkpoint['state_dict'], model)
+    _compare(path, state, model)
     return checkpoint
 
 
@@ -128,10 +132,15 @@ def find_resumable(work_dir: str, folder: str, template: str, model: nn.Module) 
     return None
 
 
+def _numbered(template: str) -> str:
+    """A regular expression for the file names of a template, whose number is its group."""
+    return re.sub(r'\\{.*?\\}', r'(\\d{1,18})', re.escape(template))
+
+
 def _candidates(work_dir: str, folder: str, template: str) -> List[str]:
     """Paths to try, in this order: what ``last_checkpoint`` names, those with lower numbers, and the others, which may
     be left from another run."""
-    pattern = re.compile(re.escape(template).replace(r'\{\}', r'(\d+)'))
+    pattern = re.compile(_numbered(template))
 
     def number(path: str) -> float:
         match = pattern.fullmatch(osp.basename(path))
@@ -158,20 +167,75 @@ class CheckpointHook(_CheckpointHook):
     What a killed run has left unfinished, or not yet deleted, goes when training starts in the same folder. A
     validation that a killed run did not finish is made up for when ``save_best`` needs it. Arguments are mmengine's.
     With file backends other than the local disk nothing is renamed, as they put whole objects.
+
+    Deleted are files in the run's own folder, whose names are those that this hook gives, up to the step that the run
+    goes on from; whatever else the checkpoint names stays. So does the best one by another metric than ``save_best``
+    has now.
     """
+
+    _replacing: Optional[Dict[str, Optional[str]]] = None  # the best so far by metric, while a better one is saved
 
     def before_train(self, runner: Runner) -> None:
         """Tidy up after a run that was killed, and finish what it was doing."""
+        hub, self._step = runner.message_hub, runner.epoch if self.by_epoch else runner.iter
+        known = dict(hub.runtime_info)  # of which the file may say anything
+        if 'keep_ckpt_ids' in known:
+            steps = known['keep_ckpt_ids'] if isinstance(known['keep_ckpt_ids'], list) else []
+            hub.update_info('keep_ckpt_ids', [step for step in steps if type(step) is int and 0 <= step <= self._step])
         super().before_train(runner)
-        known = runner.message_hub.runtime_info
-        self.last_ckpt = known.get('last_ckpt')  # with none, mmengine would not record a new best score
+        if 'last_ckpt' in known:  # with none, mmengine would not record a new best score
+            self.last_ckpt = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(self._step))
+            hub.update_info('last_ckpt', self.last_ckpt)
+        self._take_best(runner)
         if is_main_process() and isinstance(self.file_backend, LocalBackend):
-            for path in glob(osp.join(escape(str(self.out_dir)), f'*{UNFINISHED}')):
-                os.remove(path)
-            for path in set(known.get('replaced_best_ckpts', [])) - set(self._best()):
-                self._delete(path)
+            self._tidy(known)
+        hub.update_info('replaced_best_ckpts', [])
         if self.save_best and known.get('last_validation') != runner.iter and _validation_is_due(runner):
             runner.val_loop.run()
+
+    def _take_best(self, runner: Runner) -> None:
+        """Of the best checkpoints that are known, take those of the metrics of ``save_best``."""
+        info = runner.message_hub.runtime_info
+        for metric, path in self._best_paths().items():
+            if not path:
+                continue
+            one = len(self.key_indicators) == 1
+            name = self.key_indicators[0] if one else metric
+            own = self._own(path, None if name == 'auto' else name)
+            if own is None:
+                print_log(f'{osp.basename(str(path))} is not the best checkpoint by {name}: the best so far by {name} is '
+                          'not known', logger='current', level=logging.WARNING)
+                for key in ('best_score', 'best_ckpt'):
+                    info.pop(key if one else f'{key}_{metric}', None)
+            elif not self.file_backend.exists(own):
+                own = None  # in the folder of the run that this one goes on from; its score counts
+            self._set_best_path(metric, own)
+
+    def _tidy(self, known: dict) -> None:
+        """Delete what a killed run was about to: unfinished files, and the best ones that others have replaced."""
+        names = re.compile('|'.join([_numbered(self.filename_tmpl), self._best_name(None), re.escape(LAST)]))
+        for path in glob(osp.join(escape(str(self.out_dir)), f'*{UNFINISHED}')):
+            if names.fullmatch(osp.basename(path)[:-len(UNFINISHED)]) and osp.isfile(path):
+                os.remove(path)
+        best = {osp.basename(str(path)) for key, path in known.items() if str(key).startswith('best_ckpt')}
+        replaced = known.get('replaced_best_ckpts')
+        for path in replaced if isinstance(replaced, list) else []:
+            own = self._own(path, None)
+            if own and osp.basename(own) not in best:
+                self._delete(own)
+
+    def _best_name(self, metric: Optional[str]) -> str:
+        """A regular expression for the names of best checkpoints, by one metric or by any."""
+        name = re.escape(f'best_{metric or ""}'.replace('/', '_')) + ('' if metric else '.+')
+        return f'{name}_{_numbered(self.filename_tmpl)}'
+
+    def _own(self, path: Any, metric: Optional[str]) -> Optional[str]:
+        """Where a best checkpoint that a file names is in the run's own folder; None if it is none of this run's."""
+        name = osp.basename(path) if isinstance(path, str) else ''
+        match = re.fullmatch(self._best_name(metric), name)
+        if not match or match.re.groups and int(match.group(1)) > self._step:
+            return None
+        return self.file_backend.join_path(self.out_dir, name)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = None
@@ -182,6 +246,8 @@ class CheckpointHook(_CheckpointHook):
             self.keep_ckpt_ids.append(step)  # a deque, which drops its first
             # with the outdated one: a run resumed from here deletes it, should this one not come to it
             runner.message_hub.update_info('keep_ckpt_ids', kept)
+        if self._replacing is not None:  # a better one is there; likewise
+            runner.message_hub.update_info('replaced_best_ckpts', self._replaced())
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -199,37 +265,49 @@ class CheckpointHook(_CheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.save_best:
             return
-        before = self._best()
+        self._replacing = self._best_paths()
         # mmengine deletes the old best before the new one is written, if it is told of it
-        if len(self.key_indicators) == 1:
-            self.best_ckpt_path = None
-        else:
-            known = dict(self.best_ckpt_path_dict)
-            self.best_ckpt_path_dict = dict.fromkeys(self.key_indicators)
+        for metric in self._replacing:
+            self._set_best_path(metric, None)
         runner.message_hub.update_info('last_validation', runner.iter)
-        runner.message_hub.update_info('replaced_best_ckpts', before)
+        runner.message_hub.update_info('replaced_best_ckpts', [])
         super()._save_best_checkpoint(runner, metrics)
-        if len(self.key_indicators) == 1:
-            self.best_ckpt_path = self.best_ckpt_path or (before[0] if before else None)
-        else:
-            self.best_ckpt_path_dict = {key: self.best_ckpt_path_dict[key] or known.get(key)
-                                        for key in self.key_indicators}
+        replaced = self._replaced()
+        for metric, path in self._best_paths().items():
+            self._set_best_path(metric, path or self._replacing.get(metric))
+        self._replacing = None
         if is_main_process():
-            for path in set(before) - set(self._best()):
+            for path in replaced:
                 self._delete(path)
 
-    def _best(self) -> List[str]:
-        """Paths of the best checkpoints so far."""
+    def _replaced(self) -> List[str]:
+        """Paths of the best checkpoints in whose place there is another one now."""
+        now = self._best_paths()
+        return [path for metric, path in self._replacing.items() if path and now.get(metric) not in (None, path)]
+
+    def _best_paths(self) -> Dict[str, Optional[str]]:
+        """Path of the best checkpoint so far by metric; where there is one metric, under an empty name."""
         if not self.save_best:
-            return []
-        paths = [self.best_ckpt_path] if len(self.key_indicators) == 1 else self.best_ckpt_path_dict.values()
-        return [str(path) for path in paths if path]
+            return {}
+        return {'': self.best_ckpt_path} if len(self.key_indicators) == 1 else dict(self.best_ckpt_path_dict)
+
+    def _set_best_path(self, metric: str, path: Optional[str]) -> None:
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = path
+        else:
+            self.best_ckpt_path_dict[metric] = path
 
     def _delete(self, path: str) -> None:
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):
+        elif self.file_backend.isdir(path) and not osp.islink(path):
             self.file_backend.rmtree(path)
+
+
+def safe_hook(hook: Any) -> Any:
+    """A hook's config, in which :class:`CheckpointHook` has taken the place of mmengine's."""
+    stock = ('CheckpointHook', 'mmengine.CheckpointHook', _CheckpointHook)
+    return dict(hook, type='mmlk.CheckpointHook') if isinstance(hook, dict) and hook.get('type') in stock else hook
 
 
 def _validation_is_due(runner: Runner) -> bool:

@@ -16,9 +16,10 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmlk.registry import RUNNERS
 from mmlk.weights import WeightsError
 
+from .checkpoints import forget_program
 from .detectors import prepare_detector
 from .repeatable import SeedHook, seed_samples
-from .resuming import CheckpointError, CheckpointHook, find_resumable, replacing, verify
+from .resuming import CheckpointError, find_resumable, replacing, safe_hook, verify
 
 
 @RUNNERS.register_module()
@@ -45,10 +46,7 @@ class ResumableRunner(Runner):
 
     def register_hook(self, hook: Union[Hook, Dict], priority: Optional[Union[str, int]] = None) -> None:
         """Take mmlk's checkpoint hook for mmengine's."""
-        stock = ('CheckpointHook', 'mmengine.CheckpointHook', _CheckpointHook)
-        if isinstance(hook, dict) and hook.get('type') in stock:
-            hook = dict(hook, type=CheckpointHook)
-        super().register_hook(hook, priority)
+        super().register_hook(safe_hook(hook), priority)
 
     def register_hooks(self, *args, **kwargs) -> None:
         """The config's, and the one that seeds each step."""
@@ -93,6 +91,12 @@ class ResumableRunner(Runner):
         if target == 'train_step' and self.cfg.get('compile'):
             self.optim_wrapper.update_params = torch.compiler.disable(self.optim_wrapper.update_params)
         super()._maybe_compile(target)
+
+    def load_checkpoint(self, *args, **kwargs) -> dict:
+        """As mmengine's, without the text of a config, which ``resume`` would run as a program."""
+        checkpoint = super().load_checkpoint(*args, **kwargs)
+        forget_program(checkpoint)
+        return checkpoint
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         """As mmengine's; within an epoch, go on at the batch where the checkpoint was written."""

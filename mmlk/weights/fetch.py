@@ -25,6 +25,9 @@ TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 4  # in a row that bring nothing
 PAUSE = 2.0  # seconds between attempts
 _BLOCK = 1 << 20
+# Who ends a file's name in the beginning of its sha256. Of eight digits, some are a date.
+_PUBLISHERS = ('download.openmmlab.com', 'download.pytorch.org', 'mmassets.onedl.ai')
+_DIGEST = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.pth$')
 _FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}  # Windows knows no quota
 
 
@@ -62,6 +65,13 @@ def digest(path: Path) -> str:
     return sha.hexdigest()
 
 
+def published_digest(url: str) -> str:
+    """The beginning of the sha256 that the name of a file of OpenMMLab's or torchvision's ends in; else empty."""
+    parts = urlsplit(url)
+    match = _DIGEST.search(parts.path) if parts.hostname in _PUBLISHERS else None
+    return match.group(1) if match else ''
+
+
 def find(source: Union[str, Path]) -> Path:
     """The file that a path, an http(s) URL or a catalogue name stands for, downloaded if need be.
 
@@ -79,7 +89,8 @@ def find(source: Union[str, Path]) -> Path:
         name = re.sub(r'[^\w.-]', '_', unquote(urlsplit(source).path).rsplit('/', 1)[-1]) or 'weights'
         # two servers may give different files the same name
         target = cache_dir() / f'{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}'
-        return download(source, target)
+        entry = next((entry for entry in CATALOG.values() if source in (entry.url, entry.page)), None)
+        return download(source, cache_path(entry) if entry else target, published_digest(source))
     near = difflib.get_close_matches(text.lower(), CATALOG, n=3)
     meant = f'Near names: {", ".join(near)}' if near else '`python tools/weights.py list` shows the names'
     raise WeightsError(f"no weights '{source}': there is no file {path.absolute()}, and the catalogue has no "

@@ -63,7 +63,7 @@ STAND_INS: List[Allowed] = [
                 'builtins.slice'),
     # numpy numbers and arrays (accuracies, palettes), as numpy 1 and numpy 2 name them. The real dtype takes
     # its memory layout from the file.
-    *_stand_ins(StandIn, 'numpy.dtype', 'numpy.ndarray',
+    *_stand_ins(StandIn, 'numpy.dtype', 'numpy.ndarray', 'builtins.bytes',
                 'numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar',
                 'numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct'),
     # configs stored whole: mmengine, mmcv, addict, and yacs (official Swin files)

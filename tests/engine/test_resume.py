@@ -18,10 +18,11 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
+from mmengine.registry import METRICS
 
-from mmlk.engine import CheckpointError, CheckpointHook, ResumableRunner, cli
+from mmlk.engine import CheckpointError, CheckpointHook, ResumableRunner, checkpoints, cli
 from mmlk.engine.resuming import find_resumable
-from tests.engine.toy import ToyModel, config, die, forked, train, whole
+from tests.engine.toy import ToyMetric, ToyModel, config, die, forked, train, whole
 
 KILLS = int(os.environ.get('MMLK_KILLS', 4))
 KINDS = {'iterations': (False, 0), 'iterations, workers': (False, 2), 'epochs': (True, 0), 'epochs, workers': (True, 2)}
@@ -260,6 +261,115 @@ def test_a_damaged_checkpoint_is_not_replaced_by_one_of_a_run_before(run, tmp_pa
     assert find_resumable(str(work), str(work), 'iter_{}.pth', model) == str(work / 'iter_9.pth')
     (work / 'last_checkpoint').unlink()
     assert find_resumable(str(work), str(work), 'iter_{}.pth', model) == str(work / 'iter_99.pth')
+
+
+def changed(path, meta=None, **info):
+    """Write into a checkpoint."""
+    checkpoint = final(path.parent, path.name)
+    checkpoint['message_hub']['runtime_info'].update(info)
+    checkpoint['message_hub']['resumed_keys'].update(dict.fromkeys(info, True))
+    checkpoint['meta'].update(meta or {})
+    torch.save(checkpoint, path)
+
+
+def best_of(run, work):
+    """Copy a run, as it was when the validation after eight steps had been the best."""
+    shutil.copytree(run, work)
+    for path in work.glob('best_*'):
+        path.unlink()
+    (work / 'best_score_iter_8.pth').write_text('the best')
+    return work / 'best_score_iter_8.pth'
+
+
+def go_on(cfg):
+    """As the tools do."""
+    cfg.resume = True
+    checkpoints.guard()
+    cli.build_runner(cfg).train()
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+FLEXIBLE = dict(runner_type='FlexibleRunner', env_cfg=dict())
+RUNNERS = [dict(), FLEXIBLE, dict(FLEXIBLE, custom_hooks=[dict(type='mmengine.CheckpointHook', by_epoch=False)])]
+
+
+@pytest.mark.parametrize('kind', RUNNERS[:2], ids=['ours', 'flexible'])
+def test_the_text_of_a_checkpoint_is_not_run(kind, run, tmp_path):
+    shutil.copytree(run, tmp_path / 'work')
+    path, mark = tmp_path / 'work' / 'iter_9.pth', tmp_path / 'ran'
+    changed(path, dict(config=f'open({str(mark)!r}, "w")', cfg=f'open({str(mark)!r}, "w")'))
+    cfg = config(tmp_path / 'work', load_from=str(path), **kind)
+    cfg.resume = True
+    assert forked(go_on if kind else train, *([cfg] if kind else [cfg, True])) == 0
+    assert not mark.exists() and (tmp_path / 'work' / 'iter_12.pth').stat().st_mtime > path.stat().st_mtime
+
+
+@pytest.mark.parametrize('kind', RUNNERS, ids=['ours', 'flexible', 'custom'])
+def test_no_file_is_deleted_because_a_checkpoint_names_it(kind, run, tmp_path):
+    """But those that this run has replaced, in its own folder."""
+    work, other = tmp_path / 'work', tmp_path / 'other'
+    best_of(run, work)
+    mine = ['notes.pth', 'best_score_iter_99.pth', 'best_score_iter_4.txt', 'iter_4.pth.bak', 'notes.unfinished',
+            'iter_100.pth']
+    for folder, names in ((other, ['iter_3.pth', 'best_score_iter_4.pth', 'sub/file']), (work, mine)):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+    (work / 'iter_5.pth.unfinished').write_text('half')
+    (work / 'best_score_iter_2.pth').write_text('replaced')
+    (work / 'best_score_iter_4.pth').write_text('the best')
+    (work / 'iter_6.pth').write_text('outdated')
+    kept = files(other)
+    changed(work / 'iter_9.pth', last_ckpt=str(other / 'iter_3.pth'), best_ckpt=str(other / 'best_score_iter_4.pth'),
+            best_score=-10.0, last_validation=8,  # so that the next one is better
+            keep_ckpt_ids=['../other/iter_3', '3/../../other/iter_3', 100, 4.0, True, None, [3], 6, 9],
+            replaced_best_ckpts=[str(other), str(work), '..', '', 7, None, str(other / 'best_score_iter_4.pth'),
+                                 f'best_score_iter_{"9" * 5000}.pth',
+                                 *(str(work / name) for name in mine), str(work / 'best_score_iter_2.pth')])
+    assert forked(go_on, config(work, load_from=str(work / 'iter_9.pth'), **kind)) == 0
+    assert files(other) == kept
+    assert all((work / name).read_text() == name for name in mine)
+    assert (work / 'best_score_iter_12.pth').stat().st_size > 1000
+    gone = ['iter_5.pth.unfinished', 'best_score_iter_2.pth', 'best_score_iter_4.pth', 'iter_6.pth']
+    assert not [name for name in gone if (work / name).exists()]
+
+
+def test_a_copy_of_a_run_leaves_the_run_as_it_is(run, tmp_path):
+    best = best_of(run, tmp_path / 'run')
+    changed(tmp_path / 'run' / 'iter_9.pth', best_ckpt=str(best), best_score=-10.0)
+    shutil.copytree(tmp_path / 'run', tmp_path / 'work')
+    before = files(tmp_path / 'run')
+    assert forked(go_on, config(tmp_path / 'work', load_from=str(tmp_path / 'work' / 'iter_9.pth'))) == 0
+    assert files(tmp_path / 'run') == before
+    assert [path.name for path in (tmp_path / 'work').glob('best_*')] == ['best_score_iter_12.pth']
+
+
+@METRICS.register_module()
+class TwoScores(ToyMetric):
+    """Has another score beside the toy's, which grows."""
+
+    count = 0
+
+    def compute_metrics(self, results):
+        TwoScores.count += 1
+        return dict(super().compute_metrics(results), other=-100.0 + TwoScores.count)
+
+
+@pytest.mark.parametrize('save_best, made', [
+    (None, []), ('other', ['best_other_iter_12.pth']),
+    (['score', 'other'], ['best_other_iter_12.pth', 'best_score_iter_12.pth'])])
+def test_with_another_save_best_the_best_checkpoint_stays(save_best, made, run, tmp_path):
+    work = tmp_path / 'work'
+    best = best_of(run, work)
+    for path in list(work.glob('iter_*.pth')):  # of the last validation, which was not better
+        changed(path, best_ckpt=str(best), best_score=1.0, replaced_best_ckpts=[str(best)])
+    cfg = config(work, checkpoint=dict(save_best=save_best, rule=save_best and 'greater'),
+                 val_evaluator=dict(type='TwoScores'), load_from=str(work / 'iter_9.pth'))
+    assert forked(go_on, cfg) == 0
+    assert sorted(path.name for path in work.glob('best_*')) == sorted([*made, best.name])
 
 
 def test_resume_in_an_empty_folder_starts_a_run(run, tmp_path):

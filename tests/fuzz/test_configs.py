@@ -1,39 +1,29 @@
-"""Config files of any content: read, or one error that names the file; what is not Python runs nothing."""
-import json
+"""Config files of any content: read, or one error that names the file; what is not Python is refused, and runs nothing.
+"""
+import itertools
+import pickle
+import re
 
+import mmengine
 import pytest
 import torch
-import yaml
 from hypothesis import strategies as st
 from mmengine.config import Config
+from mmengine.fileio.handlers import file_handlers
 from mmengine.runner import CheckpointLoader
+from mmseg.models.losses.utils import get_class_weight
 
-from mmlk.engine import checkpoints, config
+from mmlk.engine import checkpoints, config, handlers
 from mmlk.engine.cli import preflight, read_config
+from mmlk.engine.loading import DataError
 from mmlk.weights import WeightsError
 from tests.conftest import REPO
 from tests.fuzz.cases import cases
 from tests.fuzz.test_weights import Call, calls
+from tests.weights.test_fetch import server  # noqa: F401  (a fixture)
 
+NUMBERS = itertools.count()  # of URLs, each of which is fetched once
 DEMO = 'configs/demo/upernet_replknet-tiny_ade20k.py'
-
-
-def plain(value):
-    """Tuples as lists, as JSON has them."""
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-
-def settings() -> dict:
-    return plain(Config.fromfile(str(REPO / DEMO)).to_dict())
-
-
-SETTINGS = settings()
-
-
-def text_of(content: object, suffix: str) -> str:
-    return json.dumps(content) if suffix == '.json' else yaml.safe_dump(content, default_flow_style=True, width=10**6)
 
 
 def refused(path) -> bool:
@@ -44,36 +34,6 @@ def refused(path) -> bool:
         assert str(path) in str(error)
         return True
     return False
-
-
-@pytest.mark.parametrize('name', [DEMO, 'configs/demo/mask_rcnn_replknet-tiny_coco.py',
-                                  'configs/upernet_slak-t_ade20k.py', 'configs/upernet_convnext-t_ade20k.py',
-                                  'configs/pspnet_repvgg-b1g2-fast_cityscapes.py'])
-@pytest.mark.parametrize('suffix', ['.json', '.yaml'])
-def test_what_mmengine_dumps_is_read_back(tmp_path, name, suffix):
-    """The same settings, and in pipelines the same types, without which transforms refuse them."""
-    cfg = Config.fromfile(str(REPO / name))
-    cfg.dump(tmp_path / f'c{suffix}')
-    back = config.read(str(tmp_path / f'c{suffix}'))
-    assert plain(back.to_dict()) == plain(cfg.to_dict())
-    tuples = 0
-    for pipeline in ('train_pipeline', 'test_pipeline'):
-        for ours, theirs in zip(cfg[pipeline], back[pipeline]):
-            for key, value in ours.items():
-                if isinstance(value, (list, tuple)) and isinstance(value[0], (int, float)):
-                    tuples += isinstance(value, tuple)
-                    assert theirs[key] == value and type(theirs[key]) is type(value)
-    assert tuples
-
-
-@cases(60, suffix=st.sampled_from(['.json', '.yaml', '.yml']), place=st.floats(0, 0.999), length=st.integers(0, 40),
-       put=st.text(st.sampled_from('{}[],:"\'!&*<- \n\tab0'), max_size=8))
-def test_damaged_text(tmp_path, suffix, place, length, put):
-    text = text_of(SETTINGS, suffix)
-    at = int(place * len(text))
-    path = tmp_path / f'c{suffix}'
-    path.write_text(text[:at] + put + text[at + length:])
-    refused(path)
 
 
 @cases(40, suffix=st.sampled_from(['.json', '.yaml', '.py', '.toml', '']), content=st.binary(max_size=60))
@@ -96,59 +56,96 @@ def test_programs_that_fail(tmp_path, line, problem):
     assert f'line {line}' in str(caught.value) or '_base_' in problem
 
 
-def attacks(mark: str, suffix: str = '') -> dict:
-    """By name, what makes mmengine run code as it reads, imports or builds: (text of YAML, or settings to put in)."""
-    return {
-        'tag': f'a: !!python/object/apply:os.system ["touch {mark}"]', 'name': 'a: !!python/name:os.system',
-        'module': 'a: !!python/module:antigravity', 'new': f'a: !!python/object/new:os.mkdir ["{mark}"]',
-        'eval': f"a: !!python/object/apply:eval [\"open('{mark}', 'w')\"]",
-        'base': dict(_base_='program.py'), 'bases': dict(_base_=['base.json', 'program.py']),
-        'import': dict(custom_imports=dict(imports=['program'])), 'imports': dict(custom_imports=['program']),
-        'Popen': dict(model=dict(type='subprocess.Popen', args=['touch', mark])),
-        'deep': dict(hooks=[dict(a=[dict(type='os.system', command=f'touch {mark}')])]),
-        'call': dict(model=dict(type='mmengine.utils.call_command', cmd=['touch', mark])),
-        'load': dict(model=dict(type='mmengine.load', file='tag.yaml')),
-        'runner': dict(runner_type='subprocess.Popen'), 'scope': dict(default_scope='program'),
-        'inner scope': dict(model=dict(_scope_='program', type='ResNet')), 'variable': dict(a='{{ fileDirname }}'),
-        'pickle': dict(model=dict(init_cfg=dict(type='mmlk.Pretrained', checkpoint='x', allow_pickle=True))),
-        'environment': dict(a='{{$ENV:HOME:x}}'), 'itself': dict(_base_=f'c{suffix}'),
-    }
-
-
-@cases(60, name=st.sampled_from(sorted(attacks(''))), suffix=st.sampled_from(['.json', '.yaml', '.yml']),
-       whole=st.booleans())
-def test_data_runs_nothing(tmp_path, monkeypatch, name, suffix, whole):
-    mark = tmp_path / 'ran'
+@cases(60, content=st.sampled_from([
+    '{"model": {"type": "ResNet"}}', 'a: 1', 'a: !!python/object/apply:os.system ["touch MARK"]', '[]', '', '{',
+    '{"_base_": "program.py"}', '{"custom_imports": {"imports": ["program"]}}',
+    # by settings whose names do not say that anything is called: each of these ran, in mmseg or in mmengine
+    '{"model": {"decode_head": {"loss_decode": {"type": "CrossEntropyLoss", "class_weight": "tag.yaml"}}}}',
+    '{"custom_hooks": [{"type": "EMAHook", "ema_type": "torch.hub.load"}]}']),
+    suffix=st.sampled_from(['.json', '.yaml', '.yml', '.JSON', '.Yaml']))
+def test_a_config_that_is_not_python_is_refused_unread(tmp_path, monkeypatch, content, suffix):
+    mark, path = tmp_path / 'ran', tmp_path / f'c{suffix}'
     (tmp_path / 'program.py').write_text(f'open({str(mark)!r}, "w")')
-    (tmp_path / 'base.json').write_text('{"b": 1}')
+    (tmp_path / 'tag.yaml').write_text(f'!!python/object/apply:os.system ["touch {mark}"]')
     monkeypatch.syspath_prepend(tmp_path)
-    content = attacks(str(mark), suffix)[name]
-    path = tmp_path / f'c{suffix}'
-    if isinstance(content, str):
-        path = tmp_path / 'c.yaml'
-        path.write_text(content)
-    else:
-        path.write_text(text_of({**(SETTINGS if whole else {}), **content}, suffix))
-    assert refused(path) and not mark.exists()
+    path.write_text(content.replace('MARK', str(mark)))
+    with pytest.raises(config.ConfigError) as error:
+        config.read(str(path))
+    said = str(error.value)
+    assert f'{path}: a config must be a Python file' in said and 'can run any code' in said
+    assert 'If you trust whoever made it, write it in Python: ' in said
+    assert said.endswith(f"mmengine.Config.fromfile({str(path)!r}).dump('c.py')")
+    assert not mark.exists()
 
 
-@pytest.mark.parametrize('text, said', [
-    ('a: &a [x, x]\n' + ''.join(f'{b}: &{b} [{", ".join([f"*{a}"] * 9)}]\n' for a, b in zip('abcdefgh', 'bcdefghi')),
-     'more than 100,000 settings'),
-    ('[' * 1000, 'cannot be read'), ('a: 1\nb: 2\na: 3\n', "the key 'a' stands twice"), ('- a\n- b\n', 'by name')])
-def test_bombs_and_what_is_no_config(tmp_path, text, said):
-    (tmp_path / 'c.yaml').write_text(text)
-    with pytest.raises(config.ConfigError, match=said):
-        config.read(str(tmp_path / 'c.yaml'))
+@pytest.mark.parametrize('suffix', ['.json', '.yaml'])
+def test_what_the_refusal_advises_works(tmp_path, suffix):
+    cfg = Config.fromfile(str(REPO / DEMO))
+    cfg.dump(tmp_path / f'c{suffix}')
+    with pytest.raises(config.ConfigError) as error:
+        config.read(str(tmp_path / f'c{suffix}'))
+    path, name = re.search(r"fromfile\('(.*?)'\)\.dump\('(.*?)'\)", str(error.value)).groups()
+    Config.fromfile(path).dump(tmp_path / name)
+    assert config.read(str(tmp_path / name)).model.backbone == cfg.model.backbone
 
 
-def test_json_with_a_key_twice_and_a_base(tmp_path):
-    (tmp_path / 'base.json').write_text('{"model": {"type": "A", "depth": 3}, "x": 1}')
-    (tmp_path / 'c.json').write_text('{"_base_": "base.json", "model": {"depth": 4}}')
-    assert config.read(str(tmp_path / 'c.json')).to_dict() == dict(model=dict(type='A', depth=4), x=1)
-    (tmp_path / 'c.json').write_text('{"a": 1, "a": 2}')
-    with pytest.raises(config.ConfigError, match="the key 'a' stands twice"):
-        config.read(str(tmp_path / 'c.json'))
+@pytest.mark.parametrize('base', ['base.json', 'base.yaml', 'above.py'])
+def test_a_base_that_is_not_python_is_refused_unread(tmp_path, base):
+    mark = tmp_path / 'ran'
+    (tmp_path / 'base.yaml').write_text(f'a: !!python/object/apply:os.system ["touch {mark}"]')
+    (tmp_path / 'base.json').write_text('{"a": 1}')
+    (tmp_path / 'above.py').write_text("_base_ = ['base.yaml']")
+    (tmp_path / 'c.py').write_text(f"_base_ = ['{base}']")
+    with pytest.raises(config.ConfigError, match=r'_base_ base\.(json|yaml) is not a Python file'):
+        config.read(str(tmp_path / 'c.py'))
+    assert not mark.exists()
+
+
+@pytest.fixture
+def guarded():
+    """mmengine as the tools have it, in this test alone."""
+    schemes, handlers_before = dict(CheckpointLoader._schemes), dict(file_handlers)
+    checkpoints.guard()
+    handlers.guard()
+    yield
+    CheckpointLoader._schemes = schemes
+    file_handlers.update(handlers_before)
+
+
+TAGS = ['!!python/object/apply:os.system ["touch MARK"]', '!!python/name:os.system', '!!python/module:antigravity',
+        '!!python/object/new:os.mkdir ["MARK"]', '!!python/object/apply:eval ["open(\'MARK\', \'w\')"]']
+
+
+@cases(40, tag=st.sampled_from(TAGS), depth=st.integers(0, 3), suffix=st.sampled_from(['yaml', 'yml']),
+       legal=st.booleans())
+def test_yaml_that_mmengine_reads_for_others_runs_nothing(guarded, tmp_path, tag, depth, suffix, legal):
+    """mmseg reads the weights of classes by it, from a path or URL that a setting names."""
+    mark, path = tmp_path / 'ran', tmp_path / f'x.{suffix}'
+    content = '1.5' if legal else tag.replace('MARK', str(mark))
+    for _ in range(depth):
+        content = f'[{content}]'
+    path.write_text(content)
+    if legal:
+        value = mmengine.load(str(path))
+        for _ in range(depth):
+            value, = value
+        assert value == 1.5
+        return
+    for read in (mmengine.load, get_class_weight):
+        with pytest.raises(DataError, match='cannot be read as plain data') as error:
+            read(str(path))
+        assert len(str(error.value).splitlines()) == 1
+    assert not mark.exists()
+
+
+@cases(20, name=st.sampled_from(sorted(calls(''))), suffix=st.sampled_from(['pkl', 'pickle']))
+def test_pickles_that_mmengine_reads_for_others_are_refused(guarded, tmp_path, name, suffix):
+    mark, path = tmp_path / 'ran', tmp_path / f'x.{suffix}'
+    path.write_bytes(pickle.dumps([1, Call(*calls(str(mark))[name])]))
+    with pytest.raises(DataError, match='a pickle .* is not read'):
+        mmengine.load(str(path))
+    mmengine.dump([1], str(path))
+    assert pickle.loads(path.read_bytes()) == [1] and not mark.exists()
 
 
 @cases(40, key=st.sampled_from(['model.backbone.type', 'train_cfg.max_iters', 'model', 'train_pipeline.0.type',
@@ -161,20 +158,34 @@ def test_options(key, value, capsys):
         assert end.code == 2 and 'error: --cfg-options do not fit' in capsys.readouterr().err
 
 
-@cases(30, name=st.sampled_from(sorted(calls(''))), legacy=st.booleans(), key=st.sampled_from(['meta', 'optimizer']))
-def test_mmengine_too_runs_nothing_of_a_checkpoint(tmp_path, name, legacy, key):
-    mark = tmp_path / 'ran'
-    path = tmp_path / 'c.pth'
+SERVED = ['http://', 'torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://']
+NOT_SERVED = ['s3://', 'a:s3://', 'petrel://', 'a:petrel://', 'pavi://']
+
+
+@cases(100, name=st.sampled_from(sorted(calls(''))), legacy=st.booleans(), key=st.sampled_from(['meta', 'optimizer']),
+       source=st.sampled_from(['', *SERVED, *NOT_SERVED]))
+def test_mmengine_too_runs_nothing_of_a_checkpoint(guarded, server, tmp_path, monkeypatch, name, legacy, key, source):
+    mark, path = tmp_path / 'ran', tmp_path / 'c.pth'
     torch.save({'state_dict': {'w': torch.ones(2)}, key: Call(*calls(str(mark))[name])}, path,
                _use_new_zipfile_serialization=not legacy)
-    before = dict(CheckpointLoader._schemes)
-    try:
-        checkpoints.guard()
-        with pytest.raises(WeightsError, match=str(path)):
-            CheckpointLoader.load_checkpoint(str(path))
-    finally:
-        CheckpointLoader._schemes = before
+    server.body = path.read_bytes()
+    url = f'{server.url}&number={next(NUMBERS)}'
+    monkeypatch.setenv('MMLK_HOME', str(tmp_path))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    for names in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
+        monkeypatch.setattr(f'mmengine.runner.checkpoint.{names}', lambda: {'bad': url})
+    wanted = {'': str(path), 'http://': url}.get(source, f'{source}bad')
+    said = 'bad: weights are not fetched over' if source in NOT_SERVED else 'was refused'
+    with pytest.raises(WeightsError, match=said):
+        CheckpointLoader.load_checkpoint(wanted)
     assert not mark.exists()
+
+
+def test_no_scheme_of_mmengine_escapes(guarded):
+    assert all(loader is checkpoints.load for loader in CheckpointLoader._schemes.values())
+    samples = ['', 'https://', *SERVED, *NOT_SERVED]
+    assert set(CheckpointLoader._schemes) == {
+        next(prefix for prefix in CheckpointLoader._schemes if re.match(prefix, sample)) for sample in samples}
 
 
 @pytest.mark.parametrize('name', ['a.pkl', 'a.PICKLE', 'a.yaml', 'a.yml'])

@@ -1,6 +1,7 @@
 """Image files of any content: the right pixels, or one error that names the file."""
 import io
 
+import mmcv
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -86,6 +87,25 @@ def test_broken_files(tmp_path, kind, step, place, junk):
             (tmp_path / f'whole.{kind}').write_bytes(content)
             assert step == 'flip' or np.array_equal(picture, read(tmp_path / f'whole.{kind}'))
     assert step == 'flip' or [kind for kind, _ in _check_sample(str(path), None, LEGAL)] in ([], ['unreadable image'])
+
+
+@cases(40, kind=st.sampled_from(['jpeg', 'progressive jpeg', 'png']), place=st.floats(0.5, 0.98),
+       size=st.integers(32, 96), more=st.binary(max_size=9))
+def test_no_part_of_a_picture_passes_for_all(tmp_path, monkeypatch, kind, place, size, more):
+    """Whatever the decoder makes of a file that ends within its pixels: OpenCV's gives none or, in some versions, half a
+    picture. Within the file is the end of another, as of a preview."""
+    picture = np.random.RandomState(size).randint(0, 256, (size, size, 3)).astype(np.uint8)
+    stream, path = io.BytesIO(), tmp_path / 'x.jpg'
+    options = dict(comment=b'\xff\xd9', progressive=' ' in kind) if 'jpeg' in kind else {}
+    Image.fromarray(picture).save(stream, kind.split()[-1], **options)
+    content = stream.getvalue()
+    monkeypatch.setattr(mmcv, 'imfrombytes', lambda *args, **kwargs: picture)
+    for whole in (content, content + more):
+        path.write_bytes(whole)
+        assert load(path).shape == (size, size, 3)
+    path.write_bytes(content[:int(place * len(content))])
+    with pytest.raises(DataError, match='x.jpg is truncated or damaged'):
+        load(path)
 
 
 def test_numbers_of_32_bits_are_no_picture(tmp_path):

@@ -1,15 +1,19 @@
 """Weights files of any content: one WeightsError that names the file or the tensor, or the very weights."""
 import io
+import math
 import os
 import re
 import subprocess
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from mmengine.logging import HistoryBuffer
 from torch import nn
 
+from mmlk.engine import checkpoints
 from mmlk.weights import WeightsError, load
 from mmlk.weights.read import read
 from tests.fuzz.cases import cases
@@ -121,6 +125,100 @@ def test_pickles_that_call(tmp_path, name, legacy, depth, place, weights):
     path = tmp_path / 'w.pth'
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     assert refused(path, module(2)) and not mark.exists()
+
+
+class Made:
+    """A pickle's words for an object: what to call with what, and the state to give it."""
+
+    def __init__(self, *made):
+        self.made = made
+
+    def __reduce__(self):
+        return self.made
+
+
+ARRAY, SCALAR = np.zeros(1).__reduce__()[0], np.float64(1).__reduce__()[0]
+CODES = ['f8', 'f4', 'i8', 'i2', 'u1', 'b1']
+FORGED_CODES = ['O', 'O8', 'V8', 'S5', 'U3', 'M8[s]', 'm8', 'c16', 'i8,f4', 'no', '', 8, None, ['f8'],
+                [('a', 'O')], dict(a=1)]
+LAYOUT = (3, '<', None, None, None, -1, -1, 0)
+FORGED_LAYOUTS = [
+    (3, '|', None, ('a', ), {'a': (LAYOUT, 0)}, 8, 1, 16), (3, '|', (np.dtype('f8'), (10**9, )), None, None, 8, 1, 0),
+    (3, '<', None, ('a', 'b'), {'a': 1}, -1, -1, 63), (3, '<', None, None, None, 10**9, 1, 0), (4, *LAYOUT[1:], {}),
+    (3, '<', None, None, None, -1, -1, 63), (3, 'x', *LAYOUT[2:]), (3, 7, *LAYOUT[2:]), LAYOUT[:3], {}, [], 3, 'text']
+SHAPES = [(), (0, ), (3, ), (2, 3), (1, 0, 2)]
+FORGED_SHAPES = [(-1, ), (2**40, 2**40), (2**62, 4), (3, 2.0), (True, 3), [3], 3, None, 'ab', (1, ) * 70, ((3, ), )]
+
+
+def logs(history: object, counts: object, **more) -> dict:
+    """A message hub with one log of mmengine's."""
+    buffer = HistoryBuffer()
+    buffer.__dict__.update(_log_history=history, _count_history=counts, **more)
+    return dict(log_scalars=dict(loss=buffer), runtime_info={}, resumed_keys={})
+
+
+@cases(300, data=st.data(), forged=st.sampled_from(['', 'code', 'layout', 'shape', 'size', 'state', 'kind']),
+       place=st.sampled_from(['array', 'number', 'log']), order=st.sampled_from('<>'), legacy=st.booleans())
+def test_forged_arrays(tmp_path, data, forged, place, order, legacy):
+    """numpy's own unpickling takes a dtype's layout and an array's size from the file, and ends the interpreter where
+    they cannot be. Here it is the very array, or one error."""
+    code = data.draw(st.sampled_from(FORGED_CODES if forged == 'code' else CODES))
+    layout = data.draw(st.sampled_from(FORGED_LAYOUTS)) if forged == 'layout' else (3, order, *LAYOUT[2:])
+    shape = data.draw(st.sampled_from(FORGED_SHAPES if forged == 'shape' else SHAPES))
+    shape = {'number': (), 'log': shape if forged == 'shape' else (5, )}.get(place, shape)
+    forged = '' if (forged, place) == ('shape', 'number') else forged
+    sound = forged not in ('code', 'shape')
+    length = math.prod(shape) * np.dtype(code).itemsize if sound else 24
+    extra = data.draw(st.sampled_from([-1, 1, 8, 10**6])) if forged == 'size' else 0
+    content = bytes(index % 100 for index in range(max(0, length + extra)))
+    forged = '' if len(content) == length and forged == 'size' else forged
+    dtype = Made(np.dtype, (code, False, True), layout)
+    if forged == 'kind':
+        dtype = data.draw(st.sampled_from([7, 'f8', (1, 2), None, slice(1)]))
+    state = (1, shape, dtype, False, content)
+    if forged == 'state':
+        wrong = [state[:3], [*state], dict(a=1), 3, (*state, 1), (1, shape, dtype, False, [1.0, 2.0]),
+                 (1, shape, dtype, False, 'text')]
+        state = data.draw(st.sampled_from(wrong))
+    if place == 'number':
+        last = state[4] if isinstance(state, tuple) and len(state) > 4 else 'text'
+        forged = '' if forged == 'state' and isinstance(last, bytes) else forged
+        value = Made(SCALAR, (dtype, last))
+    else:
+        value = Made(ARRAY, (np.ndarray, (0, ), b'b'), state)
+    path = tmp_path / 'c.pth'
+    torch.save(dict(message_hub=logs(value, np.ones(5)) if place == 'log' else dict(x=value)), path,
+               _use_new_zipfile_serialization=not legacy)
+    read(path)  # with nothing built
+    if forged:
+        with pytest.raises(WeightsError, match=re.escape(str(path))) as error:
+            checkpoints.load(str(path))
+        assert len(str(error.value)) < 1000
+        return
+    got = checkpoints.load(str(path))
+    got = got['message_hub']['log_scalars']['loss'].data[0] if place == 'log' else got['message_hub']['x']
+    expected = np.frombuffer(content, np.dtype(code).newbyteorder(order)).reshape(shape)
+    assert got.dtype.newbyteorder('=') == np.dtype(code) and got.shape == shape
+    assert np.array_equal(got, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize('history, counts, more', [
+    (np.ones(3), np.ones(2), {}), (np.ones((2, 2)), np.ones((2, 2)), {}), ([1.0], [1], {}), ('a', 'b', {}),
+    (np.ones(3), np.ones(3), dict(max_length=0)), (np.ones(3), np.ones(3), dict(max_length='9'))])
+def test_forged_logs(tmp_path, history, counts, more):
+    torch.save(dict(message_hub=logs(history, counts, **more)), tmp_path / 'c.pth')
+    with pytest.raises(WeightsError, match="a log of mmengine's with the state"):
+        checkpoints.load(str(tmp_path / 'c.pth'))
+
+
+def test_logs_share_no_methods_of_a_file(tmp_path):
+    buffer = HistoryBuffer([1.0], [1])
+    buffer._statistics_methods = dict(mean=HistoryBuffer.max, extra='text', **{})
+    torch.save(dict(x=buffer), tmp_path / 'c.pth')
+    before = dict(HistoryBuffer._statistics_methods)
+    got = checkpoints.load(str(tmp_path / 'c.pth'))['x']
+    assert HistoryBuffer._statistics_methods == before and got.statistics('mean') == 1.0
+    assert not {'extra', 'update'} & set(vars(got))
 
 
 def strange(kind: str, value: torch.Tensor) -> torch.Tensor:

@@ -275,6 +275,33 @@ def test_a_folder_is_no_file_and_hides_no_name(server, cache, tmp_path, monkeypa
         fetch.find('work_dirs')
 
 
+@pytest.mark.parametrize('url, digest', [
+    ('https://download.pytorch.org/models/resnet50-0676ba61.pth', '0676ba61'),
+    ('https://download.openmmlab.com/pretrain/third_party/resnet50_v1c-2cccc1ad.pth?x=1', '2cccc1ad'),
+    ('https://mmassets.onedl.ai/a/resnet101_v1c-e67eebb6.pth', 'e67eebb6'),
+    ('https://download.openmmlab.com/a/model-20220317.pth', ''),  # a date
+    ('https://download.openmmlab.com/mmediting/third_party/vgg_state_dict.pth', ''),
+    ('https://elsewhere.org/download.pytorch.org/resnet50-0676ba61.pth', ''),
+    ('https://download.pytorch.org.elsewhere.org/resnet50-0676ba61.pth', ''),
+])
+def test_digests_in_names(url, digest):
+    assert fetch.published_digest(url) == digest
+
+
+def test_a_url_with_a_digest_in_its_name_is_checked_by_it(server, cache, monkeypatch):
+    monkeypatch.setattr(fetch, '_PUBLISHERS', ('127.0.0.1', ))
+    place = f'http://127.0.0.1:{server.server_port}'
+    assert fetch.find(f'{place}/m-{sha256(server.body)[:8]}.pth').read_bytes() == server.body
+    with pytest.raises(WeightsError, match=f'{sha256(server.body)}, not 12345678'):
+        fetch.find(f'{place}/m-12345678.pth')
+
+
+def test_the_url_of_an_entry_is_kept_as_that_entry(server, cache, monkeypatch):
+    name = 'replknet-31b_in1k'
+    monkeypatch.setitem(CATALOG, name, Entry(**{**vars(CATALOG[name]), 'url': server.url, 'sha256': ''}))
+    assert fetch.find(server.url) == cache / f'{name}.pth' == fetch.find(name) and len(server.seen) == 1
+
+
 def test_a_source_that_is_nothing():
     with pytest.raises(WeightsError, match='no file .*no such name. Near names: replknet-31b_in1k'):
         fetch.find('replknet-31b-in1k')

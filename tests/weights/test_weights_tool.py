@@ -57,6 +57,21 @@ def test_inspect(tool, tmp_path):
         assert said in printed, (said, printed)
 
 
+def test_inspect_shows_no_control_codes(tool, tmp_path):
+    """Whatever the file says, each line of what is printed is one of the tool's."""
+    code = '\x1b[2J\x9b1m\u202e\r\nformat      forged'
+    torch.save({'state_dict': {'w': torch.ones(2)}, 'meta': {f'a{code}': 1, 'b': code}, f'x{code}': 1,
+                'args': Namespace(model=code), 'epoch': code, 'iter': (code, ), 'cfg': [code], 'config': {'k': code}},
+               tmp_path / f'w{code}.pth')
+    printed = tool('inspect', tmp_path / f'w{code}.pth')
+    lines = printed.splitlines()
+    assert printed.replace('\n', '').isprintable()
+    assert [line.split()[0] for line in lines[1:]] == [
+        'format', 'looks', 'tensors', 'parameters', 'first', 'last', 'meta', 'args', 'epoch', 'iter', 'cfg', 'config']
+    assert r"beside args, cfg, config, epoch, iter, meta, ..." in lines[1]
+    assert r'k=\x1b[2J\x9b1m\u202e\r\nformat      forged' in lines[-1]
+
+
 def test_inspect_reads_other_toolboxes(tool, tmp_path):
     torch.save({'state_dict': torchvision.models.convnext_tiny().state_dict()}, tmp_path / 'w.pth')
     printed = tool('inspect', tmp_path / 'w.pth')
