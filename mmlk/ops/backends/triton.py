@@ -2,15 +2,16 @@
 
 Rows of taps, laid out as banded matrices, turn strips of inputs into strips of outputs: matrix products with half of
 their numbers in use, on units that multiply 16 times as fast as those PyTorch's own kernel runs on. The gradient of the
-weight is the product of shifted inputs and shifted output gradients, with next to nothing wasted. Where tf32 is not
-allowed, float32 gains from the tiling only.
+weight is the product of shifted inputs and shifted output gradients. Where tf32 is not allowed, float32 gains from the
+tiling only. What is laid out anew for the kernels, channels_last maps among it, is laid out once per training step.
 
 Sums are in float32, in an order that is fixed within a process, and everywhere where deterministic algorithms are asked
 for. The zeros of a band meet inputs too: what is not finite spreads up to 15 columns and 7 rows further than it should.
 """
 import importlib.util
 import os
-from typing import NamedTuple, Optional, Tuple
+from functools import partial
+from typing import Callable, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -103,13 +104,39 @@ class _Axes(NamedTuple):
 
 def _rows(x: Tensor) -> Tensor:
     """``x`` (N, C, H, W) with all rows 8-element aligned: itself, or a copy whose rows are filled up with zeros."""
-    width = x.shape[3]
+    batch, channels, height, width = x.shape
     if (width % 8 == 0 and x.stride(3) == 1 and x.data_ptr() % 16 == 0
             and all(x.stride(d) % 8 == 0 for d in range(3) if x.shape[d] > 1)):
         return x
-    out = x.new_zeros(*x.shape[:3], _up(width, 8))
+    if channels > 1 and x.stride(1) == 1:
+        out = x.new_empty(batch, channels, height, _up(width, 8))
+        _relay(out, x, to_last=False)
+        return out
+    out = x.new_zeros(batch, channels, height, _up(width, 8))
     out[..., :width] = x
     return out
+
+
+def _given(y: Tensor, turned: bool, problem: Problem) -> Tensor:
+    """Contiguous rows, turned or not, as maps in the problem's memory format."""
+    if not problem.channels_last:
+        y = y[..., :problem.height].transpose(2, 3) if turned else y[..., :problem.width]
+        return y.contiguous()
+    out = torch.empty(problem.batch, problem.channels, problem.height, problem.width, dtype=y.dtype, device=y.device,
+                      memory_format=torch.channels_last)
+    _relay(y, out.transpose(2, 3) if turned else out, to_last=True)
+    return out
+
+
+def _relay(maps: Tensor, last: Tensor, to_last: bool) -> None:
+    """Copy ``last``, of unit stride along the channels, to ``maps``, of aligned rows, or back."""
+    from . import triton_kernels as kernels
+    batch, channels, height, width = last.shape
+    columns, block = maps.shape[3], min(64, max(16, _power(maps.shape[3])))
+    with torch.cuda.device_of(maps):
+        kernels.relay[(batch * height, -(-columns // block), -(-channels // 64))](
+            maps, last, channels, height, width, columns // 8, *_strides8(maps), last.stride(0), last.stride(2),
+            last.stride(3), TO_LAST=to_last, COLUMNS=block, CHANNELS=64, num_warps=4)
 
 
 def _used(problem: Problem) -> tuple:
@@ -121,8 +148,81 @@ def _strides8(x: Tensor) -> Tuple[int, int, int]:
     return tuple(stride // 8 for stride in x.stride()[:3])
 
 
+class _HalfTiles(NamedTuple):
+    """How ``weigh_halves`` cuts up a problem; its arguments of the same names say what they are."""
+
+    span: int
+    width: int
+    rows: int
+    taps: int
+    depth: int
+    strips: int
+    blocks: int
+    first: int
+    start: int
+    step: int
+
+    @classmethod
+    def of(cls, axes: _Axes, batch: int) -> '_HalfTiles':
+        columns, before = _up(axes.width, 8), _up(axes.before, 8)
+        depth = min(64, max(16, _power(batch * axes.height)))
+        if columns <= 64:  # one strip, as wide as the map: all products are of use
+            width = max(16, _power(columns))
+            span, taps, first, start, step = width, min(width, max(16, _power(axes.taps_w))), 0, 0, 0
+        else:
+            width = 16 if before - axes.before + axes.taps_w <= 16 else 32
+            span, taps, first, start, step = 2 * width, width, axes.before - before, -before, width
+        return cls(span, width, 128 // width, taps, depth, -(-columns // width), -(-(axes.taps_w - first) // taps),
+                   first, start, step)
+
+
+def _shares(pieces: int, blocks: Tuple[int, int, int]) -> Tuple[int, int]:
+    """In how many shares the pieces of a sum are added up, so that there are programs enough, and the pieces of one."""
+    splits = max(1, min(pieces // 4, _PROGRAMS // (blocks[0] * blocks[1] * blocks[2])))
+    per_split = -(-pieces // splits)
+    return -(-pieces // per_split), per_split
+
+
+def _whole(taps: Tensor, problem: Problem) -> Tensor:
+    """The weight's gradient from shares (splits, C, taps_h, taps_w) of the taps that can meet the map."""
+    result = taps.new_zeros(problem.channels, 1, problem.kh, problem.kw, dtype=problem.dtype)
+    result[_used(problem)] = taps.sum(0)
+    return result
+
+
+_best: Dict[tuple, object] = {}  # configurations of ``correlate`` that were the fastest, by key
+
+
+def _best_config(device: torch.device, key: tuple, configs: Sequence, launch: Callable[[object], None]) -> object:
+    """The configuration to launch: timed once per key, except where that cannot be or may not change the result.
+
+    triton's own tuner times even a single one, which breaks the capture of a CUDA graph, and does not tell GPUs apart.
+    """
+    if len(configs) == 1 or device.type != 'cuda' or torch.are_deterministic_algorithms_enabled():
+        return configs[0]
+    key = device, *key
+    if key not in _best:
+        if torch.cuda.is_current_stream_capturing():
+            return configs[0]
+        seconds = [_seconds(partial(launch, config)) for config in configs]
+        _best[key] = configs[seconds.index(min(seconds))]
+    return _best[key]
+
+
+def _seconds(launch: Callable[[], None]) -> float:
+    """Of one launch; endless where the GPU has too few registers or too little shared memory."""
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench
+    try:
+        return do_bench(launch, warmup=5, rep=20, return_mode='median') / 1e3
+    except OutOfResources:
+        return float('inf')
+
+
 class Triton(Backend):
     name = 'triton'
+    joint = True
+    keeps = True
 
     def can_run(self, problem):
         device, dtype = problem.device, problem.dtype
@@ -143,6 +243,8 @@ class Triton(Backend):
         return True, ''
 
     def cost(self, step, problem):
+        if step == 'training':
+            return self.cost('forward', problem) + self.cost('gradients', problem)
         if step == 'gradients':
             return self.cost('grad_input', problem) + self.cost('grad_weight', problem)
         if max(problem.kh, problem.kw) <= 7:
@@ -152,52 +254,82 @@ class Triton(Backend):
         half, exact = problem.dtype != torch.float32, _precision(problem.dtype) == 'ieee'
         axes, maps = _Axes.of(problem), problem.batch * problem.channels
         copied = problem.channels_last or problem.width % 8 > 0
-        if step == 'grad_weight':
-            copied = copied or axes.wide
-            axes = axes.turned if axes.wide else axes
-            gathered = maps * axes.height * axes.width * _up(axes.taps_w, 16) * -(-axes.taps_h // 64)
-            seconds = gathered / (1e12 if half else 3e11)
-        else:
+        if step != 'grad_weight':
             copied = copied or axes.tall
             axes = axes.turned if axes.tall else axes
             rows = min(axes.taps_h + 3, axes.height + axes.above)
             products = maps * _up(axes.height, 4) * _up(axes.width, 16) * rows * axes.span[1]
-            seconds = products / (6e12 if exact else 4e13 if half else 1.5e13)
+        elif half:
+            tiles = _HalfTiles.of(axes, problem.batch)
+            lines = _up(problem.batch * axes.height, tiles.depth) * tiles.strips * tiles.width
+            products = problem.channels * lines * tiles.span * _up(axes.taps_h, tiles.rows) * tiles.blocks
+        else:
+            copied = copied or axes.wide
+            axes = axes.turned if axes.wide else axes
+            products = maps * axes.height * _up(axes.width, 8) * _up(axes.taps_w, 16) * _up(axes.taps_h, 16)
+        # of an A100, at two thirds of what it can do
+        seconds = products / (6e12 if exact else 1e14 if half else 5e13)
         moved = maps * problem.height * problem.width * problem.dtype.itemsize * (6 if copied else 2)
-        return 5e-5 + seconds + moved / 1.5e12
+        return 3e-5 + seconds + moved / 1.5e12
 
-    def forward(self, x, weight, bias, problem):
-        out = self._correlate(x, weight[_used(problem)], bias, _Axes.of(problem))
-        return out.contiguous(memory_format=problem.memory_format)
+    def forward(self, x, weight, bias, problem, keep=None):
+        axes = _Axes.of(problem)
+        laid = _rows(x.transpose(2, 3) if axes.tall else x)
+        if keep is not None and laid is not x and not axes.tall and not (problem.dtype == torch.float32 and axes.wide):
+            keep.append(laid)
+        return _given(self._correlate(laid, weight[_used(problem)], bias, axes), axes.tall, problem)
 
     def grad_input(self, grad, weight, problem):
-        out = self._correlate(grad, weight[_used(problem)].flip(1, 2), None, _Axes.of(problem, mirrored=True))
-        return out.contiguous(memory_format=problem.memory_format)
+        axes = _Axes.of(problem, mirrored=True)
+        return self._grad_input(_rows(grad.transpose(2, 3) if axes.tall else grad), weight, problem)
+
+    def _grad_input(self, laid: Tensor, weight: Tensor, problem: Problem) -> Tensor:
+        """From the output gradient in rows, turned if the axes are tall."""
+        axes = _Axes.of(problem, mirrored=True)
+        return _given(self._correlate(laid, weight[_used(problem)].flip(1, 2), None, axes), axes.tall, problem)
+
+    def grad_weight(self, grad, x, problem):
+        if problem.dtype != torch.float32:
+            return self._weigh_halves(_rows(grad), x, problem)
+        turned = _Axes.of(problem).wide
+        return self._weigh(_rows(grad.transpose(2, 3) if turned else grad), x, problem)
+
+    def gradients(self, grad, x, weight, problem, kept=()):
+        axes = _Axes.of(problem)
+        laid = _rows(grad.transpose(2, 3) if axes.tall else grad)
+        grad_x = self._grad_input(laid, weight, problem)
+        x = kept[0][..., :problem.width] if kept else x
+        if axes.tall or problem.dtype == torch.float32 and axes.wide:
+            return grad_x, self.grad_weight(grad, x, problem)
+        weigh = self._weigh if problem.dtype == torch.float32 else self._weigh_halves
+        return grad_x, weigh(laid, x, problem)
 
     def _correlate(self, x: Tensor, taps: Tensor, bias: Optional[Tensor], axes: _Axes) -> Tensor:
-        """(N, C, H, W) in any strides, from x (N, C, H, W) and taps (C, taps_h, taps_w)."""
+        """(N, C, H, 8 n), contiguous, from x in such rows and taps (C, taps_h, taps_w); all turned if tall."""
         if axes.tall:
-            return self._correlate(x.transpose(2, 3), taps.transpose(1, 2), bias, axes.turned).transpose(2, 3)
+            axes, taps = axes.turned, taps.transpose(1, 2)
         from . import triton_kernels as kernels
-        x = _rows(x)
         batch, channels, height, columns = x.shape
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         start, span = axes.span
         tiles = batch * -(-height // 4) * -(-columns // kernels.STRIP)
         precision = _precision(x.dtype)
-        size = min(max(16, _power(tiles)), 64 if precision == 'ieee' else 128 if x.dtype == torch.float32 else 256)
+        size = min(max(16, _power(tiles)), 64 if precision == 'ieee' else 128)
         while size > 32 and channels * -(-tiles // size) < _PROGRAMS // 4:
             size //= 2
+        framed, bias_or_y = self._framed(taps, axes, kernels), y if bias is None else bias.contiguous()
 
-        def grid(meta):
-            return channels * -(-(batch * -(-height // meta['ROWS']) * -(-columns // kernels.STRIP)) // size),
+        def launch(config):
+            rows, together = config.kwargs['ROWS'], size * config.kwargs['TIMES']
+            grid = channels * -(-(batch * -(-height // rows) * -(-columns // kernels.STRIP)) // together),
+            kernels.correlate[grid](
+                x, framed, bias_or_y, y, batch, channels, height, columns // 8, axes.above, axes.taps_h, start // 8,
+                *_strides8(x), SPAN=span, TILES=size, PART=kernels.DEPTH * 2 // x.dtype.itemsize,
+                HAS_BIAS=bias is not None, PRECISION=precision, **config.all_kwargs())
 
         with torch.cuda.device_of(x):
-            kernels.correlate[grid](
-                x, self._framed(taps, axes, kernels), y if bias is None else bias, y, batch, channels, height,
-                columns // 8, axes.above, axes.taps_h, start // 8, *_strides8(x), SPAN=span, TILES=size,
-                PART=kernels.DEPTH * 2 // x.dtype.itemsize, HAS_BIAS=bias is not None, PRECISION=precision)
-        return y[..., :axes.width]
+            launch(_best_config(x.device, (span, size, precision, x.dtype), kernels.CONFIGS, launch))
+        return y
 
     @staticmethod
     def _framed(taps: Tensor, axes: _Axes, kernels) -> Tensor:
@@ -208,33 +340,49 @@ class Triton(Backend):
         framed = F.pad(taps, (left, length + copies - 1 - left - axes.taps_w, kernels.ABOVE, kernels.BELOW))
         return framed.unfold(2, length, 1).transpose(1, 2).contiguous()
 
-    def grad_weight(self, grad, x, problem):
+    @staticmethod
+    def _weigh(grad: Tensor, x: Tensor, problem: Problem) -> Tensor:
+        """The weight's gradient, float32, from the output gradient in rows, turned if the axes are wide."""
         from . import triton_kernels as kernels
         axes = _Axes.of(problem)
         turned = axes.wide
         if turned:
-            axes, grad, x = axes.turned, grad.transpose(2, 3), x.transpose(2, 3)
-        grad, x = _rows(grad), x if x.stride(3) == 1 else x.contiguous()
+            axes, x = axes.turned, x.transpose(2, 3)
+        x = x if x.stride(3) == 1 else _rows(x)[..., :x.shape[3]]
         batch, channels, height, width = x.shape
         taps_h, taps_w = (min(64, max(16, _power(taps))) for taps in (axes.taps_h, axes.taps_w))
-        depth = 128 if x.dtype.itemsize == 2 else 64
+        depth = 64
 
         def area(columns):
             return _up(height, depth // columns) * _up(width, columns)
 
         columns = min((64, 32, 16, 8), key=area)
-        pieces = batch * area(columns) // depth
         blocks = channels, -(-axes.taps_h // taps_h), -(-axes.taps_w // taps_w)
-        splits = max(1, min(pieces // 4, _PROGRAMS // (blocks[0] * blocks[1] * blocks[2])))
-        per_split = -(-pieces // splits)
-        out = x.new_empty(-(-pieces // per_split), channels, axes.taps_h, axes.taps_w, dtype=torch.float32)
+        splits, per_split = _shares(batch * area(columns) // depth, blocks)
+        out = x.new_empty(splits, channels, axes.taps_h, axes.taps_w)
         with torch.cuda.device_of(x):
-            kernels.weigh[(channels * len(out), *blocks[1:])](
+            kernels.weigh[(channels * splits, *blocks[1:])](
                 x, grad, out, batch, channels, height, width, axes.taps_h, axes.taps_w, axes.above, axes.before,
-                per_split, len(out), *x.stride()[:3], *_strides8(grad), ROWS=depth // columns, COLUMNS=columns,
+                per_split, splits, *x.stride()[:3], *_strides8(grad), ROWS=depth // columns, COLUMNS=columns,
                 TAPS_H=taps_h, TAPS_W=taps_w, PRECISION=_precision(x.dtype),
-                num_warps=2 if taps_h * taps_w <= 1024 else 4, num_stages=1)
-        result = x.new_zeros(channels, 1, problem.kh, problem.kw)
-        taps = out.sum(0)
-        result[_used(problem)] = taps.transpose(1, 2) if turned else taps
-        return result
+                num_warps=2 if taps_h * taps_w < 1024 else 4, num_stages=1)
+        return _whole(out.transpose(2, 3) if turned else out, problem)
+
+    @staticmethod
+    def _weigh_halves(grad: Tensor, x: Tensor, problem: Problem) -> Tensor:
+        """The weight's gradient, half precision, from the output gradient in rows."""
+        from . import triton_kernels as kernels
+        axes, x = _Axes.of(problem), _rows(x)
+        batch, channels, height, columns = x.shape
+        tiles = _HalfTiles.of(axes, batch)
+        lines = batch * height
+        blocks = channels, -(-axes.taps_h // tiles.rows), tiles.blocks
+        splits, per_split = _shares(-(-lines // tiles.depth) * tiles.strips, blocks)
+        out = x.new_empty(splits, channels, axes.taps_h, axes.taps_w, dtype=torch.float32)
+        with torch.cuda.device_of(x):
+            kernels.weigh_halves[(channels * splits, *blocks[1:])](
+                x, grad, out, lines, height, columns // 8, channels, axes.taps_h, axes.taps_w, axes.above, axes.before,
+                tiles.first, tiles.start // 8, tiles.step // 8, tiles.strips, per_split, splits, *_strides8(x),
+                *_strides8(grad), SPAN=tiles.span, WIDTH=tiles.width, ROWS=tiles.rows, TAPS_W=tiles.taps,
+                DEPTH=tiles.depth, PRECISION=_precision(x.dtype), num_warps=4, num_stages=1)
+        return _whole(out, problem)
