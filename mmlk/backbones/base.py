@@ -1,7 +1,7 @@
 """What every backbone shares: argument checks, freezing, checkpointing, stage and layer ids."""
 import math
 from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -237,6 +237,13 @@ class BaseBackbone(BaseModule):
                 if any(parameter is p for p in part.parameters()):
                     return stage
         raise KeyError(f"{type(self).__name__} has no parameter '{name}'")
+
+    def no_weight_decay(self) -> Set[str]:
+        """Names of the parameters that weight decay would harm, as in timm: embeddings, and scales of several dimensions.
+
+        Norms, biases and vectors need not be named: a rule of weight decay knows them by their type and shape.
+        """
+        return set()
 
     def _frozen_modules(self) -> List[nn.Module]:
         return [part for stage in range(self.frozen_stages + 1) for part in self.parts(stage)]
