@@ -90,6 +90,21 @@ def check_flags(arch: Dict[str, Any], *keys: str) -> None:
             raise ValueError(f'{key} must be True or False, got {arch[key]!r}')
 
 
+def per_block(family: str, name: str, values: Sequence[Union[int, Sequence[int]]],
+              blocks: Sequence[int]) -> List[Tuple[int, ...]]:
+    """One number per block, stage by stage, of ``values`` that hold one for each stage or one for each of its blocks.
+
+    Raises:
+        ValueError: There are too few or too many of them, or one is not a positive integer.
+    """
+    full = [tuple(v) if isinstance(v, (list, tuple)) else (v, ) * n for v, n in zip(values, blocks)]
+    fits = len(values) == len(blocks) and all(len(numbers) == n for numbers, n in zip(full, blocks))
+    if not fits or not all(is_integer(v) and v > 0 for numbers in full for v in numbers):
+        raise ValueError(f'{family}: {name} must be {len(blocks)} positive integers, or as many as its blocks for a '
+                         f'stage, got {tuple(values)}')
+    return full
+
+
 def check_kernels(arch: Dict[str, Any], key: str, small_kernel: Optional[int] = None) -> None:
     """Refuse a resolved arch whose kernels in ``key`` are not odd and positive, and a parallel small one that is not
     either, or is larger than any of them."""
