@@ -1,6 +1,7 @@
 # ConvNeXt-B, ImageNet-1K, on COCO: published 52.7 box AP, 45.6 mask AP, 146M, 964G at 1280x800.
 # Source: ConvNeXt object_detection/configs/convnext/
 # cascade_mask_rcnn_convnext_base_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco_in1k.py
+# Trained in mixed precision (--amp).
 _base_ = [
     '_base_/backbones/convnext-b.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',
     '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_layer-decay.py',

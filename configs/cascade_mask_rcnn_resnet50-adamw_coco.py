@@ -1,11 +1,10 @@
 # ResNet-50, ImageNet-1K, on COCO as the baseline of ParC-ResNet-50: published 47.5 box AP, 41.1 mask AP.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_object_detection configs/
 # resnet50/cascade_mask_rcnn_resnet50_...py by the author of Fast-ParC.
-# The official rate falls from layer to layer in ConvNeXts alone.
 # torchvision's second weights (80.9 top-1) stand for its own (79.1), which were not published.
 _base_ = [
     '_base_/backbones/resnet50.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',
-    '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x.py',
+    '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_parc.py',
     '_base_/runtime_det.py',
 ]
 model = dict(
@@ -14,4 +13,3 @@ model = dict(
         init_cfg=dict(
             type='Pretrained', checkpoint='https://download.pytorch.org/models/resnet50-11ad3fa6.pth')),
     neck=dict(in_channels=_base_.channels))
-optim_wrapper = dict(optimizer=dict(lr=2e-4))

@@ -1,6 +1,7 @@
 # Swin-S, ImageNet-1K, on COCO: published 51.9 box AP, 45.0 mask AP, 107M, 838G at 1280x800.
 # Source: Swin-Transformer-Object-Detection configs/swin/
 # cascade_mask_rcnn_swin_small_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco.py
+# Trained in mixed precision (--amp).
 _base_ = [
     '_base_/backbones/swin-s.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',
     '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_swin.py', '_base_/runtime_det.py',

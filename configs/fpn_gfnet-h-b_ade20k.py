@@ -3,7 +3,7 @@
 # networks, and the drop path of PVT's run.
 _base_ = [
     '_base_/backbones/gfnet-h-b.py', '_base_/models/semantic_fpn.py',
-    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_80k_fpn.py', '_base_/runtime_seg.py',
+    '_base_/datasets/ade20k_multiple32.py', '_base_/schedules/seg_adamw_80k_fpn.py', '_base_/runtime_seg.py',
 ]
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),

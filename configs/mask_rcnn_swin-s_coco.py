@@ -1,6 +1,7 @@
 # Swin-S, ImageNet-1K, on COCO: published 48.5 box AP, 43.3 mask AP, 69M, 359G at 1280x800.
 # Source: Swin-Transformer-Object-Detection configs/swin/
 # mask_rcnn_swin_small_patch4_window7_mstrain_480-800_adamw_3x_coco.py
+# Trained in mixed precision (--amp).
 _base_ = [
     '_base_/backbones/swin-s.py', '_base_/models/mask_rcnn.py',
     '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_swin.py', '_base_/runtime_det.py',

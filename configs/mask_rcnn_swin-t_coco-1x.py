@@ -1,6 +1,7 @@
 # Swin-T, ImageNet-1K, 1x on COCO: published 43.7 box AP, 39.8 mask AP, 48M, 267G at 1280x800.
 # Source: Swin-Transformer-Object-Detection configs/swin/
 # mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco.py
+# Trained in mixed precision (--amp).
 _base_ = [
     '_base_/backbones/swin-t.py', '_base_/models/mask_rcnn.py',
     '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_1x_swin.py', '_base_/runtime_det.py',

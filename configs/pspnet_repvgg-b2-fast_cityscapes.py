@@ -1,6 +1,7 @@
 # RepVGG-B2, dilated in its last five layers alone (fast), ImageNet-1K, on Cityscapes: published 79.52 mIoU.
 # Source: section 4.3 of the RepVGG paper on the framework of the official PSPNet (semseg), which gives its
-# pyramid a quarter of the channels at each scale where mmseg's has 512.
+# pyramid a quarter of the channels at each scale where mmseg's has 512, and tests with the mirror image too
+# (--tta).
 _base_ = [
     '_base_/backbones/repvgg-b2-d8.py', '_base_/models/pspnet.py',
     '_base_/datasets/cityscapes_713.py', '_base_/schedules/seg_sgd_pspnet_40e.py', '_base_/runtime_seg.py',
@@ -10,7 +11,7 @@ model = dict(
     backbone=dict(
         _base_.backbone,
         dilations=(1, 1, (1, ) * 12 + (2, ) * 4, 4),
-        init_cfg=dict(type='mmlk.Pretrained', checkpoint='repvgg-b2_in1k')),
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='repvgg-b2_in1k-official')),
     decode_head=dict(in_channels=_base_.channels[3], num_classes=19, align_corners=True),
     auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=19, align_corners=True),
     test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(476, 476)))

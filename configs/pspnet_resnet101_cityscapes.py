@@ -1,6 +1,8 @@
 # ResNet-101, ImageNet-1K, on Cityscapes: 78.51 mIoU in the RepVGG paper.
 # Source: section 4.3 of the RepVGG paper on the framework of the official PSPNet (semseg), which gives its
-# pyramid a quarter of the channels at each scale where mmseg's has 512.
+# pyramid a quarter of the channels at each scale where mmseg's has 512, and tests with the mirror image too
+# (--tta).
+# Its ResNet has a stem twice as wide and weights of its own; here mmseg's.
 _base_ = [
     '_base_/backbones/resnet101v1c-d8.py', '_base_/models/pspnet.py',
     '_base_/datasets/cityscapes_713.py', '_base_/schedules/seg_sgd_pspnet_40e.py', '_base_/runtime_seg.py',

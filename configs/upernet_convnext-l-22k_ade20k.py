@@ -1,6 +1,6 @@
 # ConvNeXt-L, ImageNet-22K, on ADE20K: published 53.2 mIoU (53.7 multi-scale), 235M, 2458G at 2560x640.
-# Source: ConvNeXt semantic_segmentation/configs/convnext/upernet_convnext_large_640_160k_ade20k_ss.py (the
-# multi-scale test, _ms.py, takes whole images)
+# Source: ConvNeXt semantic_segmentation/configs/convnext/upernet_convnext_large_640_160k_ade20k_ss.py
+# The multi-scale test (_ms.py) takes whole images: --tta --cfg-options model.test_cfg.mode=whole.
 _base_ = [
     '_base_/backbones/convnext-l.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k_2560x640.py', '_base_/schedules/seg_adamw_160k_stage-decay.py',

@@ -2,11 +2,10 @@
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_semantic_segmentation configs/
 # mobilenetv2/upernet_mv2_512_160k_ade20k.py by the author of Fast-ParC.
 # Its last map is that of the classifier's 1280 channels there, that of 320 before them here.
-# The official rate falls from stage to stage in ConvNeXts alone.
 # mmpretrain's weights stand for its own (70.2 top-1), which were not published.
 _base_ = [
     '_base_/backbones/mobilenetv2.py', '_base_/models/upernet.py',
-    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k.py', '_base_/runtime_seg.py',
+    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k_parc.py', '_base_/runtime_seg.py',
 ]
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
@@ -16,6 +15,4 @@ model = dict(
     decode_head=dict(in_channels=_base_.channels, num_classes=150),
     auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150),
     test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(341, 341)))
-optim_wrapper = dict(optimizer=dict(lr=1e-4))
 train_dataloader = dict(batch_size=2)  # on 8 GPUs
-auto_scale_lr = dict(base_batch_size=16)

@@ -1,8 +1,9 @@
 # RepLKNet-31B, ImageNet-22K, on ADE20K: published 51.5 mIoU (52.3 multi-scale), 112M, 1829G at 2560x640.
 # Source: RepLKNet-pytorch segmentation/configs/RepLKNet-31B_22Kpretrain_upernet_160k_ade20k_640.py
+# On 8 GPUs: few_gpus/upernet_replknet31b-22k-8gpus_ade20k.py.
 _base_ = [
     '_base_/backbones/replknet31b.py', '_base_/models/upernet.py',
-    '_base_/datasets/ade20k_640.py', '_base_/schedules/seg_adamw_160k.py', '_base_/runtime_seg.py',
+    '_base_/datasets/ade20k_640.py', '_base_/schedules/seg_adamw_40k_replknet.py', '_base_/runtime_seg.py',
 ]
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
@@ -13,3 +14,4 @@ model = dict(
     decode_head=dict(in_channels=_base_.channels, num_classes=150),
     auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150),
     test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(426, 426)))
+train_dataloader = dict(batch_size=2)  # on 64 GPUs

@@ -1,8 +1,9 @@
 # RepLKNet-31B, ImageNet-1K, on ADE20K: published 49.9 mIoU (50.6 multi-scale), 112M, 1170G at 2048x512.
 # Source: RepLKNet-pytorch segmentation/configs/RepLKNet-31B_1Kpretrain_upernet_160k_ade20k_512.py
+# On 8 GPUs: few_gpus/upernet_replknet31b-8gpus_ade20k.py.
 _base_ = [
     '_base_/backbones/replknet31b.py', '_base_/models/upernet.py',
-    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k.py', '_base_/runtime_seg.py',
+    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_40k_replknet.py', '_base_/runtime_seg.py',
 ]
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
@@ -12,3 +13,4 @@ model = dict(
         init_cfg=dict(type='mmlk.Pretrained', checkpoint='replknet-31b_in1k')),
     decode_head=dict(in_channels=_base_.channels, num_classes=150),
     auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150))
+train_dataloader = dict(batch_size=2)  # on 64 GPUs

@@ -1,8 +1,10 @@
 # RepLKNet-31B, ImageNet-1K, on Cityscapes: published 83.1 mIoU (83.5 multi-scale), 110M, 2315G at 1024x2048.
 # Source: RepLKNet-pytorch segmentation/configs/RepLKNet-31B_1Kpretrain_upernet_80k_cityscapes_769.py
+# On 8 GPUs: few_gpus/upernet_replknet31b-8gpus_cityscapes.py.
 _base_ = [
     '_base_/backbones/replknet31b.py', '_base_/models/upernet.py',
-    '_base_/datasets/cityscapes_769.py', '_base_/schedules/seg_adamw_80k.py', '_base_/runtime_seg.py',
+    '_base_/datasets/cityscapes_769.py', '_base_/schedules/seg_adamw_20k_replknet.py',
+    '_base_/runtime_seg.py',
 ]
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
@@ -12,3 +14,4 @@ model = dict(
         init_cfg=dict(type='mmlk.Pretrained', checkpoint='replknet-31b_in1k')),
     decode_head=dict(in_channels=_base_.channels, num_classes=19, align_corners=True),
     auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=19, align_corners=True))
+train_dataloader = dict(batch_size=2)  # on 32 GPUs

@@ -1,9 +1,9 @@
 # RepLKNet-31L, ImageNet-22K, on ADE20K: published 52.4 mIoU (52.7 multi-scale), 207M, 2404G at 2560x640.
 # Source: RepLKNet-pytorch segmentation/configs/RepLKNet-31L_22Kpretrain_upernet_160k_ade20k_640.py
-# (80k iterations of 64 images; here as many images in 160k)
+# On 8 GPUs: few_gpus/upernet_replknet31l-22k-8gpus_ade20k.py.
 _base_ = [
     '_base_/backbones/replknet31l.py', '_base_/models/upernet.py',
-    '_base_/datasets/ade20k_640.py', '_base_/schedules/seg_adamw_160k.py', '_base_/runtime_seg.py',
+    '_base_/datasets/ade20k_640.py', '_base_/schedules/seg_adamw_80k_replknet.py', '_base_/runtime_seg.py',
 ]
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
@@ -14,3 +14,4 @@ model = dict(
     decode_head=dict(in_channels=_base_.channels, num_classes=150),
     auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150),
     test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(426, 426)))
+train_dataloader = dict(batch_size=1)  # on 64 GPUs

@@ -1,6 +1,7 @@
 # RepLKNet-XL, MegData73M, on ADE20K: published 55.2 mIoU (56.0 multi-scale), 374M, 3431G at 2560x640.
 # Source: RepLKNet-pytorch segmentation/configs/RepLKNet-XL_MegData73M_upernet_160k_ade20k_640.py. Its
-# training set reads `test_pipeline`, a slip; ours reads the train pipeline that the same file defines.
+# training set reads `test_pipeline`, which cannot train; ours reads the train pipeline that the same file
+# defines.
 # mean = std = 127.5 as in pretraining.
 _base_ = [
     '_base_/backbones/replknetxl.py', '_base_/models/upernet.py',
@@ -15,3 +16,4 @@ model = dict(
     decode_head=dict(in_channels=_base_.channels, num_classes=150),
     auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150),
     test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(426, 426)))
+train_dataloader = dict(batch_size=2)  # on 16 GPUs

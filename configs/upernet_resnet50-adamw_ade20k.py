@@ -1,11 +1,10 @@
 # ResNet-50, ImageNet-1K, on ADE20K as the baseline of ParC-ResNet-50: published 42.27 mIoU.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_semantic_segmentation configs/
 # resnet50/upernet_rs50_512_160k_ade20k.py by the author of Fast-ParC.
-# The official rate falls from stage to stage in ConvNeXts alone.
 # torchvision's second weights (80.9 top-1) stand for its own (79.1), which were not published.
 _base_ = [
     '_base_/backbones/resnet50.py', '_base_/models/upernet.py',
-    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k.py', '_base_/runtime_seg.py',
+    '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k_parc.py', '_base_/runtime_seg.py',
 ]
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
@@ -16,6 +15,4 @@ model = dict(
     decode_head=dict(in_channels=_base_.channels, num_classes=150),
     auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150),
     test_cfg=dict(mode='slide', crop_size=_base_.crop_size, stride=(341, 341)))
-optim_wrapper = dict(optimizer=dict(lr=1e-4))
 train_dataloader = dict(batch_size=2)  # on 8 GPUs
-auto_scale_lr = dict(base_batch_size=16)

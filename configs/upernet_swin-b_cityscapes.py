@@ -1,5 +1,5 @@
 # Swin-B, ImageNet-1K, on Cityscapes: 80.4 mIoU (81.5 multi-scale) in the RepLKNet paper, without a recipe.
-# Here: Swin's own optimiser, as in upernet_swin-b_ade20k.py, on RepLKNet's crops and schedule.
+# Here: Swin's own optimiser, as in upernet_swin-b_ade20k.py, on RepLKNet's crops and number of images.
 _base_ = [
     '_base_/backbones/swin-b.py', '_base_/models/upernet.py',
     '_base_/datasets/cityscapes_769.py', '_base_/schedules/seg_adamw_80k.py', '_base_/runtime_seg.py',
@@ -17,4 +17,6 @@ model = dict(
     auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=19, align_corners=True))
 optim_wrapper = dict(
     optimizer=dict(lr=6e-5, weight_decay=0.01),
-    paramwise_cfg=dict(custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0))))
+    paramwise_cfg=dict(
+        _delete_=True,
+        custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0), norm=dict(decay_mult=0.0))))

@@ -1,7 +1,6 @@
 # UniRepLKNet-B, ImageNet-22K, on ADE20K: published 53.5 mIoU (53.9 multi-scale), 130M, 1850G at 2560x640.
-# Source: UniRepLKNet segmentation/configs/ade20k/upernet_unireplknet_b_in22k_640_160k_ade20k.py. Its
-# training set keeps the 512x512 crops of the base, a slip; ours reads the train pipeline that the same file
-# defines.
+# Source: UniRepLKNet segmentation/configs/ade20k/upernet_unireplknet_b_in22k_640_160k_ade20k.py. It
+# defines 640x640 crops that its training set does not read: the released model learned from 512x512, as here.
 _base_ = [
     '_base_/backbones/unireplknet-b.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k_2560x640_multiple32.py', '_base_/schedules/seg_adamw_160k_layer-decay.py',

@@ -1,7 +1,6 @@
 # UniRepLKNet-L, ImageNet-22K, on ADE20K: published 54.5 mIoU (55.0 multi-scale), 254M, 2507G at 2560x640.
-# Source: UniRepLKNet segmentation/configs/ade20k/upernet_unireplknet_l_in22k_640_160k_ade20k.py. Its
-# training set keeps the 512x512 crops of the base, a slip; ours reads the train pipeline that the same file
-# defines.
+# Source: UniRepLKNet segmentation/configs/ade20k/upernet_unireplknet_l_in22k_640_160k_ade20k.py. It
+# defines 640x640 crops that its training set does not read: the released model learned from 512x512, as here.
 _base_ = [
     '_base_/backbones/unireplknet-l.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k_2560x640_multiple32.py', '_base_/schedules/seg_adamw_160k_layer-decay.py',

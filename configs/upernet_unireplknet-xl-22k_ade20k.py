@@ -1,7 +1,7 @@
 # UniRepLKNet-XL, ImageNet-22K, on ADE20K: published 55.2 mIoU (55.6 multi-scale), 425M, 3420G at 2560x640.
 # No config was published: here that of L, UniRepLKNet
-# segmentation/configs/ade20k/upernet_unireplknet_l_in22k_640_160k_ade20k.py. Its training set keeps the
-# 512x512 crops of the base, a slip; ours reads the train pipeline that the same file defines.
+# segmentation/configs/ade20k/upernet_unireplknet_l_in22k_640_160k_ade20k.py. It defines 640x640
+# crops that its training set does not read: it learned from 512x512, as here.
 _base_ = [
     '_base_/backbones/unireplknet-xl.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k_2560x640_multiple32.py', '_base_/schedules/seg_adamw_160k_layer-decay.py',

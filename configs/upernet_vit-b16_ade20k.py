@@ -14,5 +14,6 @@ model = dict(
     auxiliary_head=dict(in_channels=_base_.channels[3], in_index=3, num_classes=150))
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(
-        _delete_=True, pos_embed=dict(decay_mult=0.0), cls_token=dict(decay_mult=0.0))))
+        _delete_=True, pos_embed=dict(decay_mult=0.0), cls_token=dict(decay_mult=0.0),
+        norm=dict(decay_mult=0.0))))
 train_dataloader = dict(batch_size=2)  # on 8 GPUs

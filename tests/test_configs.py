@@ -1,10 +1,16 @@
+import copy
+import re
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmlk.analysis.compare import Entry, check, read_study
 from mmlk.analysis.complexity import build
@@ -13,7 +19,7 @@ from mmlk.datasets.scenes import CLASSES, PALETTE
 from mmlk.weights.catalog import CATALOG, FAMILIES
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
-LEAF_FILES = [path for folder in ('', 'demo/', 'studies/') for path in CONFIGS.glob(f'{folder}*.py')]
+LEAF_FILES = [path for folder in ('', 'demo/', 'few_gpus/', 'studies/') for path in CONFIGS.glob(f'{folder}*.py')]
 LEAVES = sorted(str(path.relative_to(CONFIGS))[:-3] for path in LEAF_FILES)
 DEMOS = {'demo/upernet_replknet-tiny_ade20k', 'demo/upernet_replknet-tiny_ade20k_fsdp',
          'demo/upernet_replknet-tiny_cityscapes',
@@ -34,14 +40,22 @@ STUDIES = {
 }
 STUDIED = {f'studies/{name}' for names in STUDIES.values() for name in names if not name.endswith('_ade20k')}
 
+# The same images as the published runs in longer runs of smaller batches: of which config, images per step, iterations.
+FEW_GPUS = {
+    'few_gpus/upernet_replknet31b-8gpus_ade20k': ('upernet_replknet31b_ade20k', 32, 160000),
+    'few_gpus/upernet_replknet31b-22k-8gpus_ade20k': ('upernet_replknet31b-22k_ade20k', 32, 160000),
+    'few_gpus/upernet_replknet31l-22k-8gpus_ade20k': ('upernet_replknet31l-22k_ade20k', 32, 160000),
+    'few_gpus/upernet_replknet31b-8gpus_cityscapes': ('upernet_replknet31b_cityscapes', 16, 80000),
+}
+
 # lr, weight decay, drop path, images per step, iterations or epochs: of the official configs, and for baselines of
 # mmseg's, mmdet's and Swin's. Where a config says that it infers some of them, that is what stands here.
 RECIPES = {
-    'upernet_replknet31b_ade20k': (2e-4, 0.05, 0.5, 32, 160000),
-    'upernet_replknet31b-22k_ade20k': (2e-4, 0.05, 0.3, 32, 160000),
-    'upernet_replknet31l-22k_ade20k': (2e-4, 0.05, 0.3, 32, 160000),
+    'upernet_replknet31b_ade20k': (2e-4, 0.05, 0.5, 128, 40000),
+    'upernet_replknet31b-22k_ade20k': (2e-4, 0.05, 0.3, 128, 40000),
+    'upernet_replknet31l-22k_ade20k': (2e-4, 0.05, 0.3, 64, 80000),
     'upernet_replknetxl_ade20k': (2e-4, 0.05, 0.5, 32, 160000),
-    'upernet_replknet31b_cityscapes': (2e-4, 0.05, 0.5, 16, 80000),
+    'upernet_replknet31b_cityscapes': (2e-4, 0.05, 0.5, 64, 20000),
     'mask_rcnn_replknet31b_coco': (4e-4, 0.05, 0.6, 64, 36),
     'cascade_mask_rcnn_replknet31b_coco': (4e-4, 0.05, 0.6, 64, 36),
     'cascade_mask_rcnn_replknet31b-22k_coco': (4e-4, 0.05, 0.4, 64, 36),
@@ -168,6 +182,16 @@ RECIPES = {
     'cascade_mask_rcnn_resnest101_coco': (0.02, 0.0001, None, 16, 12),
 }
 
+# Values of the official runs, with the line that says each; its comment has the conventions.
+FACTS = yaml.safe_load((Path(__file__).parent / 'data' / 'recipes.yml').read_text())
+# Configs whose recipes nobody published: of the papers' own, or RepLKNet's on a baseline.
+INFERRED = {
+    *(f'{method}_pelk-{arch}_{data}' for arch in ('t', 's', 'b', 'b-101')
+      for method, data in (('upernet', 'ade20k'), ('cascade_mask_rcnn', 'coco'))),
+    'fpn_gfnet-h-ti_ade20k', 'fpn_gfnet-h-s_ade20k', 'fpn_gfnet-h-b_ade20k',
+    'upernet_swin-b-22k_ade20k', 'upernet_swin-l-22k_ade20k', 'upernet_swin-b_cityscapes',
+}
+
 # Rate and `num_layers` of the official configs' decay: by stage in segmentation, but for UniRepLKNet, else by layer.
 LAYER_DECAY = {
     'upernet_pelk-t_ade20k': (0.9, 6), 'cascade_mask_rcnn_pelk-t_coco': (0.7, 6),
@@ -213,14 +237,17 @@ def built(name):
     return model
 
 
+def every_step(transforms):
+    """Every step of a pipeline, those inside RandomChoice too."""
+    for step in transforms:
+        yield step
+        for branch in step.get('transforms', []):
+            yield from every_step(branch)
+
+
 def steps(transforms):
     """Every step of a pipeline by type, those inside RandomChoice too."""
-    found = {}
-    for step in transforms:
-        found[step['type']] = step
-        for branch in step.get('transforms', []):
-            found.update(steps(branch))
-    return found
+    return {step['type']: step for step in every_step(transforms)}
 
 
 def pipeline(cfg, split):
@@ -235,7 +262,7 @@ def is_mmlk(name):
 
 
 def test_the_promised_configs_are_there():
-    assert set(LEAVES) == {*RECIPES, *DEMOS, *STUDIED}
+    assert set(LEAVES) == {*RECIPES, *DEMOS, *FEW_GPUS, *STUDIED}
     assert {path.stem for path in CONFIGS.glob('studies/*.yml')} == set(STUDIES)
 
 
@@ -323,7 +350,8 @@ def test_pipelines_build_and_agree_with_the_preprocessor(name):
         train, test, several = steps(pipelines[0]), steps(pipelines[2]), steps(pipelines[3])
         crop = train['RandomCrop']['crop_size'] if 'RandomCrop' in train else train['Resize']['scale'][::-1]
         assert tuple(crop) == tuple(cfg.model.data_preprocessor['size']) == tuple(cfg.crop_size)
-        assert test['Resize']['scale'] == train.get('RandomResize', train.get('Resize'))['scale']
+        if 'voc' not in name and not ('unireplknet' in name and '-22k' in name):
+            assert test['Resize']['scale'] == train.get('RandomResize', train.get('Resize'))['scale']
         assert ('ResizeToMultiple' in test) == ('ResizeToMultiple' in several)
         # sides of 8k + 1 or 32k + 1 fit the corners of the maps
         aligned = cfg.model.decode_head.get('align_corners', False)
@@ -354,9 +382,6 @@ def test_recipes(name):
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.lr, optimizer.weight_decay) == (lr, decay)
     assert optimizer.type == ('AdamW' if lr < 1e-3 else 'SGD')
-    if optimizer.type == 'AdamW':
-        assert tuple(optimizer.betas) == (0.9, 0.999)
-        assert cfg.optim_wrapper.paramwise_cfg.norm_decay_mult == (1 if 'gfnet' in name or 'parcnet' in name else 0)
     assert cfg.model.backbone.get('drop_path_rate') == drop_path
     assert cfg.auto_scale_lr.base_batch_size == batch
     assert cfg.train_cfg.get('max_iters', cfg.train_cfg.get('max_epochs')) == length
@@ -371,8 +396,175 @@ def test_recipes(name):
         assert [(s.type, s.end, s.power) for s in scheduler] == [('PolyLR', length, 0.9)]
     else:
         study = '-120ep' in name or '-31_' in name  # 80k iterations as SLaK's
-        assert [(s.type, s.end) for s in scheduler] == [('LinearLR', 800 if study else 1500), ('PolyLR', length)]
+        warmup = 800 if study or 'replknet31l' in name else 400 if '_replknet31b' in name else 1500
+        assert [(s.type, s.end) for s in scheduler] == [('LinearLR', warmup), ('PolyLR', length)]
         assert scheduler[-1].power == 1.0
+
+
+@pytest.mark.parametrize('name', FEW_GPUS)
+def test_few_gpus_see_as_many_images(name):
+    base, batch, length = FEW_GPUS[name]
+    cfg, published = load(name).to_dict(), load(base).to_dict()
+    assert batch * length == published['auto_scale_lr']['base_batch_size'] * published['train_cfg']['max_iters']
+    assert cfg['auto_scale_lr']['base_batch_size'] == batch == 8 * cfg['train_dataloader']['batch_size']
+    assert cfg['train_cfg']['max_iters'] == cfg['param_scheduler'][-1]['end'] == length
+    share, theirs = (c['param_scheduler'][0]['end'] / c['train_cfg']['max_iters'] for c in (cfg, published))
+    assert share == theirs
+    for other in (cfg, published):
+        for key in ('auto_scale_lr', 'train_cfg', 'param_scheduler', 'default_hooks', 'train_dataloader', 'filename'):
+            other.pop(key, None)
+    assert cfg == published, 'all else is the published run'
+    header = (CONFIGS / f'{base}.py').read_text()
+    assert name in header
+
+
+def header(name):
+    """The config's comment, as one line."""
+    lines = (CONFIGS / f'{name}.py').read_text().splitlines()
+    return ' '.join(line.lstrip('# ') for line in lines if line.startswith('#'))
+
+
+def test_every_config_with_an_official_counterpart_is_in_the_table():
+    assert set(RECIPES) - set(FACTS) == INFERRED and set(FACTS) <= set(RECIPES)
+    for name, facts in FACTS.items():
+        assert {'lr', 'weight_decay'} <= set(facts['lines']), name
+        # a number of GPUs is half of the batch; other values stand in the same line as those that have one
+        assert 'batch' not in facts or {'batch'} <= set(facts['lines']), name
+        for line in facts['lines'].values():
+            assert isinstance(line, int) or re.search(r':\d+$|_\d+xb\d+-.*\.py$|_ms\.py$|^RepVGG paper', line), line
+
+
+def official_depth(name, rates):
+    """Depth of a parameter by ConvNeXt's layer_decay_optimizer_constructor.py, and those taken from it."""
+    found = re.match(r'backbone\.(downsample_layers|stages)\.(\d+)\.(\d+)\.', name)
+    if not found:
+        return rates['num_layers'] + 1
+    part, stage, block = found[1], int(found[2]), int(found[3])
+    if 'stages' in rates:
+        return 0 if part == 'downsample_layers' else stage + 1
+    if stage == 3:
+        return rates['num_layers']
+    return ((0, 2, 3) if part == 'downsample_layers' else (1, 2, 3 + block // 3))[stage]
+
+
+@pytest.mark.parametrize('name', FACTS)
+def test_every_parameter_has_the_official_rate_and_decay(name):
+    cfg, facts, model = load(name), FACTS[name], built(name)
+    init_default_scope(cfg.default_scope)
+    optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper)).optimizer
+    assert type(optimizer).__name__ == facts['optimizer']
+    for key in {'betas', 'momentum'} & set(facts):
+        assert optimizer.defaults[key] == (tuple(facts[key]) if key == 'betas' else facts[key])
+    clip = cfg.optim_wrapper.get('clip_grad')
+    assert (dict(norm_type=2, **clip) if clip and 'norm_type' not in clip else clip) == facts.get('clip_grad')
+    found = {id(p): (group['lr'], group['weight_decay']) for group in optimizer.param_groups for p in group['params']}
+    norms = {id(p) for m in model.modules() if isinstance(m, (_BatchNorm, nn.LayerNorm, nn.GroupNorm))
+             for p in m.parameters(recurse=False)}
+    frozen = ['conv1', 'bn1', 'stem', *(f'layer{i + 1}' for i in range(facts.get('frozen_stages', 0)))]
+    frozen = tuple(f'backbone.{part}.' for part in frozen if facts.get('frozen_stages', -1) >= 0)
+    wrong = []
+    for key, parameter in model.named_parameters():
+        assert parameter.requires_grad is not (bool(frozen) and key.startswith(frozen)), key
+        if not parameter.requires_grad:
+            continue
+        rule = facts['no_decay']
+        if rule == 'norms':
+            free = id(parameter) in norms
+        elif rule == 'vectors and biases':
+            free = parameter.ndim == 1 or key.endswith('.bias')
+        else:
+            free = any(part in key for part in rule)
+        rate, heads = facts.get('rates'), ('decode_head.', 'auxiliary_head.')
+        lr = facts['lr'] * (facts.get('head_rate', 1) if key.startswith(heads) else 1)
+        if rate:
+            lr *= (rate.get('stages') or rate['layers'])**(rate['num_layers'] + 1 - official_depth(key, rate))
+        expected = lr, 0 if free else facts['weight_decay']
+        if found[id(parameter)] != pytest.approx(expected, rel=1e-9):
+            wrong.append((key, found[id(parameter)], expected))
+    assert not wrong, f'{len(wrong)} parameters, first {wrong[:3]}'
+
+
+@pytest.mark.parametrize('name', FACTS)
+def test_schedule_and_batch_are_the_official_ones(name):
+    cfg, facts = load(name), FACTS[name]
+    length = cfg.train_cfg.get('max_iters', cfg.train_cfg.get('max_epochs'))
+    assert length == facts.get('length', length)
+    *warmups, last = cfg.param_scheduler
+    if 'warmup' in facts:
+        kind, end, start = facts['warmup']
+        [warmup] = warmups
+        assert warmup.type == {'linear': 'LinearLR', 'constant': 'ConstantLR'}[kind]
+        assert (warmup.begin, warmup.end, warmup.by_epoch) == (0, end, False)
+        assert (warmup.start_factor if kind == 'linear' else warmup.factor) == pytest.approx(start)
+    else:
+        assert not warmups
+    policy, *values = facts['policy']
+    assert last.end == length
+    if policy == 'poly':
+        assert (last.type, last.power, last.eta_min) == ('PolyLR', *values)
+        assert last.begin == (warmups[0].end if warmups else 0)
+    elif policy == 'step':
+        assert (last.type, last.milestones, last.gamma, last.by_epoch) == ('MultiStepLR', *values, 0.1, True)
+    else:
+        assert (last.type, last.eta_min, last.T_max) == ('CosineAnnealingLR', *values, length)
+    if 'batch' in facts:
+        assert cfg.auto_scale_lr.base_batch_size == facts['batch']
+    assert ('--amp' in header(name)) == facts['mixed_precision']
+    averages = [hook.momentum for hook in cfg.get('custom_hooks', []) if hook.type == 'EMAHook']
+    assert averages == [facts['average']] if 'average' in facts else not averages or 'unireplknet' in name
+
+
+@pytest.mark.parametrize('name', FACTS)
+def test_crops_and_tests_are_the_official_ones(name):
+    cfg, facts = load(name), FACTS[name]
+    train, test = (steps(pipeline(cfg, split)) for split in ('train', 'test'))
+    if 'crop' in facts:
+        assert list(train['RandomCrop']['crop_size']) == facts['crop']
+    elif 'coco' in name:
+        assert 'RandomCrop' not in train
+    assert list(test['Resize']['scale']) == facts['test_scale']
+    if 'train_short_sides' in facts:
+        resizes = [step for step in every_step(pipeline(cfg, 'train')) if 'Resize' in step['type']]
+        scales = {tuple(sorted(scale)) for step in resizes for scale in step.get('scales', step.get('scale'))}
+        assert sorted(scales) == [(short, 1333) for short in facts['train_short_sides']]
+    if 'train_ratios' in facts:
+        assert list(train['RandomResize']['scale']) == facts['train_scale']
+        assert list(train['RandomResize']['ratio_range']) == facts['train_ratios']
+    if 'test' not in facts:
+        return
+    assert test.get('ResizeToMultiple', {'size_divisor': 1})['size_divisor'] == facts['test_multiple']
+    assert cfg.model.test_cfg == {key: tuple(v) if isinstance(v, list) else v for key, v in facts['test'].items()}
+    if 'multi_scale' in facts:
+        sizes, *rest = cfg.tta_pipeline[1].transforms
+        width, height = facts['test_scale']
+        assert [tuple(step.scale) for step in sizes] == [
+            (int(width * ratio), int(height * ratio)) for ratio in facts['multi_scale']['ratios']]
+        assert [step.prob for steps_ in rest for step in steps_ if step.type == 'RandomFlip'] == [0.0, 1.0]
+        other = facts['multi_scale']['mode'] != facts['test']['mode']
+        assert ('--tta --cfg-options model.test_cfg.mode=whole' in header(name)) == other
+
+
+@pytest.mark.parametrize('name', FACTS)
+def test_backbones_are_trained_as_officially(name):
+    facts, model = FACTS[name], built(name)
+    assert load(name).model.backbone.get('drop_path_rate') == facts.get('drop_path')
+    norms = [m for m in model.backbone.modules() if isinstance(m, _BatchNorm)]
+    if 'backbone_norm' in facts:
+        assert {isinstance(m, nn.SyncBatchNorm) for m in norms} == {facts['backbone_norm'] == 'SyncBN'}
+    if 'norm_eval' in facts and norms:
+        model.backbone.train()
+        trained = [m.training for m in norms if m.weight.requires_grad]
+        model.eval()
+        assert set(trained) == {not facts['norm_eval']}
+    for row, dilation in enumerate(facts.get('dilations_of_rows', ())):
+        for index, block in enumerate(getattr(model.backbone, f'layer{row + 1}')):
+            found = {m.dilation for m in block.modules() if isinstance(m, nn.Conv2d) and m.groups > 1}
+            assert found == {(dilation if index == 0 else 1, ) * 2}, (row, index)
+    for stage, dilation in enumerate(facts.get('dilations', ())):
+        kind = 'layer' if hasattr(model.backbone, 'layer1') else 'stage'
+        for block in getattr(model.backbone, f'{kind}{stage + 1}'):
+            found = {m.dilation for m in block.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)}
+            assert found == {(dilation, dilation)}, stage
 
 
 def test_layer_decay_is_where_the_official_runs_have_it():
@@ -475,8 +667,8 @@ def test_what_single_families_did():
             assert clip is None
         if 'coco' not in name:
             stretched = 'ResizeToMultiple' in steps(cfg.test_dataloader.dataset.pipeline)
-            assert stretched == ('unireplknet' in name or 'moganet' in name), name
-            larger = '-22k' in name and 'replknet31' not in name
+            assert stretched == ('unireplknet' in name or 'moganet' in name or 'gfnet' in name), name
+            larger = '-22k' in name and 'replknet' not in name
             if 'ade20k' in name:
                 scale = tuple(steps(pipeline(cfg, 'train'))['RandomResize']['scale'])
                 assert scale == ((2560, 640) if larger else (2048, 512)), name

@@ -218,6 +218,13 @@ def test_sizes_are_the_published_beside_ours():
     assert cells(ROW)['published size'] == cells(ROW)['counted here'] == '–'
 
 
+def test_a_result_that_a_config_cannot_reach_says_why():
+    row = {**ROW, 'Results': results(mIoU=49.0), 'Published': {'Source': 'a paper', 'Missed': 'it had more images'}}
+    table = zoo.render({Path('x'): {'Models': [row]}})
+    assert '- `upernet_tiny_ade20k`: it had more images.' in table and 'not expected to reach' in table
+    assert 'not expected to reach' not in zoo.render({Path('x'): {'Models': [ROW]}})
+
+
 def test_a_row_of_no_group_is_refused():
     row = {**ROW, 'Metadata': {**ROW['Metadata'], 'Training Data': 'Nowhere'}}
     with pytest.raises(ValueError, match='upernet_tiny_ade20k'):

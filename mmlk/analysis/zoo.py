@@ -3,7 +3,8 @@
 ``model-index.yml`` imports one metafile a family, ``configs/metafiles/*.yml``, with one row (an entry of ``Models``) a
 config. A row keeps three kinds of results apart, each a list of task, dataset, metrics and source:
 
-- ``Results``: published; ``Published`` gives the source and the published size, ``Weights`` the file that has them;
+- ``Results``: published; ``Published`` gives the source and the published size and, if our config is not expected to
+  reach them, why (``Missed``), ``Weights`` the file that has them;
 - ``Re-evaluated``: official weights, tested by this toolbox;
 - ``Trained Here``: weights that this toolbox trained.
 
@@ -132,6 +133,11 @@ def render(metafiles: Dict[Path, dict]) -> str:
         for reason in dict.fromkeys(reasons.values()):
             figures = ' and '.join(figure for figure in reasons if reasons[figure] == reason)
             notes.setdefault((figures, reason), []).append(f"`{row['Name']}`")
+    missed = {row['Name']: row['Published']['Missed'] for row in rows(metafiles)
+              if 'Missed' in row.get('Published', {})}
+    if missed:
+        lines += ['', 'Published results that a config is not expected to reach:', '']
+        lines += [f'- `{name}`: {reason}.' for name, reason in missed.items()]
     if notes:
         lines += ['', 'Published sizes that are more than 1 % from what is counted here:', '']
         lines += [f"- {figures} of {', '.join(names)}: {reason}." for (figures, reason), names in notes.items()]

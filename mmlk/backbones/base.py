@@ -1,7 +1,7 @@
 """What every backbone shares: argument checks, freezing, checkpointing, stage and layer ids."""
 import math
 from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -88,6 +88,21 @@ def check_flags(arch: Dict[str, Any], *keys: str) -> None:
     for key in keys:
         if not isinstance(arch[key], bool):
             raise ValueError(f'{key} must be True or False, got {arch[key]!r}')
+
+
+def per_block(family: str, name: str, values: Sequence[Union[int, Sequence[int]]],
+              blocks: Sequence[int]) -> List[Tuple[int, ...]]:
+    """One number per block, stage by stage, of ``values`` that hold one for each stage or one for each of its blocks.
+
+    Raises:
+        ValueError: There are too few or too many of them, or one is not a positive integer.
+    """
+    full = [tuple(v) if isinstance(v, (list, tuple)) else (v, ) * n for v, n in zip(values, blocks)]
+    fits = len(values) == len(blocks) and all(len(numbers) == n for numbers, n in zip(full, blocks))
+    if not fits or not all(is_integer(v) and v > 0 for numbers in full for v in numbers):
+        raise ValueError(f'{family}: {name} must be {len(blocks)} positive integers, or as many as its blocks for a '
+                         f'stage, got {tuple(values)}')
+    return full
 
 
 def check_kernels(arch: Dict[str, Any], key: str, small_kernel: Optional[int] = None) -> None:
@@ -237,6 +252,13 @@ class BaseBackbone(BaseModule):
                 if any(parameter is p for p in part.parameters()):
                     return stage
         raise KeyError(f"{type(self).__name__} has no parameter '{name}'")
+
+    def no_weight_decay(self) -> Set[str]:
+        """Names of the parameters that weight decay would harm, as in timm: embeddings, and scales of several dimensions.
+
+        Norms, biases and vectors need not be named: a rule of weight decay knows them by their type and shape.
+        """
+        return set()
 
     def _frozen_modules(self) -> List[nn.Module]:
         return [part for stage in range(self.frozen_stages + 1) for part in self.parts(stage)]

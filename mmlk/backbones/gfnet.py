@@ -5,7 +5,7 @@ Official code: https://github.com/raoyongming/GFNet (MIT). Parameter names are t
 images of one size; of the paper's dense prediction nothing was published.
 """
 import math
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -228,6 +228,9 @@ class GFNet(BaseBackbone):
 
     def stage_id(self, name: str) -> int:
         return 0 if name == 'pos_embed' else super().stage_id(name)
+
+    def no_weight_decay(self) -> Set[str]:
+        return {'pos_embed'}
 
     @property
     def num_layers(self) -> int:

@@ -18,7 +18,7 @@ from mmlk.reparam.algebra import fold_bn, pad_kernel
 from mmlk.reparam.branches import NormLayer
 
 from .base import (Arch, BaseBackbone, check_flags, check_kernels, check_not_negative, check_positive, check_sequences,
-                   is_integer, resolve_arch)
+                   is_integer, per_block, resolve_arch)
 
 # Table 2 of the MobileNetV2 paper: expansion, channels, blocks, stride of the first block; the last two rows work at
 # stride 32, the study's last stage.
@@ -190,13 +190,17 @@ def _stages(rows: Sequence[Sequence[int]]) -> List[List[int]]:
 
 
 def _places(arch: Dict[str, Any], widths: Sequence[int], strides: Sequence[int],
-            dilations: Sequence[int]) -> Iterator[Place]:
-    """Every block of the completed arch in order; ``widths`` are those of the stem and of each row."""
+            dilations: Sequence[Sequence[int]]) -> Iterator[Place]:
+    """Every block of the completed arch in order.
+
+    ``widths`` are those of the stem and of each row, ``dilations`` those of each stage's blocks.
+    """
     for stage, rows in enumerate(_stages(arch['arch_settings'])):
+        dilation_of = iter(dilations[stage])
         for row in rows:
             expansion, _, blocks, stride = arch['arch_settings'][row]
-            dilation = dilations[stage] * arch['kernel_dilations'][row]
             for index in range(blocks):
+                dilation = next(dilation_of) * arch['kernel_dilations'][row]
                 before, after = widths[row] if index == 0 else widths[row + 1], widths[row + 1]
                 step = strides[stage] if stride == 2 and index == 0 else 1
                 yield Place(stage, row, index, before, before * expansion, after, step, dilation,
@@ -226,9 +230,9 @@ class MobileNetV2(BaseBackbone):
         in_channels: Channels of the image.
         out_indices: Stages to return.
         strides: Stride of the block that opens each stage, after the stem's 2.
-        dilations: Dilation of the depthwise convolutions of each stage, times ``kernel_dilations``. mmseg's D8 form
-            has strides (2, 2, 1, 1) and dilations (1, 1, 2, 4), but dilates only the first block of each row; here
-            every block is dilated.
+        dilations: Dilation of the depthwise convolutions of each stage, or of each block of it, times
+            ``kernel_dilations``. mmseg's D8 form has strides (2, 2, 1, 1), and dilates the first block of each row
+            alone: (1, 1, (2, 1, 1, 1, 2, 1, 1), (4, 1, 1, 4)).
         drop_path_rate: Stochastic depth of the last block that has a shortcut, rising linearly from 0 over those
             blocks, in [0, 1). Neither in the papers nor in mmpretrain's code.
         frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages.
@@ -257,15 +261,16 @@ class MobileNetV2(BaseBackbone):
         widths = [make_divisible(row[1] * full['widen_factor'], 8) for row in full['arch_settings']]
         super().__init__([widths[rows[-1]] for rows in stages], in_channels, out_indices, drop_path_rate,
                          frozen_stages, norm_cfg, norm_eval, with_cp, init_cfg)
-        for name, values in (('strides', strides), ('dilations', dilations)):
-            check_sequences({name: values}, name)
-            if len(values) != len(stages) or not all(is_integer(v) and v > 0 for v in values):
-                raise ValueError(f'{type(self).__name__}: {name} must be {len(stages)} positive integers, '
-                                 f'got {tuple(values)}')
+        check_sequences(dict(strides=strides, dilations=dilations), 'strides', 'dilations')
+        if len(strides) != len(stages) or not all(is_integer(v) and v > 0 for v in strides):
+            raise ValueError(f'{type(self).__name__}: strides must be {len(stages)} positive integers, '
+                             f'got {tuple(strides)}')
+        blocks = [sum(full['arch_settings'][row][2] for row in rows) for rows in stages]
+        dilation = per_block(type(self).__name__, 'dilations', dilations, blocks)
         width = make_divisible(32 * full['widen_factor'], 8)
         self.conv1 = ConvNorm(nn.Conv2d(in_channels, width, 3, 2, 1, bias=False), self.norm_layer(width),
                               nn.ReLU6(inplace=True))
-        places = list(_places(full, (width, *widths), strides, dilations))
+        places = list(_places(full, (width, *widths), strides, dilation))
         shortcuts = sum(place.shortcut for place in places)
         if drop_path_rate and not shortcuts:
             raise ValueError(f'{type(self).__name__}: drop_path_rate leaves the shortcut alone, and this arch has none')

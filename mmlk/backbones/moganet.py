@@ -2,7 +2,7 @@
 
 Official code: https://github.com/Westlake-AI/MogaNet (Apache-2.0). Parameter names are the official ones.
 """
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 from timm.layers import DropPath
@@ -236,6 +236,10 @@ class MogaNet(BaseBackbone):
             return [self.patch_embed1]
         before = [self._modules[f'patch_embed{stage_id}']] if stage_id > 1 else []
         return [*before, self._modules[f'blocks{stage_id}'], self._modules[f'norm{stage_id}']]
+
+    def no_weight_decay(self) -> Set[str]:
+        return {name for name, _ in self.named_parameters()
+                if name.endswith(('.layer_scale_1', '.layer_scale_2', '.sigma.scale'))}
 
     @property
     def num_layers(self) -> int:

@@ -194,7 +194,7 @@ class OuterFrame(nn.Module):
     Args:
         channels: Channels of the map.
         inner_channels: Channels of the ParC blocks.
-        blocks: The ParC blocks.
+        blocks: The ParC blocks and the norm after them.
         fusion: ``'concat'`` or ``'add'``.
         norm_layer: Builds a norm for a number of channels.
 
@@ -209,7 +209,7 @@ class OuterFrame(nn.Module):
         self.dim_adaptive = nn.Sequential(
             conv_layer(channels, inner_channels, 3, norm_layer, groups=groups),
             ConvLayer(nn.Conv2d(inner_channels, inner_channels, 1, bias=False)))
-        self.spatial_global_rep = nn.Sequential(*blocks, norm_layer(inner_channels))
+        self.spatial_global_rep = nn.Sequential(*blocks)
         self.channel_adaptive = conv_layer(inner_channels, channels, 1, norm_layer, groups=groups)
         self.concat = fusion == 'concat'
         self.local_global_fusion = conv_layer((1 + self.concat) * channels, channels, 3, norm_layer)
@@ -245,7 +245,8 @@ class ParCNet(BaseBackbone):
         drop_path_rate: Stochastic depth of the last block that has a residual, rising linearly from 0 over those
             blocks, in [0, 1). Not in the official code, which has ``dropout``.
         frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages.
-        norm_cfg: Norm layer config.
+        norm_cfg: Norm layer config. With SyncBN the norms of the ParC blocks, their channel attention's among them, and
+            the one after each layer's last block are plain BatchNorm, as in the official code.
         norm_eval: Keep running statistics fixed in training; needed with one image on a device.
         with_cp: Trade compute for memory.
         merged: Has no effect: there are no branches to merge.
@@ -270,6 +271,7 @@ class ParCNet(BaseBackbone):
         if not is_integer(output_stride) or output_stride not in (8, 16, 32):
             raise ValueError(f'ParCNet: output_stride must be 8, 16 or 32, got {output_stride!r}')
         norm_layer, expand = self.norm_layer, full['expand_ratio']
+        parc_norm = nn.BatchNorm2d if norm_cfg.get('type') == 'SyncBN' else norm_layer
         width, kernel = full['conv_1']
         self.conv_1 = conv_layer(in_channels, width, kernel, norm_layer, stride=2)
 
@@ -290,10 +292,10 @@ class ParCNet(BaseBackbone):
             opening = InvertedResidual(channels[i + 1], out, stride, dilation, expand, norm_layer)
             dilation *= 2 // stride
             blocks = [ParCMetaBlock(inner, full['cf_ffn_channels'][i], full['meta_kernel_size'][i],
-                                    full['use_pe'] and not j, norm_layer, full['ffn_dropout'], full['dropout'],
+                                    full['use_pe'] and not j, parc_norm, full['ffn_dropout'], full['dropout'],
                                     next(rates)) for j in range(full['cf_blocks'][i])]
             self.add_module(f'layer_{i + 3}', nn.Sequential(
-                opening, OuterFrame(out, inner, blocks, full['fusion'], norm_layer)))
+                opening, OuterFrame(out, inner, [*blocks, parc_norm(inner)], full['fusion'], norm_layer)))
         self.apply(_init)
         self.finish()
 

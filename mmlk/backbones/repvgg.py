@@ -14,7 +14,7 @@ from mmlk.reparam.algebra import fold_bn, fold_identity, pad_kernel
 from mmlk.reparam.branches import NormLayer
 
 from .base import (Arch, BaseBackbone, check_flags, check_positive, check_sequences, is_integer, is_number,
-                   resolve_arch)
+                   per_block, resolve_arch)
 
 _A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
 
@@ -225,11 +225,7 @@ class RepVGG(BaseBackbone):
         check_flags(dict(merged=merged), 'merged')
         if len(strides) != _STAGES or not all(is_integer(v) and v > 0 for v in strides):
             raise ValueError(f'RepVGG: strides must be {_STAGES} positive integers, got {tuple(strides)}')
-        per_block = [v if isinstance(v, (list, tuple)) else (v, ) * n for v, n in zip(dilations, num_blocks)]
-        fits = len(dilations) == _STAGES and all(len(values) == n for values, n in zip(per_block, num_blocks))
-        if not fits or not all(is_integer(v) and v > 0 for values in per_block for v in values):
-            raise ValueError(f'RepVGG: dilations must be {_STAGES} positive integers, or as many as its blocks for a '
-                             f'stage, got {tuple(dilations)}')
+        dilation = per_block('RepVGG', 'dilations', dilations, num_blocks)
         norm_layer, use_se = self.norm_layer, full['use_se']
         width = min(64, channels[0])
         self.stage0 = RepVGGBlock(in_channels, width, norm_layer, stride=2, use_se=use_se, merged=merged)
@@ -240,7 +236,7 @@ class RepVGG(BaseBackbone):
             for j in range(num_blocks[i]):
                 layer += 1
                 # a stage's first block has no identity branch, whatever its stride: no official file has one
-                blocks.append(RepVGGBlock(width, channels[i], norm_layer, 1 if j else strides[i], per_block[i][j],
+                blocks.append(RepVGGBlock(width, channels[i], norm_layer, 1 if j else strides[i], dilation[i][j],
                                           groups.get(layer, 1), identity=j > 0, use_se=use_se,
                                           drop_path=next(rates) if j else 0.0, merged=merged))
                 width = channels[i]

@@ -1,6 +1,6 @@
 """Any model of timm (https://github.com/huggingface/pytorch-image-models), with the fast operator swapped in."""
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import timm
 from timm.layers import DropPath, PatchEmbed, convert_sync_batchnorm
@@ -312,6 +312,10 @@ class TimmBackbone(BaseBackbone):
             ValueError: timm does not say where the stages of this model end.
         """
         return self._look_up(self._stages, name)
+
+    def no_weight_decay(self) -> Set[str]:
+        ask = getattr(self.model, 'no_weight_decay', set)
+        return {_PREFIX + name for name in ask()}
 
     @property
     def num_layers(self) -> int:

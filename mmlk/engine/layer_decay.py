@@ -31,8 +31,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     - ``decay_type``: ``'layer_wise'`` (default) or ``'stage_wise'``.
     - ``num_layers``: D; the backbone's own unless given. A larger one leaves a gap between the backbone and the heads,
       as ConvNeXt's segmentation configs have it.
-    - ``norm_decay_mult``, ``bias_decay_mult``: weight decay of norms (and any one-dimensional parameter, layer scale
-      too) and of biases, relative to the optimizer's; both 0 unless given.
+    - ``norm_decay_mult``, ``bias_decay_mult``: weight decay of norms and of biases, relative to the optimizer's; both 0
+      unless given. As a norm counts any parameter of at most one dimension, layer scale too, and what the backbone names
+      in ``no_weight_decay()``, if it has that method: embeddings and scales of several dimensions.
     - ``custom_keys``: {substring of a parameter name: dict(lr_mult=..., decay_mult=..., depth=...)}, the longest
       matching key first, as in mmengine. ``lr_mult`` multiplies what layer decay gives; ``decay_mult`` replaces the
       rule above; ``depth``, 0 to D or ``'head'``, replaces the backbone's answer.
@@ -77,12 +78,15 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def add_params(self, params: List[dict], module: nn.Module, **kwargs) -> None:
         """Fill ``params`` with one group per (depth, multipliers)."""
-        depth_of, num_layers = self._depths(module)
+        backbone = getattr(module, 'backbone', module)
+        depth_of, num_layers = self._depths(backbone)
         custom_keys = self.paramwise_cfg.get('custom_keys', {})
         ordered = sorted(sorted(custom_keys), key=len, reverse=True)
         base_wd = self.base_wd or 0.0
         groups: Dict[Tuple, dict] = {}
         norms = {id(p) for m in module.modules() if _is_norm(m) for p in m.parameters(recurse=False)}
+        exempt = getattr(backbone, 'no_weight_decay', set)()
+        norms |= {id(p) for name, p in backbone.named_parameters() if name in exempt}
         for name, param in module.named_parameters():
             if not param.requires_grad:
                 continue
@@ -107,9 +111,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         params.extend(groups[key] for key in sorted(groups))
         print_log(self._table(params), logger='current', level=logging.INFO)
 
-    def _depths(self, module: nn.Module) -> Tuple[Dict[int, Union[int, str]], int]:
+    def _depths(self, backbone: nn.Module) -> Tuple[Dict[int, Union[int, str]], int]:
         """Depth by parameter of the backbone, and D."""
-        backbone = getattr(module, 'backbone', module)
         if not (hasattr(backbone, 'layer_id') and hasattr(backbone, 'stage_id')):
             raise TypeError(f'{type(backbone).__name__} does not answer layer_id(parameter_name) and stage_id(...); '
                             'a backbone of mmlk does, and mmlk.backbones.BaseBackbone says what to write')

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from typing import Dict, List, Optional
 
 import torch
-from mmengine.dist import broadcast
+from mmengine.dist import all_reduce, broadcast
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -55,12 +55,13 @@ def _grown(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
 class DynamicSparsityHook(Hook):
     """Keep a share of the weights at zero, and let which ones move during training; or only keep them there.
 
-    The weights are the parameters of two or four dimensions (linear layers, convolutions) in one module of the model,
-    but for frozen ones.
+    The weights are the parameters of two or four dimensions (linear layers, convolutions) in one module of the model.
+    Left out are frozen ones, scales (at most one dimension is larger than 1), and those that are zero throughout when
+    training starts, of which SNIP and magnitude would keep nothing for good.
 
     - At the first batch SNIP scores each weight w by ``|w dL/dw|``, and keeps the best of all layers together. As in
       the official code only the *number* of a layer's weights is taken from that; which ones they are is drawn at
-      random.
+      random. Under DDP the gradient is the average over the ranks.
     - After every step of the optimizer what the mask has cut is set to zero, and so is its momentum if the optimizer is
       SGD. The moments of Adam are left alone, as in the official code.
     - Every ``update_frequency`` steps each layer loses the smallest of its weights, a share that falls as a cosine from
@@ -70,7 +71,8 @@ class DynamicSparsityHook(Hook):
     Layers keep their number of weights exactly, where the official code keeps it on average. A layer that SNIP leaves
     at least 99 % of its weights is dense in the official code; here it is not treated apart, so that the total is
     exact. Under DDP the masks are those of the first rank. They are saved in checkpoints; a run that is resumed goes
-    on as if it had not stopped.
+    on as if it had not stopped. The average of an ``EMAHook`` has the same masks: as in the official code it is zero
+    where the weight has been cut, and begins with the weight's value where one has grown.
 
     As its README says, SLaK-T was trained with ``prune_rate=0.5, update_frequency=2000``, S and B with the defaults,
     all with sparse classifiers (``module=''``).
@@ -86,13 +88,12 @@ class DynamicSparsityHook(Hook):
         seed: Of the random places; the same on every rank.
 
     Raises:
-        ValueError: An argument is out of range, the model has no such module or the module no such weights, a
-            checkpoint to resume from has no masks or those of other weights, or an ``EMAHook`` would average weights
-            over masks that move.
+        ValueError: An argument is out of range, the model has no such module or the module no such weights, or a
+            checkpoint to resume from has no masks or those of other weights.
         TypeError: There are several optimizers.
     """
 
-    priority = 'HIGH'  # before any hook that reads the weights after a step
+    priority = 'HIGH'  # before any hook that reads the weights after a step, EMAHook among them
 
     def __init__(self, sparsity: float = 0.4, prune_rate: float = 0.3, update_frequency: Optional[int] = 100,
                  only_L: bool = False, frozen: bool = False, module: str = 'backbone', seed: int = 0):
@@ -112,6 +113,8 @@ class DynamicSparsityHook(Hook):
         self.masks: Dict[str, Tensor] = {}
         self.steps = 0
         self._weights: Dict[str, nn.Parameter] = {}
+        self._left_out: List[str] = []
+        self._averages: List[Dict[str, nn.Parameter]] = []
         self._total_steps = 0
         self._loaded: Optional[dict] = None
 
@@ -124,19 +127,20 @@ class DynamicSparsityHook(Hook):
         if not isinstance(runner.optim_wrapper, OptimWrapper):
             raise TypeError('DynamicSparsityHook works with one optimizer, '
                             f'not with {type(runner.optim_wrapper).__name__}')
-        if not self.frozen and any(isinstance(hook, EMAHook) for hook in runner.hooks):
-            raise ValueError('an EMAHook would average weights over masks that move, and its average is not sparse; '
-                             'train without it, or with frozen=True')
         self._weights = self._sparse_weights(runner.model)
+        self._averages = [dict(hook.ema_model.module.get_submodule(self.module).named_parameters())
+                          for hook in runner.hooks if isinstance(hook, EMAHook)]
         self._total_steps = math.ceil(runner.max_iters / runner.optim_wrapper._accumulative_counts)
         self.masks, self.steps = {}, 0
         if runner.iter and self._loaded is not None:
             self._resume(self._loaded)
-        elif self.frozen:
-            self.masks = {name: weight.detach() != 0 for name, weight in self._weights.items()}
-        elif runner.iter:
+        elif runner.iter and not self.frozen:
             raise ValueError('the checkpoint to resume from has no masks: it was not trained with DynamicSparsityHook. '
                              'To keep its zeros where they are, use frozen=True')
+        else:
+            self._leave_out([name for name, weight in self._weights.items() if not weight.detach().any()])
+            if self.frozen:
+                self.masks = {name: weight.detach() != 0 for name, weight in self._weights.items()}
         self._loaded = None
         if self.masks:
             self._report()
@@ -158,10 +162,12 @@ class DynamicSparsityHook(Hook):
         if not self.frozen and self.update_frequency and self.steps % self.update_frequency == 0:
             self._update()
             self._apply(runner.optim_wrapper.optimizer)
+        self._thin_averages()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save the masks and the place in the schedule, from which the random numbers follow."""
-        checkpoint[_KEY] = dict(steps=self.steps, masks={name: mask.cpu() for name, mask in self.masks.items()})
+        checkpoint[_KEY] = dict(steps=self.steps, masks={name: mask.cpu() for name, mask in self.masks.items()},
+                                left_out=self._left_out)
 
     def _sparse_weights(self, model: nn.Module) -> Dict[str, nn.Parameter]:
         """The weights by their name in the module."""
@@ -172,13 +178,24 @@ class DynamicSparsityHook(Hook):
             raise ValueError(f"DynamicSparsityHook: {type(model).__name__} has no module '{self.module}'; "
                              "name another, or '' for the whole model") from None
         weights = {name: p for name, p in module.named_parameters()
-                   if p.requires_grad and p.dim() in (2, 4) and (not self.only_L or _LARGE_KERNELS in name)}
+                   if p.requires_grad and p.dim() in (2, 4) and sum(size > 1 for size in p.shape) > 1
+                   and (not self.only_L or _LARGE_KERNELS in name)}
         if not weights:
             kind = f"in its '{_LARGE_KERNELS}'" if self.only_L else 'of two or four dimensions'
             raise ValueError(f'DynamicSparsityHook: {type(module).__name__} has no weights {kind} that are trained')
         return weights
 
+    def _leave_out(self, names: List[str]) -> None:
+        self._left_out = names
+        self._weights = {name: weight for name, weight in self._weights.items() if name not in names}
+        if names:
+            print_log(f"DynamicSparsityHook leaves out what is zero throughout at the start: {', '.join(names)}",
+                      logger='current')
+        if not self._weights:
+            raise ValueError('DynamicSparsityHook: all weights are zero throughout, there is nothing to choose from')
+
     def _resume(self, saved: dict) -> None:
+        self._leave_out(saved.get('left_out', []))
         found, wanted = ({name: tuple(tensor.shape) for name, tensor in tensors.items()}
                          for tensors in (saved['masks'], self._weights))
         if found != wanted:
@@ -212,8 +229,12 @@ class DynamicSparsityHook(Hook):
         # Preprocessing may write into the batch. A compiled train_step is an attribute, bound to the original.
         type(model).train_step(model, copy.deepcopy(data_batch), optim_wrapper=_GradientsOnly())
         parameters = dict(model.get_submodule(self.module).named_parameters())
-        return [torch.zeros(w.numel(), device=w.device) if w.grad is None else (w * w.grad).detach().abs().flatten()
-                for w in map(parameters.get, self._weights)]
+        scores = []
+        for weight in map(parameters.get, self._weights):
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            all_reduce(gradient, op='mean')
+            scores.append((weight * gradient).detach().abs().flatten())
+        return scores
 
     def _update(self) -> None:
         """Prune and grow at the rate of the current step."""
@@ -230,7 +251,7 @@ class DynamicSparsityHook(Hook):
                   logger='current')
 
     def _agree(self) -> None:
-        """Take the first rank's masks: scores differ between ranks, and ties may be broken in two ways."""
+        """Take the first rank's masks: ties may be broken in two ways."""
         for mask in self.masks.values():
             broadcast(mask.view(torch.uint8))
 
@@ -241,6 +262,14 @@ class DynamicSparsityHook(Hook):
             momentum = optimizer.state.get(weight, {}).get('momentum_buffer')
             if momentum is not None:
                 momentum.mul_(self.masks[name])
+
+    @torch.no_grad()
+    def _thin_averages(self) -> None:
+        """Give the averages the masks before they take in the step, and weights that have grown a start."""
+        for average in self._averages:
+            for name, weight in self._weights.items():
+                mean = average[name]
+                mean.copy_(torch.where(mean == 0, weight.to(mean), mean)).mul_(self.masks[name])
 
     def _report(self) -> None:
         kept = sum(int(mask.sum()) for mask in self.masks.values())

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 
 from mmlk.analysis.complexity import count
@@ -143,6 +144,31 @@ def test_strides_and_dilations():
     for name in ('strides', 'dilations'):
         with pytest.raises(ValueError, match=f'{name} must be 4 positive integers'):
             MobileNetV2(SMALL, **{name: (1, 1, 0, 1)})
+
+
+def test_dilations_of_single_blocks():
+    net = MobileNetV2(SMALL, strides=(2, 2, 1, 1), dilations=(1, 1, (2, 3, 1), 4))
+    dilations = [[block.conv[-2].conv.dilation[0] for block in net._modules[f'layer{row}']] for row in range(1, 7)]
+    assert dilations == [[1], [1, 1], [1, 1], [2], [3, 1], [4, 4]]
+    for wrong in ((2, 2), (2, 2, 0), (2, 2, 1, 1)):
+        with pytest.raises(ValueError, match='dilations must be 4 positive integers, or as many as its blocks'):
+            MobileNetV2(SMALL, dilations=(1, 1, wrong, 1))
+
+
+def test_the_d8_form_equals_mmsegs(repo):
+    backbones = pytest.importorskip('mmseg.models.backbones')
+    theirs = fill(backbones.MobileNetV2(
+        out_indices=(1, 2, 4, 6), strides=(1, 2, 2, 1, 1, 1, 1), dilations=(1, 1, 1, 2, 2, 4, 4)))
+    theirs.eval()
+    cfg = Config.fromfile(str(repo / 'configs' / 'deeplabv3plus_mobilenetv2-3_cityscapes.py')).model.backbone
+    cfg = {**cfg, 'norm_cfg': dict(type='BN'), 'init_cfg': None}
+    cfg.pop('type')
+    net = MobileNetV2(**cfg).eval()
+    net.load_state_dict(theirs.state_dict())
+    x = image(1, 3, 97, 129)
+    with torch.no_grad():
+        for a, b in zip(net(x), theirs(x)):
+            assert relative_error(a, b) < 1e-5
 
 
 def test_mmpretrains_file_loads(tmp_path):

@@ -39,6 +39,19 @@ def on_meta(family, *args, **kwargs):
         return family(*args, **kwargs)
 
 
+def test_parcnets_blocks_have_plain_norms_beside_sync_norms():
+    """Which are nn.BatchNorm2d in cvnets/modules/edgeformer_block.py, whatever ``model.normalization.name`` says."""
+    plain = ('.pre_Norm_1', '.pre_Norm_2', '.ffn.0', '.ca.fc.1', '.ca.fc.4')
+    net = on_meta(ParCNet, SMALL, norm_cfg=dict(type='SyncBN'))
+    norms = {name: isinstance(m, nn.SyncBatchNorm) for name, m in net.named_modules()
+             if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    last = {f'layer_{layer}.1.spatial_global_rep.{blocks}' for layer, blocks in zip((3, 4, 5), SMALL['cf_blocks'])}
+    found = {name for name, synced in norms.items() if not synced}
+    assert found == {name for name in norms if name.endswith(plain)} | last and len(found) == 4 * len(plain) + 3
+    other = on_meta(ParCNet, SMALL, norm_cfg=dict(type='GN', num_groups=1))
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in other.modules())
+
+
 @pytest.mark.parametrize('form', FORMS)
 def test_equals_the_official_implementation(form, repo):
     fixture = np.load(repo / 'tests/data/parc.npz')

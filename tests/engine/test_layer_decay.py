@@ -3,7 +3,7 @@ import torch
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from mmlk.backbones import ConvNeXt, RepLKNet
+from mmlk.backbones import ConvNeXt, GFNet, MogaNet, RepLKNet, TimmBackbone, UniRepLKNet
 
 TINY = dict(large_kernel_sizes=(31, 29, 27, 13), layers=(1, 1, 4, 1), channels=(8, 16, 24, 32), small_kernel=5)
 
@@ -101,6 +101,29 @@ def test_norms_and_biases_have_no_decay_unless_asked():
     assert [setting(optimizer, p)[1] for p in (norm, bias, weight, model.head[1].bias)] == [0, 0, 0.05, 0]
     optimizer = build(model, decay_rate=1.0, norm_decay_mult=1.0, bias_decay_mult=0.5)
     assert [setting(optimizer, p)[1] for p in (norm, bias, model.head[1].bias)] == [0.05, 0.025, 0.05]
+
+
+@pytest.mark.parametrize('backbone, exempt', [
+    (lambda: MogaNet(dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), ffn_ratios=(2, 2, 2, 2))),
+     ('.layer_scale_1', '.layer_scale_2', '.attn.sigma.scale', '.mlp.sigma.scale')),
+    (lambda: GFNet(dict(embed_dim=(8, 16, 24, 32), depth=(1, 1, 1, 1), img_size=64)), ('pos_embed', )),
+    # in the official code too its GRN, of four dimensions, decays
+    (lambda: UniRepLKNet('A'), ()),
+    (lambda: TimmBackbone('swin_tiny_patch4_window7_224', model_args=dict(
+        embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))), ('.relative_position_bias_table', )),
+], ids=['MogaNet', 'GFNet', 'UniRepLKNet', 'Swin of timm'])
+def test_what_the_backbone_exempts_has_no_decay(backbone, exempt):
+    model = nn.Module()
+    model.backbone = backbone()
+    optimizer = build(model, decay_rate=0.9)
+    decays = {name: setting(optimizer, p)[1] for name, p in model.backbone.named_parameters()}
+    large = {name for name, p in model.backbone.named_parameters() if p.ndim > 1}
+    free = {name for name in large if decays[name] == 0}
+    assert free == {name for name in large if exempt and name.endswith(exempt)}
+    assert len({ending for ending in exempt if any(name.endswith(ending) for name in free)}) == len(exempt)
+    assert {decays[name] for name in set(decays) - large} == {0}
+    optimizer = build(model, decay_rate=0.9, norm_decay_mult=1.0, bias_decay_mult=1.0)
+    assert {group['weight_decay'] for group in optimizer.param_groups} == {0.05}
 
 
 def test_custom_keys_longest_first():

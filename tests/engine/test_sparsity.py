@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS as ROOT
 from mmengine.runner import Runner
@@ -312,18 +313,110 @@ def test_refuses_models(tmp_path, hook, message):
         train(tmp_path, DynamicSparsityHook(**hook))
 
 
-def test_refuses_an_average_over_moving_masks(tmp_path):
-    ema = dict(type='EMAHook')
-    with pytest.raises(ValueError, match='EMAHook would average'):
-        train(tmp_path, DynamicSparsityHook(), hooks=[ema])
+def test_an_average_over_fixed_masks_is_sparse(tmp_path):
     model = fill(Classifier())
     model.backbone[4].weight.data[:, ::2] = 0
-    averaged = runner(tmp_path, DynamicSparsityHook(frozen=True), model=model, hooks=[ema], every=9)
+    averaged = runner(tmp_path, DynamicSparsityHook(frozen=True), model=model, hooks=[dict(type='EMAHook')], every=9)
     averaged.train()
     saved = torch.load(tmp_path / 'iter_9.pth', weights_only=False)
     for state in (saved['state_dict'], {k[7:]: v for k, v in saved['ema_state_dict'].items()}):
         weight = state['backbone.4.weight']
         assert not weight[:, ::2].any() and weight[:, 1::2].all()
+
+
+class WatchAverage(Watch):
+    """Works the average out beside ``EMAHook``, by the rule of the official ``ModelEma.update``."""
+
+    priority = 'VERY_LOW'
+    momentum = 0.1
+
+    def before_train(self, runner):
+        self.expected = None
+        [self.ema] = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+        [self.sparse] = [hook for hook in runner.hooks if type(hook) is DynamicSparsityHook]
+
+    def before_train_iter(self, *args, **kwargs):
+        pass
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        weights = {name: weight.detach().clone() for name, weight in self.sparse._weights.items()}
+        if self.expected is None:  # the first step is copied
+            self.expected = weights
+        else:
+            for name, weight in weights.items():
+                mean, mask = self.expected[name], self.sparse.masks[name]
+                new = (mean == 0) & mask
+                step = (mean * (1 - self.momentum) + weight * self.momentum) * mask
+                self.expected[name] = step + new * (1 - self.momentum) * weight
+        for name, expected in self.expected.items():
+            found = self.ema.ema_model.module.backbone.get_parameter(name)
+            assert torch.allclose(found, expected, atol=1e-7), (runner.iter, name)
+            assert not found[~self.sparse.masks[name]].any()
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        pass
+
+
+def test_an_average_follows_masks_that_move(tmp_path):
+    watch = WatchAverage()
+    ema = dict(type='EMAHook', momentum=WatchAverage.momentum)
+    hook = DynamicSparsityHook(update_frequency=2, prune_rate=0.5)
+    model = train(tmp_path / 'a', hook, hooks=[ema, watch], every=5)
+    assert len(watch.expected) == len(EXPECTED_SPARSE) and hook.steps == 9
+    # and a run that was stopped and resumed has the same average and masks
+    again = DynamicSparsityHook(update_frequency=2, prune_rate=0.5)
+    resumed = runner(tmp_path / 'b', again, model=fill(Classifier(), seed=5), hooks=[ema],
+                     load_from=str(tmp_path / 'a/iter_5.pth'), resume=True)
+    resumed.train()
+    [average] = [h.ema_model.module for h in resumed.hooks if isinstance(h, EMAHook)]
+    for name, expected in watch.expected.items():
+        assert torch.allclose(average.backbone.get_parameter(name), expected, atol=1e-7), name
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed.model.state_dict().values()))
+
+
+class Scaled(nn.Module):
+    """A scale of four dimensions that starts at zero, as a GRN's, and a convolution that does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 1)
+        self.gamma = nn.Parameter(torch.zeros(1, 12, 1, 1))
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x + self.gamma * x + self.last(x)
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_scales_and_what_starts_at_zero_are_left_out(tmp_path, frozen, monkeypatch):
+    said = []
+    monkeypatch.setattr(sparsity, 'print_log', lambda text, **kwargs: said.append(text))
+
+    def start():
+        model = Classifier(fill(Scaled()))
+        model.backbone.gamma.data.zero_()
+        model.backbone.last.weight.data.zero_()
+        model.backbone.conv.weight.data[::2] = 0
+        return model
+
+    hook = Watch(frozen=frozen, update_frequency=2)
+    model = train(tmp_path / 'a', hook, model=start(), every=4)
+    assert set(hook.masks) == {'conv.weight'}
+    assert model.backbone.gamma.all() and model.backbone.last.weight.all()
+    assert any('leaves out what is zero throughout at the start: last.weight' in text for text in said)
+    # once resumed they are no longer zero, and still left out
+    again = Watch(frozen=frozen, update_frequency=2)
+    resumed = train(tmp_path / 'b', again, model=start(), load_from=str(tmp_path / 'a/iter_4.pth'), resume=True)
+    assert set(again.masks) == {'conv.weight'}
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_refuses_a_module_that_is_zero_throughout(tmp_path):
+    model = fill(Classifier())
+    for name in EXPECTED_SPARSE:
+        model.backbone.get_parameter(name).data.zero_()
+    with pytest.raises(ValueError, match='all weights are zero throughout'):
+        train(tmp_path, DynamicSparsityHook(), model=model)
 
 
 def test_refuses_to_resume_without_fitting_masks(tmp_path):
@@ -342,6 +435,7 @@ def test_refuses_to_resume_without_fitting_masks(tmp_path):
 class KeepScores(DynamicSparsityHook):
 
     def _snip(self, model, data_batch):
+        self.batch = [image.numpy() for image in data_batch[0]], [int(label) for label in data_batch[1]]
         self.scores = super()._snip(model, data_batch)
         return self.scores
 
@@ -354,11 +448,11 @@ def _rank(rank, folder, queue):
     hook = KeepScores(update_frequency=2)
     train(folder, hook, model=model, images=data(seed=rank), iters=5)
     queue.put((rank, [score.numpy() for score in hook.scores], [mask.numpy() for mask in hook.masks.values()],
-               [p.detach().numpy() for p in model.module.parameters()]))
+               [p.detach().numpy() for p in model.module.parameters()], hook.batch))
     torch.distributed.destroy_process_group()
 
 
-def test_ranks_have_the_masks_of_the_first(tmp_path):
+def test_ranks_score_by_the_average_gradient_and_have_the_same_masks(tmp_path):
     context = multiprocessing.get_context('spawn')
     queue = context.Queue()
     processes = [context.Process(target=_rank, args=(rank, str(tmp_path), queue)) for rank in (0, 1)]
@@ -367,11 +461,19 @@ def test_ranks_have_the_masks_of_the_first(tmp_path):
     ranks = [entry[1:] for entry in sorted((queue.get(timeout=120) for _ in processes), key=lambda entry: entry[0])]
     for process in processes:
         process.join(30)
-    counts = []
-    for scores, _, _ in ranks:
-        ranked = np.sort(np.concatenate(scores))[::-1]
-        counts.append([int((score >= ranked[round(0.6 * len(ranked)) - 1]).sum()) for score in scores])
-    assert counts[0] != counts[1], 'the images must differ enough for this test to tell anything'
-    (_, masks, weights), (_, others, other_weights) = ranks
-    assert [int(mask.sum()) for mask in masks] == counts[0]
+    gradients = []
+    for *_, batch in ranks:
+        model = fill(Classifier())
+        images, labels = map(torch.from_numpy, batch[0]), map(torch.tensor, batch[1])
+        model(list(images), list(labels), mode='loss')['loss'].backward()
+        gradients.append({name: p.grad for name, p in model.backbone.named_parameters() if p.dim() == 4})
+    first, second = gradients
+    expected = [((first[name] + second[name]) / 2 * model.backbone.get_parameter(name)).detach().abs().flatten().numpy()
+                for name in first]
+    for scores, *_ in ranks:
+        assert all(np.allclose(a, b, rtol=1e-4, atol=1e-9) for a, b in zip(scores, expected))
+    ranked = np.sort(np.concatenate(expected))[::-1]
+    counts = [int((score >= ranked[round(0.6 * len(ranked)) - 1]).sum()) for score in expected]
+    (_, masks, weights, _), (_, others, other_weights, _) = ranks
+    assert [int(mask.sum()) for mask in masks] == counts
     assert all((a == b).all() for a, b in zip(masks + weights, others + other_weights))

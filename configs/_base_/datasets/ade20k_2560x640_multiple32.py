@@ -1,9 +1,23 @@
-# As ade20k_2560x640.py, tested on images stretched to sides that 32 divides: UniRepLKNet's with 22K weights.
-_base_ = './ade20k_2560x640.py'
+# UniRepLKNet's with 22K weights: trained on 512x512 crops as ade20k.py, tested on images of (2560, 640)
+# stretched to sides that 32 divides, at three ratios in the multi-scale test.
+_base_ = './ade20k.py'
 __stretch = dict(type='ResizeToMultiple', size_divisor=32)
-__sizes, *__rest = _base_.tta_pipeline[1].transforms
-test_pipeline = [*_base_.test_pipeline[:2], __stretch, *_base_.test_pipeline[2:]]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(2560, 640), keep_ratio=True),
+    __stretch,
+    *_base_.test_pipeline[2:],
+]
 tta_pipeline = [
-    _base_.tta_pipeline[0], dict(type='TestTimeAug', transforms=[__sizes, [__stretch], *__rest])]
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=(int(2560 * ratio), int(640 * ratio)), keep_ratio=True)
+             for ratio in (0.75, 1.0, 1.25)],
+            [__stretch],
+            *_base_.tta_pipeline[1].transforms[1:],
+        ]),
+]
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -1,4 +1,5 @@
-# As ade20k.py, tested on images stretched to sides that 32 divides: MogaNet's and UniRepLKNet's.
+# As ade20k.py, tested on images stretched to sides that 32 divides: MogaNet's and UniRepLKNet's, and PVT's
+# for Semantic FPN.
 _base_ = './ade20k.py'
 __stretch = dict(type='ResizeToMultiple', size_divisor=32)
 __sizes, *__rest = _base_.tta_pipeline[1].transforms

@@ -1,5 +1,5 @@
 # 713x713 crops at full resolution: the official PSPNet's. That rotates and blurs a little; here mmseg's
-# photometric distortion stands for it.
+# photometric distortion stands for it. Its test (--tta) is of the image and its mirror image, at one scale.
 _base_ = './cityscapes_769.py'
 crop_size = (713, 713)
 train_pipeline = [
@@ -22,8 +22,7 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='Resize', scale=(int(2048 * ratio), int(1024 * ratio)), keep_ratio=True)
-             for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
+            [dict(type='Resize', scale=(2048, 1024), keep_ratio=True)],
             *_base_.tta_pipeline[1].transforms[1:],
         ]),
 ]

@@ -1,5 +1,6 @@
 # Pascal VOC 2012 with the masks of SBD, as mmseg reads it: 10582 images to train on, 1449 to validate.
-# 512x512 crops of images whose short side is 384 to 768.
+# 512x512 crops of images whose short side is 384 to 768; tested on images stretched to 512x512, as ParC-Net
+# was.
 data_root = 'data/VOCdevkit/VOC2012'
 crop_size = (512, 512)
 train_pipeline = [
@@ -12,7 +13,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
+    dict(type='Resize', scale=(512, 512), keep_ratio=False),
     # after Resize: predictions are resized to the ground truth, not the other way round
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
@@ -22,7 +23,7 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='Resize', scale=(int(2048 * ratio), int(512 * ratio)), keep_ratio=True)
+            [dict(type='Resize', scale=(int(512 * ratio), ) * 2, keep_ratio=False)
              for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
             [dict(type='RandomFlip', prob=0.0, direction='horizontal'),
              dict(type='RandomFlip', prob=1.0, direction='horizontal')],

@@ -1,4 +1,4 @@
-# Swin's 3x: AdamW without decay on norms, 36 epochs with steps at 27 and 33, 16 images per step (8 GPUs x 2).
+# AdamW without decay on norms, 36 epochs with steps at 27 and 33, 16 images per step (8 GPUs x 2).
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=36, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -1,6 +1,6 @@
-# RepLKNet's: AdamW, no decay on norms, linear warm-up of 1500 iterations, then poly of power 1. 32 images
-# per step (8 GPUs x 4). The authors split the same 5.12M images as 128 x 40k (31B), 64 x 80k (31L) and 32 x
-# 160k (XL), at one learning rate; auto_scale_lr, which is off, would scale it linearly.
+# RepLKNet's for XL: AdamW, no decay on norms, linear warm-up of 1500 iterations, then poly of power 1. 32
+# images per step (16 GPUs x 2). The authors split the same 5.12M images as 128 x 40k for 31B and as 64 x 80k
+# for 31L, at the same learning rate: seg_adamw_40k_replknet.py and seg_adamw_80k_replknet.py.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=8000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -1,6 +1,9 @@
-# Swin's: a lower rate, little weight decay, 16 images per step (8 GPUs x 2).
+# Swin's: a lower rate, little weight decay, none on what has `norm` in its name (the heads' BN has not), 16
+# images per step (8 GPUs x 2).
 _base_ = './seg_adamw_160k.py'
 optim_wrapper = dict(
     optimizer=dict(lr=6e-5, weight_decay=0.01),
-    paramwise_cfg=dict(custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0))))
+    paramwise_cfg=dict(
+        _delete_=True,
+        custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0), norm=dict(decay_mult=0.0))))
 auto_scale_lr = dict(base_batch_size=16)

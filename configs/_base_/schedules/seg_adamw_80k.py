@@ -1,4 +1,4 @@
-# For Cityscapes: 16 images per step (8 GPUs x 2). The authors split the same 1.28M images as 64 x 20k.
+# 80k iterations of 16 images (8 GPUs x 2).
 _base_ = './seg_adamw_160k.py'
 train_cfg = dict(max_iters=80000)
 param_scheduler = [
