@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import mmlk
+from mmlk._types import scoped_name, type_name
 from mmlk.analysis import compare, erf, report
 from mmlk.analysis.complexity import build, count, parse_size
 from mmlk.analysis.latency import PARTS
@@ -103,7 +104,7 @@ def read_entries(args):
             compare.use_budget(entry.cfg, args.budget)
         entry.checkpoint = entry.checkpoint and find_checkpoint(entry.checkpoint)
         start = entry.cfg.model.backbone.get('init_cfg') or {}
-        if args.train and not entry.checkpoint and start.get('type') == 'mmlk.Pretrained':
+        if args.train and not entry.checkpoint and scoped_name(start) == 'mmlk.Pretrained':
             find_checkpoint(start['checkpoint'])  # now, not when the runs before it have taken hours
     units = {entry.path: compare.length(entry.cfg)[1] for entry in entries if args.train and not entry.checkpoint}
     if args.budget is not None and len(set(units.values())) > 1:
@@ -275,7 +276,7 @@ def describe_all(entries, study, args):
     _, dataset = next(compare.datasets(first.cfg, 'test'))
     title = study.title if study else f'Comparison of {len(entries)} models'
     caption = [(f'{first.task.capitalize()} on {first.data}',
-                references.of([compare.type_name(dataset), first.data]) if first.data != 'demo scenes' else [])]
+                references.of([type_name(dataset), first.data]) if first.data != 'demo scenes' else [])]
     methods = references.of(dict.fromkeys(name for entry in entries for name in entry.method_names))
     if methods:
         names = [references.entries[key]['name'] for key in methods]

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence,
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from PIL import ImageOps
 from torch import Tensor, nn
+
+from mmlk._types import type_name, type_of
+from mmlk.datasets.check import datasets
 
 from .classifiers import CLASSES, Classifier, class_names, open_image
 from .shape_bias import pixels
@@ -279,10 +282,7 @@ def build(cfg: Config) -> nn.Module:
 
 
 def _test_dataset(cfg: Config) -> dict:
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset
+    return next((dataset for _, dataset in datasets(cfg, 'test')), {})
 
 
 def _pipeline(cfg: Config):
@@ -291,17 +291,15 @@ def _pipeline(cfg: Config):
     steps = _test_dataset(cfg).get('pipeline') or cfg.get('test_pipeline')
     if not steps:
         raise ValueError('the config has no test pipeline: neither test_dataloader.dataset.pipeline nor test_pipeline')
-    return Compose([step for step in steps if 'Annotations' not in str(step['type'])])
+    return Compose([step for step in steps if 'Annotations' not in type_name(step)])
 
 
 def class_names_of(cfg: Config, network: nn.Module) -> List[str]:
     """The data set's, else numbers."""
     dataset = _test_dataset(cfg)
     names = (dataset.get('metainfo') or {}).get('classes')
-    if not names and 'type' in dataset:
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-            kind = DATASETS.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
-        names = getattr(kind, 'METAINFO', {}).get('classes')
+    if not names:
+        names = getattr(type_of(dataset, 'DATASETS', cfg.get('default_scope')), 'METAINFO', {}).get('classes')
     if names:
         return list(names)
     heads = [getattr(network, 'decode_head', None), getattr(network, 'bbox_head', None), getattr(network, 'head', None)]

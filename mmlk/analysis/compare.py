@@ -26,11 +26,12 @@ import yaml
 from mmengine.config import Config
 
 import mmlk
+from mmlk._types import scoped_name, type_name
 from mmlk.analysis import erf, latency, zoo
 from mmlk.analysis.complexity import check_backbone
 from mmlk.analysis.panels import distinct_palette
 from mmlk.analysis.report import Cell, Column
-from mmlk.datasets.check import LAYOUTS, SPLITS, datasets, layout_of, type_name
+from mmlk.datasets.check import LAYOUTS, SPLITS, datasets, evaluators, layout_of
 
 #: What a config's accuracy is called, and where a test's figures have it.
 METRICS = {'segmentation': {'mIoU': ('mIoU', 1.0)},
@@ -87,14 +88,14 @@ class Entry:
     @property
     def cited_names(self) -> List[str]:
         """Names of the backbone that references know."""
-        kind = self.cfg.model.backbone.type
-        return [kind if isinstance(kind, str) else f'{kind.__module__.split(".")[0]}.{kind.__name__}']
+        return [scoped_name(self.cfg.model.backbone)]
 
     @property
     def method_names(self) -> List[str]:
         """Names of the method and its head that references know."""
         model = self.cfg.model
-        return [str(part['type']) for part in (model, model.get('decode_head') or {}) if 'type' in part]
+        heads = model.get('decode_head') or {}
+        return [type_name(part) for part in (model, *(heads if isinstance(heads, list) else [heads])) if 'type' in part]
 
 
 @dataclass
@@ -202,8 +203,7 @@ def use_data(cfg: Config, root: Optional[str], classes: Optional[Sequence[str]])
             if tuple(known) != tuple(classes):  # else the config's own colours stay
                 dataset['metainfo'] = dict(classes=tuple(classes), palette=distinct_palette(len(classes)))
     for split in SPLITS if root is not None else ():
-        evaluators = cfg.get(f'{split}_evaluator') or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        for _, evaluator in evaluators(cfg, split):
             for old in sorted(roots, key=len, reverse=True):
                 if old and str(evaluator.get('ann_file', '')).startswith(old):
                     evaluator['ann_file'] = str(Path(root, evaluator['ann_file'][len(old):].lstrip('/')))

@@ -33,6 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmlk._types import scoped_name
 from mmlk.ops.global_filter import multiply_adds as transform_multiply_adds
 
 BOX_PROPOSALS = 1000
@@ -108,8 +109,7 @@ def parse_size(text: str) -> Tuple[int, int]:
 
 def is_ours(backbone: dict) -> bool:
     """Whether a backbone's config, its ``type`` a name or a class, is of mmlk, and so takes ``merged``."""
-    kind = backbone['type']
-    return (kind if isinstance(kind, str) else kind.__module__).startswith('mmlk.')
+    return scoped_name(backbone).startswith('mmlk.')
 
 
 def check_backbone(cfg: Config) -> None:

@@ -11,6 +11,7 @@ from typing import Iterator, NoReturn, Sequence
 
 from mmengine.config import Config, DictAction
 
+from mmlk._types import is_a
 from mmlk.engine import checkpoints, config, loading
 from mmlk.engine.distributed import use_gloo
 
@@ -104,9 +105,9 @@ def build_runner(cfg: Config):
     from mmengine import registry
 
     from mmlk.engine import ResumableRunner
-    hooks, check = cfg.get('custom_hooks') or [], dict(type='mmlk.CheckLabelsHook')
-    if not is_detection(cfg) and check not in hooks:
-        cfg.custom_hooks = [*hooks, check]
+    hooks, scope = cfg.get('custom_hooks') or [], cfg.get('default_scope')
+    if not is_detection(cfg) and not any(is_a(hook, 'CheckLabelsHook', 'HOOKS', scope) for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='mmlk.CheckLabelsHook')]
     try:
         use_gloo(cfg)
     except ValueError as error:

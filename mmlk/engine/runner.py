@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
+from mmlk._types import type_of
 from mmlk.registry import RUNNERS
 from mmlk.weights import WeightsError
 
@@ -44,8 +45,7 @@ class ResumableRunner(Runner):
 
     def register_hook(self, hook: Union[Hook, Dict], priority: Optional[Union[str, int]] = None) -> None:
         """Take mmlk's checkpoint hook for mmengine's."""
-        stock = ('CheckpointHook', 'mmengine.CheckpointHook', _CheckpointHook)
-        if isinstance(hook, dict) and hook.get('type') in stock:
+        if isinstance(hook, dict) and type_of(hook, 'HOOKS', self.cfg.get('default_scope')) is _CheckpointHook:
             hook = dict(hook, type=CheckpointHook)
         super().register_hook(hook, priority)
 

@@ -2,10 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from torch import nn
 
 from mmlk.ops import set_memory_format
 from mmlk.registry import HOOKS
+from mmlk.reparam import ReparamLargeKernel, merge
+from tests.utils import fill, image, relative_error
 
 
 def stock_model():
@@ -45,3 +48,30 @@ def test_memory_format_hook_refuses():
         HOOKS.build(dict(type='mmlk.MemoryFormatHook', memory_format='nhwc'))
     with pytest.raises(ValueError, match='Linear has none'):
         HOOKS.build(dict(type='mmlk.MemoryFormatHook')).before_run(SimpleNamespace(model=nn.Linear(1, 1)))
+
+
+class AveragesToo(EMAHook):
+    """A hook of somebody's own."""
+
+
+@pytest.mark.parametrize('averaging', [EMAHook, AveragesToo])
+@pytest.mark.parametrize('update_buffers', [True, False])
+def test_averaged_weights_are_what_is_merged(averaging, update_buffers):
+    def block(seed):
+        return fill(ReparamLargeKernel(4, 7, 3, nn.BatchNorm2d), seed)
+
+    model, averaged, x = block(0), block(1), image(1, 4, 9, 9)
+    hooks = [HOOKS.build(dict(type='mmlk.MergeBranchesHook')), averaging(update_buffers=update_buffers)]
+    runner = SimpleNamespace(model=model, hooks=hooks, _hooks=hooks)
+    hooks[1].before_run(runner)
+    hooks[1].ema_model.module.load_state_dict(averaged.state_dict())
+    if not update_buffers:  # the statistics stay those of the model itself
+        averaged.load_state_dict({**averaged.state_dict(), **dict(model.named_buffers())})
+    expected = merge(averaged)(x)
+    for step in ('before_test', 'before_test_epoch'):
+        for hook in runner._hooks:
+            getattr(hook, step)(runner)
+    assert model.merged and relative_error(model(x), expected) < 1e-6
+    for hook in runner._hooks:
+        hook.after_test_epoch(runner)
+    assert relative_error(model(x), expected) < 1e-6
