@@ -1,4 +1,5 @@
 """What the ``type`` of a config's dict stands for: a name, a name with a scope before it, a path of Python, or a class."""
+from types import FunctionType
 from typing import Any, Optional
 
 
@@ -50,3 +51,14 @@ def is_a(settings: Any, name: str, registry: str, scope: Optional[str] = None) -
     if isinstance(kind, type):
         return any(base.__name__ == name for base in kind.__mro__)
     return type_name(settings) == name
+
+
+def with_paths(settings: Any) -> Any:
+    """A copy of nested settings with classes and functions as the paths that mmengine finds them by, to be written."""
+    if isinstance(settings, dict):
+        return {key: with_paths(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return type(settings)(map(with_paths, settings))
+    if isinstance(settings, (type, FunctionType)):
+        return f'{settings.__module__}.{settings.__qualname__}'
+    return settings

@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS, MODELS, OPTIM_WRAPPERS, DefaultScope
 from PIL import Image
 
+from mmlk._types import type_of
 from mmlk.datasets.layouts import Plan, write
+from mmlk.engine import merging
+from mmlk.engine.merging import merge_checkpoint
 from mmlk.weights.read import read
 
 REPO = Path(__file__).resolve().parent.parent
@@ -185,6 +189,46 @@ def test_merge_tool_writes_a_checkpoint_and_a_config_that_loads_it(segmentor, wo
     out = python('tools/test.py', work / 'merge' / 'merged.py', work / 'merge' / 'merged.pth', '--work-dir',
                  work / 'merge' / 'test', '--tta', '--cfg-options', *data_options('ade20k', work / 'ade20k'))
     assert 'mIoU' in out and 'unexpected key' not in out and 'missing keys' not in out
+
+
+def test_merge_takes_averaged_weights_and_leaves_other_files(segmentor, tmp_path):
+    """mmengine's EMAHook leaves the average under state_dict, and the weights that were trained beside it."""
+    content = dict(read(segmentor / 'iter_4.pth'))
+    state = content['state_dict']
+    trained = {f'module.{name}': value + 1 if value.is_floating_point() else value for name, value in state.items()}
+    torch.save(dict(state_dict=state, ema_state_dict=dict(trained, steps=torch.tensor(4))), tmp_path / 'averaged.pth')
+    cfg = Config.fromfile(str(REPO / UPERNET))
+    cfg.custom_hooks = [dict(type=EMAHook, momentum=0.1)]
+    plain = merge_checkpoint(cfg, str(segmentor / 'iter_4.pth'), str(tmp_path / 'plain' / 'x.pth'))
+    averaged = merge_checkpoint(cfg, str(tmp_path / 'averaged.pth'), str(tmp_path / 'y.pth'))
+    assert 'averaged weights' in str(averaged) and 'averaged weights' not in str(plain)
+    one, other = (torch.load(path, weights_only=True)['state_dict'] for path in (plain.checkpoint, averaged.checkpoint))
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    hook, = Config.fromfile(averaged.config).custom_hooks  # the class is written as what finds it again
+    assert type_of(hook, 'HOOKS') is EMAHook and hook.momentum == 0.1
+
+    merge_checkpoint(cfg, str(tmp_path / 'averaged.pth'), str(tmp_path / 'y.pth'))  # its own files it may overwrite
+    (tmp_path / 'mine.py').write_text('x = 1\n')
+    with pytest.raises(ValueError, match='mine.py, .* was not written by this tool; write to another name'):
+        merge_checkpoint(cfg, str(tmp_path / 'averaged.pth'), str(tmp_path / 'mine.pth'))
+    assert (tmp_path / 'mine.py').read_text() == 'x = 1\n' and not (tmp_path / 'mine.pth').exists()
+
+
+@pytest.mark.parametrize('place', [0, -1])
+def test_a_nan_in_any_output_is_seen(segmentor, tmp_path, monkeypatch, place):
+    """``max`` over a list keeps a NaN that comes first, and loses any other."""
+    whole = merging._outputs
+
+    def outputs(model, inputs):
+        found = whole(model, inputs)
+        if any('lkb_reparam' in name for name, _ in model.named_modules()):
+            found[place] = found[place] * torch.nan
+        return found
+
+    monkeypatch.setattr(merging, '_outputs', outputs)
+    with pytest.raises(ValueError, match='differ by nan .*; nothing was written'):
+        merge_checkpoint(Config.fromfile(str(REPO / UPERNET)), str(segmentor / 'iter_4.pth'), str(tmp_path / 'x.pth'))
+    assert not list(tmp_path.iterdir())
 
 
 def test_merge_tool_refuses_and_writes_nothing(segmentor, work):

@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import mmlk
 from mmlk._types import scoped_name, type_name
 from mmlk.analysis import compare, erf, report
+from mmlk.analysis.bands import in_channels
 from mmlk.analysis.complexity import build, count, parse_size
 from mmlk.analysis.latency import PARTS
 from mmlk.analysis.panels import predict_some, side_by_side
@@ -161,7 +162,7 @@ def count_all(entries, size):
     counted = {}
     for entry in track(entries, 'counting'):
         try:
-            counted[entry.name] = count(build(entry.cfg), size, entry.cfg.model.backbone.get('in_channels', 3))
+            counted[entry.name] = count(build(entry.cfg), size, in_channels(entry.cfg))
         except NotImplementedError as error:
             CONSOLE.print(f'{entry.name} cannot be counted: {error}')
         except Exception as error:  # a foreign model's own

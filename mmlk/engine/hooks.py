@@ -7,6 +7,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmlk.analysis.heads import classes_of
 from mmlk.engine.loading import DataError
 from mmlk.engine.resuming import CheckpointError
 from mmlk.ops import set_memory_format
@@ -53,7 +54,8 @@ class CheckLabelsHook(Hook):
         """Ask the decode head, the last of a cascade, how many classes there are; others may count something else."""
         head = getattr(network_of(runner.model), 'decode_head', None)
         head = head[-1] if isinstance(head, nn.ModuleList) else head
-        self.classes, self.ignored = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', 255)
+        self.classes = classes_of(head) if hasattr(head, 'num_classes') else None
+        self.ignored = getattr(head, 'ignore_index', 255)
 
     def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None,
                      mode: str = 'train') -> None:
