@@ -3,8 +3,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.hooks import EMAHook
+from mmengine.model import BaseTTAModel
 from torch import nn
 
+from mmlk.engine.hooks import network_of
 from mmlk.ops import set_memory_format
 from mmlk.registry import HOOKS
 from mmlk.reparam import ReparamLargeKernel, merge
@@ -48,6 +50,17 @@ def test_memory_format_hook_refuses():
         HOOKS.build(dict(type='mmlk.MemoryFormatHook', memory_format='nhwc'))
     with pytest.raises(ValueError, match='Linear has none'):
         HOOKS.build(dict(type='mmlk.MemoryFormatHook')).before_run(SimpleNamespace(model=nn.Linear(1, 1)))
+
+
+def test_the_network_is_found_in_any_wrappers():
+    class Augmented(BaseTTAModel):
+        def merge_preds(self, data_samples_list):
+            return data_samples_list
+
+    model = stock_model()
+    model.test_step, model.module = None, nn.Identity()  # a module of its own of that name is no wrapper's
+    for wrapped in (model, Augmented(model), nn.DataParallel(model), nn.DataParallel(Augmented(model))):
+        assert network_of(wrapped) is model
 
 
 class AveragesToo(EMAHook):
