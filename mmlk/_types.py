@@ -1,4 +1,5 @@
-"""What the ``type`` of a config's dict stands for: a name, a name with a scope before it, a path of Python, or a class."""
+"""What the ``type`` of a config's dict stands for: a name, with a scope before it or not, a path of Python, or a class.
+"""
 from types import FunctionType
 from typing import Any, Optional
 
@@ -12,8 +13,8 @@ def type_name(settings: Any) -> str:
 
 
 def scoped_name(settings: Any) -> str:
-    """As a config may spell it with its scope, ``'mmlk.RepLKNet'``; of a class, the package that it is of stands for the
-    scope. A name without a scope stays without one; ``''`` where there is no ``type``."""
+    """As a config may spell it with its scope, ``'mmlk.RepLKNet'``; of a class, the package that it is of stands for
+    the scope. A name without a scope stays without one; ``''`` where there is no ``type``."""
     kind = settings.get('type') if hasattr(settings, 'get') else None
     if kind is None:
         return ''

@@ -550,7 +550,8 @@ def measure_erf(entry: Entry, checkpoint: Optional[str], images: Sequence[Path],
         if checkpoint:
             load(network.backbone, checkpoint)
         stage, _ = network.check(size)
-        field = erf.measure(network, track([erf.read_image(path, size, network.channels) for path in images]), stage, device)
+        pictures = [erf.read_image(path, size, network.channels) for path in images]
+        field = erf.measure(network, track(pictures), stage, device)
         out.parent.mkdir(parents=True, exist_ok=True)
         np.save(out.with_suffix('.npy'), field.scores)
         return dict(erf.summary(field), stage=stage)

@@ -39,10 +39,11 @@ from mmlk.ops.global_filter import multiply_adds as transform_multiply_adds
 BOX_PROPOSALS = 1000
 MASK_PROPOSALS = 100
 
+
 def _terms(i1: Sequence[int], i2: Sequence[int], i3: Sequence[int], expand1: Sequence[int], expand2: Sequence[int],
            expand3: Sequence[int], sumdim: Sequence[int], *_, **__) -> int:
-    """Of three tensors multiplied and summed, ``nn.Bilinear``'s: two are contracted first, over the last of the axes, and
-    their product with the third over the others."""
+    """Of three tensors multiplied and summed, ``nn.Bilinear``'s: two are contracted first, over the last of the axes,
+    and their product with the third over the others."""
     whole = []
     for sizes, axes in ((i1, expand1), (i2, expand2), (i3, expand3)):
         sizes = list(sizes)
@@ -73,18 +74,18 @@ _FREE = re.compile('|'.join((
     r'(new_)?(empty|zeros|ones|full|rand|randn|randint|randperm)(_like|_strided|_permuted)*',
     r'arange|linspace|logspace|eye|scalar_tensor|tri[lu](_indices)?|bernoulli|normal|uniform|exponential|multinomial',
     r'clone|copy|_to_copy|lift|lift_fresh|lift_fresh_copy|contiguous|resize|resize_as|set|zero|fill|alias|detach',
-    r'cat|stack|repeat|repeat_interleave|tile|flip|roll|rot90|unfold|im2col|col2im|diag_embed|_reshape_copy|_unsafe_view',
+    r'cat|stack|repeat|repeat_interleave|tile|flip|roll|rot90|unfold|im2col|col2im|diag_embed|_unsafe_view',
     r'(constant_pad_nd|(reflection|replication)_pad\dd|pixel_(un)?shuffle|channel_shuffle)',
     r'_?(unsafe_)?index(_put|_select|_fill|_copy|_add|_reduce)?|gather|take|put|nonzero|nonzero_static|embedding|where',
     r'scatter(_add|_reduce)?|(slice|select|diagonal|as_strided)_scatter|masked_(fill|select|scatter)|isin',
-    r'sum|nansum|mean|prod|cum(sum|prod|max|min)|_cum\w+|logsumexp|logcumsumexp|amax|amin|aminmax|max|min|arg(max|min|sort)',
+    r'sum|nansum|mean|prod|cum(sum|prod|max|min)|_cum\w+|logsumexp|logcumsumexp|a?max|a?min|aminmax|arg(max|min|sort)',
     r'std|var|std_mean|var_mean|norm|linalg_vector_norm|all|any|count_nonzero|median|nanmedian|mode|kthvalue|topk|sort',
-    r'_?unique2?|unique_dim|unique_consecutive|bincount|histc|searchsorted|bucketize|equal|is_nonzero|_local_scalar_dense',
+    r'_?unique2?|unique_dim|unique_consecutive|bincount|histc|searchsorted|bucketize|equal|_local_scalar_dense',
     r'\w*batch_norm\w*|native_(layer|group)_norm|_fused_rms_norm|native_dropout|_weight_norm_interface|renorm',
     r'_?(log_)?softmax|_safe_softmax|_prelu_kernel|glu',
     r'_?(adaptive_)?(avg|max)_pool[123]d(_with_indices)?|fractional_max_pool\dd|max_unpool\dd',
     r'_?upsample_\w+|grid_sampler_\dd|_grid_sampler_2d_cpu_fallback|affine_grid_generator',
-    r'\w+_copy|unsafe_split(_with_sizes)?|(un)?squeeze|t|transpose|as_strided|_stack|_chunk_cat|block_diag|trace|_lazy_clone',
+    r'\w+_copy|unsafe_split(_with_sizes)?|(un)?squeeze|t|transpose|as_strided|_stack|_chunk_cat|block_diag|trace',
     r'random|geometric|cauchy|log_normal|poisson|\w+_window|complex|polar|_unsafe_masked_index\w*|_masked_softmax',
     r'(leaky_|_add_)?relu|rrelu_with_noise|[ceg]?elu|hard(swish|sigmoid|tanh|shrink)|mish|soft(plus|shrink)|threshold',
     r'log_sigmoid_forward|_conj_physical',
@@ -256,8 +257,8 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 class _UnknownOperators(TorchDispatchMode):
-    """Collects operators that do real work and that PyTorch's counter takes for free: all that it has no formula for, but
-    what is known to cost nothing."""
+    """Collects operators that do real work and that PyTorch's counter takes for free: all that it has no formula for,
+    but what is known to cost nothing."""
 
     def __init__(self, formulas: dict):
         super().__init__()
@@ -276,11 +277,10 @@ class _UnknownOperators(TorchDispatchMode):
 
     @staticmethod
     def _is_free(func) -> bool:
-        if func.namespace == 'prim':
-            return True
-        name = func.overloadpacket.__name__.rstrip('_') if func.namespace == 'aten' else ''
-        return func.namespace == 'aten' and (
-            torch.Tag.pointwise in func.tags or func.is_view or bool(_FREE.fullmatch(name)))
+        if func.namespace != 'aten':
+            return func.namespace == 'prim'
+        name = func.overloadpacket.__name__.rstrip('_')
+        return torch.Tag.pointwise in func.tags or func.is_view or bool(_FREE.fullmatch(name))
 
 
 class _Meter:

@@ -103,8 +103,8 @@ class Network:
         own = imagenet(channels)
         mean, std = own[0] if mean is None else mean, own[1] if std is None else std
         if not {len(mean), len(std)} <= {1, channels}:
-            raise ValueError(f"takes images of {channels} channel{'s' * (channels > 1)}; the mean is of {len(mean)}, the "
-                             f'deviation of {len(std)}')
+            raise ValueError(f"takes images of {channels} channel{'s' * (channels > 1)}; the mean is of {len(mean)}, "
+                             f'the deviation of {len(std)}')
         self.channels = channels
         self.backbone = revert_sync_batchnorm(backbone).requires_grad_(False)
         self.backbone.eval()  # mmdet's ResNet does not return itself

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 
 def classes_of(head: Any) -> int:
-    """How many labels a head tells apart: 2 where it has one channel, whether its ``num_classes`` is 2 or, of a loss with
-    ``use_sigmoid``, 1."""
+    """How many labels a head tells apart: 2 where it has one channel, whether its ``num_classes`` is 2 or, of a loss
+    with ``use_sigmoid``, 1."""
     return 2 if getattr(head, 'out_channels', None) == 1 else head.num_classes
 
 

@@ -263,9 +263,8 @@ class ExportResult:
     def __str__(self) -> str:
         opset = f', opset {self.opset}' if self.opset else ''
         lines = [f'wrote {self.path}: {self.format}{opset}, {os.path.getsize(self.path) / 2**20:.1f} MiB',
-                 f"input  images: float32 {self._shape((self.channels, *self.size))}, {order_of(self.channels)}, values "
-                 f"0 to 255; mean "
-                 f"{self._values('mean')} and std {self._values('std')} are inside"]
+                 f'input  images: float32 {self._shape((self.channels, *self.size))}, {order_of(self.channels)}, '
+                 f"values 0 to 255; mean {self._values('mean')} and std {self._values('std')} are inside"]
         if self.step:
             lines.append(f'height and width: {sizes_of(self.size, self.step)}')
         for name, value in self.outputs.items():
@@ -384,13 +383,14 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
     finally:
         if osp.exists(partial):
             os.remove(partial)
-    return ExportResult(out, format, channels, size, step, written_opset, facts, dict(zip(names, outputs)), blocks, folded,
-                        comparison, seconds, torch_seconds)
+    return ExportResult(out, format, channels, size, step, written_opset, facts, dict(zip(names, outputs)), blocks,
+                        folded, comparison, seconds, torch_seconds)
 
 
 def compare(run: Runner, model: nn.Module, kind: Type[Exportable], names: Sequence[str],
             batches: Sequence[Tensor]) -> Comparison:
-    """Run batches of images (N, C, H, W), of three channels RGB, and uint8, through a file and through the model as it was trained.
+    """Run batches of images (N, C, H, W), of three channels RGB, and uint8, through a file and through the model as it
+    was trained.
 
     Raises:
         ValueError: The file does not take a batch, or an output has another shape.

@@ -1,5 +1,6 @@
 """One verb: from parallel branches to one convolution."""
 import copy
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ def refresh(module: nn.Module) -> None:
                 name, source, compute = hook.name, f'{hook.name}_g', hook.compute_weight
             elif isinstance(hook, SpectralNorm):
                 name, source = hook.name, f'{hook.name}_orig'
-                compute = lambda child, hook=hook: hook.compute_weight(child, do_power_iteration=False)  # noqa: E731
+                compute = partial(hook.compute_weight, do_power_iteration=False)
             elif isinstance(hook, BasePruningMethod):
                 name, source, compute = hook._tensor_name, f'{hook._tensor_name}_orig', hook.apply_mask
             else:
@@ -37,8 +38,8 @@ def merge(module: nn.Module, inplace: bool = False, dense: bool = False) -> nn.M
 
     The decomposed kernels of SLaK fold into two, a tall and a wide stripe, and into one when ``dense``. Merging twice
     is merging once. What is folded are the weights as they are now, where something computes them too:
-    ``torch.nn.utils.parametrize``, weight and spectral normalization, pruning. The state dict of the result loads into a model built with ``merged=True``, that of a dense SLaK
-    into one with ``Decom=False`` in its arch as well.
+    ``torch.nn.utils.parametrize``, weight and spectral normalization, pruning. The state dict of the result loads into
+    a model built with ``merged=True``, that of a dense SLaK into one with ``Decom=False`` in its arch as well.
 
     Args:
         module: A backbone, or a whole detector or segmentor that holds one; merged already or not.

@@ -174,8 +174,9 @@ FREE = [
     nn.LogSigmoid(), nn.PReLU(4), nn.GLU(1), nn.Softmax(1), nn.LogSoftmax(1), nn.Softmax2d(), nn.RReLU(), nn.ReLU(True),
     nn.SiLU(True), nn.Hardswish(True), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(8), nn.InstanceNorm2d(4),
     nn.RMSNorm(8), nn.LocalResponseNorm(2), nn.Dropout(), nn.MaxPool2d(2), nn.AvgPool2d(3, 1), nn.LPPool2d(2, 2),
-    nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((3, 5)), nn.AdaptiveMaxPool2d(2), nn.Upsample((9, 9), mode='bilinear'),
-    nn.Upsample(scale_factor=2, mode='bicubic'), nn.Upsample(scale_factor=2), nn.PixelShuffle(2), nn.PixelUnshuffle(2),
+    nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((3, 5)), nn.AdaptiveMaxPool2d(2),
+    nn.Upsample((9, 9), mode='bilinear'), nn.Upsample(scale_factor=2, mode='bicubic'), nn.Upsample(scale_factor=2),
+    nn.PixelShuffle(2), nn.PixelUnshuffle(2),
     nn.ChannelShuffle(2), nn.Unfold(3), nn.ZeroPad2d(1), nn.ReflectionPad2d(1), nn.ReplicationPad2d(1),
     nn.CircularPad2d(1), nn.Flatten(), nn.Identity()]
 
@@ -188,7 +189,7 @@ def test_what_the_conventions_leave_out_costs_nothing(layer):
 @pytest.mark.parametrize('function', [
     lambda x: torch.cat([x, x.flip(1)]).roll(2, 3).transpose(1, 2)[:, 1:3].unsqueeze_(0).squeeze_(0).contiguous(),
     lambda x: x[..., torch.arange(3, device=x.device)] + x.new_ones(3) * torch.linspace(0, 1, 3, device=x.device),
-    lambda x: x.masked_fill(x > 0, 1).cumsum(3).sort(3).values.topk(2, 3).indices.float() / x.std() - x.var(1, True).mean(),
+    lambda x: x.masked_fill(x > 0, 1).cumsum(3).sort(3).values.topk(2, 3).indices / x.std() - x.var(1, True).mean(),
     lambda x: x.clone().index_fill_(1, x.new_zeros(1, dtype=torch.long), 0).scatter_(
         1, x.new_zeros(1, 1, 5, 7, dtype=torch.long), 1),
     lambda x: torch.where(x > 0, x, x.tril()).repeat(2, 1, 1, 1).gather(3, x.new_zeros(2, 3, 5, 1, dtype=torch.long)),
