@@ -14,9 +14,15 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import DATASETS, MODELS, OPTIM_WRAPPERS, DefaultScope
 from PIL import Image
 
+from mmlk._types import type_of
 from mmlk.datasets.layouts import Plan, write
+from mmlk.engine import merging
+from mmlk.engine.merging import merge_checkpoint
 from mmlk.weights.read import read
 
 REPO = Path(__file__).resolve().parent.parent
@@ -82,6 +88,95 @@ def test_merged_test_equals_and_predictions_are_written(segmentor, work):
     assert metrics(work / 'plain', 'aAcc') == pytest.approx(metrics(work / 'merged', 'aAcc'), abs=0.2)
 
 
+# Hooks and metrics as configs may name them, in a Python config over the demo's.
+FORMS = {
+    'nothing, and scopes': ("custom_hooks = None\n"
+                            "test_evaluator = dict(_delete_=True, type='mmseg.IoUMetric', iou_metrics=['mIoU'])\n"),
+    'classes, averaged': ("from mmengine.hooks import EMAHook\nfrom mmseg.evaluation import IoUMetric\n"
+                          "class Own(IoUMetric):\n    pass\n"
+                          "custom_hooks = [dict(type=EMAHook, momentum=0.1, update_buffers=True)]\n"
+                          "test_evaluator = dict(_delete_=True, metrics=[dict(type=Own, iou_metrics=['mIoU'])])\n"
+                          "del EMAHook, IoUMetric, Own\n"),
+    'paths, averaged': ("custom_hooks = [dict(type='mmengine.hooks.EMAHook')]\n"
+                        "test_evaluator = [dict(type='mmseg.evaluation.IoUMetric', iou_metrics=['mIoU'])]\n"),
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_hooks_and_metrics_of_any_form(form, segmentor, work, tmp_path):
+    """Predictions are written, and a merged model, averaged or not, tests as the plain one does."""
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = '{REPO / UPERNET}'\n{FORMS[form]}")
+    options = data_options('ade20k', work / 'ade20k')
+    for path, extra in ((UPERNET, []), (config, ['--merge'])):
+        python('tools/test.py', path, segmentor / 'iter_4.pth', '--work-dir', tmp_path / 'work', '--out',
+               tmp_path / Path(path).stem, *extra, '--cfg-options', *options)
+    plain, merged = ([np.array(Image.open(path)) for path in sorted((tmp_path / name).glob('*.png'))]
+                     for name in (Path(UPERNET).stem, 'config'))
+    assert len(plain) == len(merged) == 3
+    assert all((one != other).mean() < 0.002 for one, other in zip(plain, merged))
+
+
+def test_options_of_test_reach_the_config():
+    options = dict(show_dir=None, out=None, tta=False, merge=False)
+
+    def apply(change, config=UPERNET, **given):
+        cfg = Config.fromfile(str(REPO / config))
+        cfg.merge_from_dict(change)
+        tool('test').apply_options(cfg, argparse.Namespace(**{**options, **given}))
+        return cfg
+
+    hook = dict(type='mmlk.MergeBranchesHook')
+    assert apply({'custom_hooks': None}, merge=True).custom_hooks == [hook]
+    metrics = [dict(type='mmseg.IoUMetric'), dict(type='CityscapesMetric', output_dir='theirs')]
+    for evaluator in (metrics, tuple(metrics), dict(metrics=metrics)):
+        found = apply({'test_evaluator': evaluator}, out='here').test_evaluator
+        found = found['metrics'] if isinstance(found, dict) else found
+        assert [metric['output_dir'] for metric in found] == ['here', 'theirs'] and found[0]['keep_results']
+
+
+BOXES = {'model.roi_head.mask_head': None, 'test_evaluator.metric': 'bbox'}
+
+
+@pytest.mark.parametrize('change', [{'model.roi_head.mask_head': None}, {'test_evaluator.metric': 'bbox'}, {}])
+def test_masks_have_no_augmentation_by_default(change, capsys):
+    cfg = Config.fromfile(str(REPO / MASK_RCNN))
+    cfg.merge_from_dict(change)
+    with pytest.raises(SystemExit):
+        tool('test').apply_options(cfg, argparse.Namespace(show_dir=None, out=None, tta=True, merge=False))
+    assert 'error: --tta needs tta_model and tta_pipeline in the config' in capsys.readouterr().err
+
+
+def test_a_detector_of_boxes_is_tested_with_mmdets_augmentation(work):
+    """Each image as it is and mirrored, the boxes suppressed together."""
+    cfg = Config.fromfile(str(REPO / MASK_RCNN))
+    cfg.merge_from_dict(BOXES)
+    for key in ('ann_file', 'data_root'):
+        cfg.test_dataloader.dataset[key] = dict(ann_file='annotations/instances_val2017.json',
+                                                data_root=f"{work / 'coco'}/")[key]
+    steps = len(cfg.test_dataloader.dataset.pipeline)
+    tool('test').apply_options(cfg, argparse.Namespace(show_dir=None, out=None, tta=True, merge=False))
+    assert cfg.model.type == 'DetTTAModel' and cfg.model.module.type == 'MaskRCNN'
+    assert len(cfg.test_dataloader.dataset.pipeline) == steps
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        data = DATASETS.build(cfg.test_dataloader.dataset)[0]
+        model = MODELS.build(cfg.model).eval()
+    plain, mirrored = data['inputs']
+    assert len(data['inputs']) == 2 and torch.equal(plain, mirrored.flip(2)) is not torch.equal(plain, mirrored)
+    assert sorted(sample.flip for sample in data['data_samples']) == [False, True]
+    found, = model.test_step(dict(inputs=[[image] for image in data['inputs']],
+                                  data_samples=[[sample] for sample in data['data_samples']]))
+    assert 'masks' not in found.pred_instances and found.pred_instances.bboxes.shape[1] == 4
+
+
+def test_predictions_that_nothing_would_write_are_refused(capsys):
+    cfg = Config.fromfile(str(REPO / UPERNET))
+    cfg.test_evaluator = dict(type='CityscapesMetric', output_dir='theirs')
+    with pytest.raises(SystemExit):
+        tool('test').apply_options(cfg, argparse.Namespace(show_dir=None, out='here', tta=False, merge=False))
+    assert 'error: --out of a segmentor is written by IoUMetric' in capsys.readouterr().err
+
+
 def test_merge_tool_writes_a_checkpoint_and_a_config_that_loads_it(segmentor, work):
     out = python('tools/merge.py', UPERNET, segmentor / 'iter_4.pth', work / 'merge' / 'merged.pth')
     assert '5 blocks merged' in out
@@ -94,6 +189,46 @@ def test_merge_tool_writes_a_checkpoint_and_a_config_that_loads_it(segmentor, wo
     out = python('tools/test.py', work / 'merge' / 'merged.py', work / 'merge' / 'merged.pth', '--work-dir',
                  work / 'merge' / 'test', '--tta', '--cfg-options', *data_options('ade20k', work / 'ade20k'))
     assert 'mIoU' in out and 'unexpected key' not in out and 'missing keys' not in out
+
+
+def test_merge_takes_averaged_weights_and_leaves_other_files(segmentor, tmp_path):
+    """mmengine's EMAHook leaves the average under state_dict, and the weights that were trained beside it."""
+    content = dict(read(segmentor / 'iter_4.pth'))
+    state = content['state_dict']
+    trained = {f'module.{name}': value + 1 if value.is_floating_point() else value for name, value in state.items()}
+    torch.save(dict(state_dict=state, ema_state_dict=dict(trained, steps=torch.tensor(4))), tmp_path / 'averaged.pth')
+    cfg = Config.fromfile(str(REPO / UPERNET))
+    cfg.custom_hooks = [dict(type=EMAHook, momentum=0.1)]
+    plain = merge_checkpoint(cfg, str(segmentor / 'iter_4.pth'), str(tmp_path / 'plain' / 'x.pth'))
+    averaged = merge_checkpoint(cfg, str(tmp_path / 'averaged.pth'), str(tmp_path / 'y.pth'))
+    assert 'averaged weights' in str(averaged) and 'averaged weights' not in str(plain)
+    one, other = (torch.load(path, weights_only=True)['state_dict'] for path in (plain.checkpoint, averaged.checkpoint))
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    hook, = Config.fromfile(averaged.config).custom_hooks  # the class is written as what finds it again
+    assert type_of(hook, 'HOOKS') is EMAHook and hook.momentum == 0.1
+
+    merge_checkpoint(cfg, str(tmp_path / 'averaged.pth'), str(tmp_path / 'y.pth'))  # its own files it may overwrite
+    (tmp_path / 'mine.py').write_text('x = 1\n')
+    with pytest.raises(ValueError, match='mine.py, .* was not written by this tool; write to another name'):
+        merge_checkpoint(cfg, str(tmp_path / 'averaged.pth'), str(tmp_path / 'mine.pth'))
+    assert (tmp_path / 'mine.py').read_text() == 'x = 1\n' and not (tmp_path / 'mine.pth').exists()
+
+
+@pytest.mark.parametrize('place', [0, -1])
+def test_a_nan_in_any_output_is_seen(segmentor, tmp_path, monkeypatch, place):
+    """``max`` over a list keeps a NaN that comes first, and loses any other."""
+    whole = merging._outputs
+
+    def outputs(model, inputs):
+        found = whole(model, inputs)
+        if any('lkb_reparam' in name for name, _ in model.named_modules()):
+            found[place] = found[place] * torch.nan
+        return found
+
+    monkeypatch.setattr(merging, '_outputs', outputs)
+    with pytest.raises(ValueError, match='differ by nan .*; nothing was written'):
+        merge_checkpoint(Config.fromfile(str(REPO / UPERNET)), str(segmentor / 'iter_4.pth'), str(tmp_path / 'x.pth'))
+    assert not list(tmp_path.iterdir())
 
 
 def test_merge_tool_refuses_and_writes_nothing(segmentor, work):
@@ -217,7 +352,31 @@ def test_amp_on_a_cpu_is_bfloat16(monkeypatch):
     assert cfg.optim_wrapper.type == 'mmlk.BFloat16OptimWrapper' and 'loss_scale' not in cfg.optim_wrapper
 
 
+class Odd(AmpOptimWrapper):
+    """A wrapper of somebody's own."""
+
+
+@pytest.mark.parametrize('kind', ['OptimWrapper', 'mmengine.OptimWrapper', 'mmengine.optim.OptimWrapper', OptimWrapper,
+                                  'AmpOptimWrapper', 'mmengine.AmpOptimWrapper', AmpOptimWrapper])
+def test_amp_takes_the_wrapper_in_any_form(monkeypatch, kind):
+    train = tool('train')
+    for device, expected in dict(cpu='mmlk.BFloat16OptimWrapper', cuda='AmpOptimWrapper').items():
+        monkeypatch.setattr(train, 'get_device', lambda: device)
+        cfg = Config.fromfile(str(REPO / UPERNET))
+        cfg.optim_wrapper.update(type=kind, **(dict(loss_scale=512.0, dtype='float16') if 'Amp' in str(kind) else {}))
+        train.apply_options(cfg, argparse.Namespace(amp=True, auto_scale_lr=False, resume=None))
+        assert cfg.optim_wrapper.type == expected
+        given = {key: value for key, value in cfg.optim_wrapper.items() if key != 'optimizer'}
+        if device == 'cpu':
+            optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+            given.pop('constructor', None), given.pop('paramwise_cfg', None)
+            assert type(OPTIM_WRAPPERS.build(dict(given, optimizer=optimizer))).__name__ == 'BFloat16OptimWrapper'
+        else:
+            assert given['loss_scale'] == (512.0 if 'Amp' in str(kind) else 'dynamic')
+
+
 @pytest.mark.parametrize('device, change, problem', [
+    ('cuda', {'optim_wrapper.type': Odd}, '--amp works with OptimWrapper, the config has Odd'),
     ('mps', {}, "--amp needs a CPU or a GPU: .* does not run on this machine's mps"),
     ('cuda', {'optim_wrapper.type': 'ApexOptimWrapper'}, '--amp works with OptimWrapper, the config has ApexOptim'),
     ('cuda', {'auto_scale_lr': None}, '--auto-scale-lr needs auto_scale_lr = '),

@@ -24,7 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import mmlk
+from mmlk._types import scoped_name, type_name
 from mmlk.analysis import compare, erf, report
+from mmlk.analysis.bands import in_channels
 from mmlk.analysis.complexity import build, count, parse_size
 from mmlk.analysis.latency import PARTS
 from mmlk.analysis.panels import predict_some, side_by_side
@@ -103,7 +105,7 @@ def read_entries(args):
             compare.use_budget(entry.cfg, args.budget)
         entry.checkpoint = entry.checkpoint and find_checkpoint(entry.checkpoint)
         start = entry.cfg.model.backbone.get('init_cfg') or {}
-        if args.train and not entry.checkpoint and start.get('type') == 'mmlk.Pretrained':
+        if args.train and not entry.checkpoint and scoped_name(start) == 'mmlk.Pretrained':
             find_checkpoint(start['checkpoint'])  # now, not when the runs before it have taken hours
     units = {entry.path: compare.length(entry.cfg)[1] for entry in entries if args.train and not entry.checkpoint}
     if args.budget is not None and len(set(units.values())) > 1:
@@ -160,7 +162,7 @@ def count_all(entries, size):
     counted = {}
     for entry in track(entries, 'counting'):
         try:
-            counted[entry.name] = count(build(entry.cfg), size, entry.cfg.model.backbone.get('in_channels', 3))
+            counted[entry.name] = count(build(entry.cfg), size, in_channels(entry.cfg))
         except NotImplementedError as error:
             CONSOLE.print(f'{entry.name} cannot be counted: {error}')
         except Exception as error:  # a foreign model's own
@@ -275,7 +277,7 @@ def describe_all(entries, study, args):
     _, dataset = next(compare.datasets(first.cfg, 'test'))
     title = study.title if study else f'Comparison of {len(entries)} models'
     caption = [(f'{first.task.capitalize()} on {first.data}',
-                references.of([compare.type_name(dataset), first.data]) if first.data != 'demo scenes' else [])]
+                references.of([type_name(dataset), first.data]) if first.data != 'demo scenes' else [])]
     methods = references.of(dict.fromkeys(name for entry in entries for name in entry.method_names))
     if methods:
         names = [references.entries[key]['name'] for key in methods]

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from mmlk.analysis import complexity
+from mmlk.analysis.bands import in_channels
 from mmlk.engine.cli import add_config_options, fail, read_config
 
 CONVENTIONS = inspect.cleandoc(complexity.__doc__).split('\n\n', 1)[1]
@@ -38,7 +39,7 @@ def measure(cfg, size):
         except Exception as error:  # a foreign model's own
             fail(f'the model cannot be built: {type(error).__name__}: {error}')
         try:
-            forms[form] = complexity.breakdown(model, size, cfg.model.backbone.get('in_channels', 3))
+            forms[form] = complexity.breakdown(model, size, in_channels(cfg))
         except NotImplementedError as error:
             fail(f'the model cannot be counted: {error}')
         if not any(isinstance(module, MergeableBranches) for module in model.modules()):

@@ -89,7 +89,8 @@ def main():
     args = parse_args()
     try:
         paths = erf.find_images(args.images) if args.images else erf.packaged_photographs()
-        images = [erf.read_image(path, args.size) for path in paths[:args.num_images]]
+        paths = paths[:args.num_images]
+        images = {3: [erf.read_image(path, args.size) for path in paths]}
     except ValueError as error:
         fail(str(error))
     networks = []
@@ -109,8 +110,11 @@ def main():
 
     fields, report = {}, []
     for name, (config, checkpoint), (network, stage, shape) in zip(args.names, args.models, networks):
+        channels = network.channels
+        if channels not in images:
+            images[channels] = [erf.read_image(path, args.size, channels) for path in paths]
         try:
-            fields[name] = erf.measure(network, track(images, description=escape(name)), stage, args.device)
+            fields[name] = erf.measure(network, track(images[channels], description=escape(name)), stage, args.device)
         except ValueError as error:
             fail(f'{name}: {error}')
         np.save(os.path.join(args.out, f'{file_name(name)}.npy'), fields[name].scores)
@@ -118,9 +122,9 @@ def main():
                            map=shape[1:], **erf.summary(fields[name])))
     erf.heat_maps(fields, args.decades).savefig(os.path.join(args.out, 'erf.png'), dpi=120)
     with open(os.path.join(args.out, 'erf.json'), 'w') as file:
-        json.dump(dict(size=args.size, images=[path.name for path in paths[:args.num_images]], networks=report), file,
+        json.dump(dict(size=args.size, images=[path.name for path in paths], networks=report), file,
                   indent=1)
-    print(f'{len(images)} images, {args.size} x {args.size}; area (side in pixels) of the smallest centred square with '
+    print(f'{len(paths)} images, {args.size} x {args.size}; area (side in pixels) of the smallest centred square with '
           f'more than t of the contribution:\n\n{erf.table(fields)}\n')
     for name, field in fields.items():
         if field.skipped:

@@ -3,8 +3,10 @@ import argparse
 import os
 
 from mmengine.device import get_device
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from mmlk._types import type_name, type_of
 from mmlk.engine.cli import (add_common_arguments, build_runner, fail, find_checkpoint, load_config, one_message,
                              preflight)
 from mmlk.engine.distributed import leave
@@ -26,13 +28,16 @@ def apply_options(cfg, args):
     """Put the options into the config, refusing what the config cannot honour."""
     if args.amp:
         wrapper = cfg.optim_wrapper
-        if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
-            fail(f"--amp works with OptimWrapper, the config has {wrapper['type']}")
+        kind = type_of(wrapper, 'OPTIM_WRAPPERS', cfg.get('default_scope'))
+        if kind not in (OptimWrapper, AmpOptimWrapper) and 'type' in wrapper:
+            fail(f"--amp works with OptimWrapper, the config has {type_name(wrapper)}")
         device = get_device()
         if device == 'mps':
             fail("--amp needs a CPU or a GPU: mmengine's AmpOptimWrapper does not run on this machine's mps")
         if device == 'cpu':
             wrapper.type = 'mmlk.BFloat16OptimWrapper'
+            for key in ('dtype', 'loss_scale', 'use_fsdp'):  # of AmpOptimWrapper: bfloat16 needs none of them
+                wrapper.pop(key, None)
         else:
             wrapper.type = 'AmpOptimWrapper'
             wrapper.setdefault('loss_scale', 'dynamic')

@@ -3,7 +3,8 @@
 The mathematics is of pytorch-grad-cam (https://github.com/jacobgil/pytorch-grad-cam, MIT; ``pip install grad-cam``).
 The score whose gradient is taken is, of one class,
 
-- for a segmentor: the sum of its logits over the pixels that get the class; over all pixels where none does;
+- for a segmentor: the sum of its logits over the pixels that get the class; over all pixels where none does. A head of
+  one channel has the logit of class 1, and its negative speaks for class 0;
 - for a detector: the sum of the scores of the objects found;
 - for a classifier: its logit.
 """
@@ -17,11 +18,16 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence,
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from PIL import ImageOps
 from torch import Tensor, nn
 
+from mmlk._types import type_name, type_of
+from mmlk.datasets.check import datasets
+
+from .bands import viewable
 from .classifiers import CLASSES, Classifier, class_names, open_image
+from .heads import classes_of, labels_of, names_by_label
 from .shape_bias import pixels
 
 if TYPE_CHECKING:
@@ -36,7 +42,7 @@ LAST_MAP = 'the last map of the backbone'
 
 @dataclass
 class Sample:
-    """``image`` (H, W, 3) uint8 RGB to draw on; ``inputs`` (1, 3, h, w) of the network, of which the first ``inside``
+    """``image`` (H, W, 3) uint8 RGB to draw on; ``inputs`` (1, C, h, w) of the network, of which the first ``inside``
     rows and columns are the image and the others padding; ``data_samples`` as OpenMMLab's models take them."""
     image: np.ndarray
     inputs: Tensor
@@ -175,13 +181,17 @@ class ConfigSubject(Subject):
     def sample(self, path: Path) -> Sample:
         import mmcv
         from mmengine.dataset import pseudo_collate
-        open_image(path)
+        picture = viewable(path)
         with DefaultScope.overwrite_default_scope(self._scope):
             data = self._pipeline(dict(img_path=str(path), img_id=0))
         data = self.network.data_preprocessor(pseudo_collate([data]), False)
         self._data_samples = data['data_samples']
         inside = self._data_samples[0].metainfo.get('img_shape', data['inputs'].shape[2:])[:2]
-        return Sample(mmcv.imread(str(path), channel_order='rgb'), data['inputs'], tuple(inside), self._data_samples)
+        try:
+            picture = mmcv.imread(str(path), channel_order='rgb')  # turned as its EXIF data says
+        except Exception:  # OpenCV's, of a TIFF with many channels
+            pass
+        return Sample(picture, data['inputs'], tuple(inside), self._data_samples)
 
 
 class SegmentorSubject(ConfigSubject):
@@ -192,7 +202,7 @@ class SegmentorSubject(ConfigSubject):
     def choose(self, output: Tensor, label: Optional[int]) -> Choice:
         height, width = self._data_samples[0].metainfo['img_shape'][:2]
         # padding may be cut off already
-        labels = output[:, :height, :width].argmax(0).cpu().numpy()
+        labels = labels_of(self.network, output)[:height, :width].cpu().numpy()
         label = int(np.bincount(labels.ravel()).argmax()) if label is None else label
         region = np.zeros(output.shape[1:], bool)
         region[:height, :width] = labels == label
@@ -201,7 +211,7 @@ class SegmentorSubject(ConfigSubject):
         return Choice(label, f'of {(labels == label).mean():.1%} of the pixels', region)
 
     def score(self, output: Tensor, choice: Choice) -> Tensor:
-        logits = output[choice.label]
+        logits = output[choice.label] if len(output) > 1 else output[0] if choice.label else -output[0]
         return logits.sum() if choice.region is None else logits[torch.from_numpy(choice.region)].sum()
 
 
@@ -279,10 +289,7 @@ def build(cfg: Config) -> nn.Module:
 
 
 def _test_dataset(cfg: Config) -> dict:
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset
+    return next((dataset for _, dataset in datasets(cfg, 'test')), {})
 
 
 def _pipeline(cfg: Config):
@@ -291,21 +298,19 @@ def _pipeline(cfg: Config):
     steps = _test_dataset(cfg).get('pipeline') or cfg.get('test_pipeline')
     if not steps:
         raise ValueError('the config has no test pipeline: neither test_dataloader.dataset.pipeline nor test_pipeline')
-    return Compose([step for step in steps if 'Annotations' not in str(step['type'])])
+    return Compose([step for step in steps if 'Annotations' not in type_name(step)])
 
 
 def class_names_of(cfg: Config, network: nn.Module) -> List[str]:
     """The data set's, else numbers."""
     dataset = _test_dataset(cfg)
     names = (dataset.get('metainfo') or {}).get('classes')
-    if not names and 'type' in dataset:
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-            kind = DATASETS.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
-        names = getattr(kind, 'METAINFO', {}).get('classes')
+    if not names:
+        names = getattr(type_of(dataset, 'DATASETS', cfg.get('default_scope')), 'METAINFO', {}).get('classes')
     if names:
-        return list(names)
+        return names_by_label(names, network)
     heads = [getattr(network, 'decode_head', None), getattr(network, 'bbox_head', None), getattr(network, 'head', None)]
-    return [str(index) for index in range(next((head.num_classes for head in heads if hasattr(head, 'num_classes')),
+    return [str(index) for index in range(next((classes_of(head) for head in heads if hasattr(head, 'num_classes')),
                                                CLASSES))]
 
 

@@ -27,11 +27,12 @@ from mmengine.config import Config
 
 import mmlk
 from mmlk._text import one_line, printable
+from mmlk._types import scoped_name, type_name, with_paths
 from mmlk.analysis import erf, latency, zoo
 from mmlk.analysis.complexity import check_backbone
 from mmlk.analysis.panels import distinct_palette
 from mmlk.analysis.report import Cell, Column
-from mmlk.datasets.check import LAYOUTS, SPLITS, datasets, layout_of, type_name
+from mmlk.datasets.check import LAYOUTS, SPLITS, datasets, evaluators, layout_of
 
 #: What a config's accuracy is called, and where a test's figures have it.
 METRICS = {'segmentation': {'mIoU': ('mIoU', 1.0)},
@@ -88,14 +89,14 @@ class Entry:
     @property
     def cited_names(self) -> List[str]:
         """Names of the backbone that references know."""
-        kind = self.cfg.model.backbone.type
-        return [kind if isinstance(kind, str) else f'{kind.__module__.split(".")[0]}.{kind.__name__}']
+        return [scoped_name(self.cfg.model.backbone)]
 
     @property
     def method_names(self) -> List[str]:
         """Names of the method and its head that references know."""
         model = self.cfg.model
-        return [str(part['type']) for part in (model, model.get('decode_head') or {}) if 'type' in part]
+        heads = model.get('decode_head') or {}
+        return [type_name(part) for part in (model, *(heads if isinstance(heads, list) else [heads])) if 'type' in part]
 
 
 @dataclass
@@ -203,8 +204,7 @@ def use_data(cfg: Config, root: Optional[str], classes: Optional[Sequence[str]])
             if tuple(known) != tuple(classes):  # else the config's own colours stay
                 dataset['metainfo'] = dict(classes=tuple(classes), palette=distinct_palette(len(classes)))
     for split in SPLITS if root is not None else ():
-        evaluators = cfg.get(f'{split}_evaluator') or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        for _, evaluator in evaluators(cfg, split):
             for old in sorted(roots, key=len, reverse=True):
                 if old and str(evaluator.get('ann_file', '')).startswith(old):
                     evaluator['ann_file'] = str(Path(root, evaluator['ann_file'][len(old):].lstrip('/')))
@@ -248,7 +248,7 @@ def use_budget(cfg: Config, budget: int) -> None:
     factor, by_epoch = budget / old, unit == 'epochs'
     cfg.train_cfg['max_epochs' if by_epoch else 'max_iters'] = budget
     cfg.train_cfg.update(val_interval=budget, val_begin=budget + 1)
-    for scheduler in cfg.get('param_scheduler') or []:
+    for scheduler in _schedulers(cfg.get('param_scheduler')):
         last = budget if scheduler.get('by_epoch', True) == by_epoch else None
         # a warm-up of one step would never end
         for key, least in (('begin', 1), ('end', 2), ('T_max', 1), ('step_size', 1)):
@@ -258,9 +258,23 @@ def use_budget(cfg: Config, budget: int) -> None:
                     scheduler[key] = min(scheduler[key], last if key == 'end' else max(1, last - 1))
         if 'milestones' in scheduler:
             scheduler['milestones'] = [max(1, round(step * factor)) for step in scheduler['milestones']]
-    cfg.default_hooks.checkpoint.update(interval=max(1, budget // 4), max_keep_ckpts=1)
+    if cfg.get('default_hooks') is None:
+        cfg.default_hooks = {}
+    hooks = {name: cfg.default_hooks.get(name) or dict(type=kind) for name, kind in
+             (('checkpoint', 'CheckpointHook'), ('logger', 'LoggerHook'))}  # mmengine's, where a config is silent
+    hooks['checkpoint'].update(interval=max(1, budget // 4), by_epoch=by_epoch, max_keep_ckpts=1)
     if not by_epoch:
-        cfg.default_hooks.logger.interval = min(cfg.default_hooks.logger.get('interval', 50), max(1, budget // 10))
+        hooks['logger']['interval'] = min(hooks['logger'].get('interval', 50), max(1, budget // 10))
+    cfg.default_hooks.update(hooks)
+
+
+def _schedulers(settings: Any) -> Iterator[dict]:
+    """Those of a config: one, a list of them, or either for each of several optimizers by name."""
+    if isinstance(settings, dict) and 'type' in settings:
+        yield settings
+    elif isinstance(settings, (dict, list, tuple)):
+        for part in settings.values() if isinstance(settings, dict) else settings:
+            yield from _schedulers(part)
 
 
 class Failed(Exception):
@@ -295,12 +309,15 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.checkpoint is not None and 'metrics' in self.state
+        """Whether there is nothing left to do: what is tested has been tested, and was not overwritten since."""
+        if self.checkpoint is None or 'metrics' not in self.state:
+            return False
+        stamp = self.state.get('tested_stamp')  # older runs have none
+        return stamp is None or stamp == list(_stamp(Path(self.checkpoint)))
 
     def settings(self) -> Config:
-        """The entry's config with this run's seed."""
-        cfg = copy.deepcopy(self.entry.cfg)
+        """The entry's config with this run's seed, as it can be written."""
+        cfg = Config(with_paths(self.entry.cfg.to_dict()))
         if self.seed is not None:
             cfg.randomness = dict(cfg.get('randomness') or {}, seed=self.seed)
         return cfg
@@ -348,11 +365,12 @@ class Run:
             self._keep(checkpoint=Path((work / 'last_checkpoint').read_text().strip()).name,
                        train_seconds=round(seconds, 1), resumed=bool(resume), machine=machine(), versions=versions())
         if not self.finished:
+            stamp = list(_stamp(Path(self.checkpoint)))
             shutil.rmtree(self.folder / 'test', ignore_errors=True)
             seconds = self._run([tools / 'test.py', self.config, self.checkpoint, '--work-dir', self.folder / 'test'],
                                 'test', tick)
             figures = json.loads(next((self.folder / 'test').glob('*/*.json')).read_text())
-            self._keep(metrics=figures, tested=self.checkpoint, test_seconds=round(seconds, 1),
+            self._keep(metrics=figures, tested=self.checkpoint, tested_stamp=stamp, test_seconds=round(seconds, 1),
                        machine=machine(), versions=versions())
 
     def _keep(self, **facts) -> None:
@@ -533,7 +551,8 @@ def measure_erf(entry: Entry, checkpoint: Optional[str], images: Sequence[Path],
         if checkpoint:
             load(network.backbone, checkpoint)
         stage, _ = network.check(size)
-        field = erf.measure(network, track([erf.read_image(path, size) for path in images]), stage, device)
+        pictures = [erf.read_image(path, size, network.channels) for path in images]
+        field = erf.measure(network, track(pictures), stage, device)
         out.parent.mkdir(parents=True, exist_ok=True)
         np.save(out.with_suffix('.npy'), field.scores)
         return dict(erf.summary(field), stage=stage)

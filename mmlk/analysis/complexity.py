@@ -21,7 +21,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
-from typing import Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 from unittest import mock
 
 import torch
@@ -31,19 +31,65 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from mmlk._types import scoped_name
 from mmlk.ops.global_filter import multiply_adds as transform_multiply_adds
 
 BOX_PROPOSALS = 1000
 MASK_PROPOSALS = 100
 
+
+def _terms(i1: Sequence[int], i2: Sequence[int], i3: Sequence[int], expand1: Sequence[int], expand2: Sequence[int],
+           expand3: Sequence[int], sumdim: Sequence[int], *_, **__) -> int:
+    """Of three tensors multiplied and summed, ``nn.Bilinear``'s: two are contracted first, over the last of the axes,
+    and their product with the third over the others."""
+    whole = []
+    for sizes, axes in ((i1, expand1), (i2, expand2), (i3, expand3)):
+        sizes = list(sizes)
+        for axis in sorted(axes):
+            sizes.insert(axis, 1)
+        whole.append(sizes)
+    sizes = [max(along) for along in zip(*whole)]
+    return 2 * (math.prod(sizes) + math.prod(sizes) // sizes[sumdim[-1]])
+
+
 # Operators of which PyTorch's counter knows nothing, in its unit, two to a multiply-add. Transforms are those of real
 # maps; the inverse costs what the transform does.
 FORMULAS = {
+    torch.ops.aten.mv: lambda x, *_, **__: 2 * math.prod(x),
+    torch.ops.aten.addmv: lambda _, x, *__, **___: 2 * math.prod(x),
+    torch.ops.aten.dot: lambda x, *_, **__: 2 * math.prod(x),
+    torch.ops.aten.vdot: lambda x, *_, **__: 2 * math.prod(x),
+    torch.ops.aten.addr: lambda _, x, y, *__, **___: 2 * math.prod(x) * math.prod(y),
+    torch.ops.aten.addbmm: lambda _, x, y, *__, **___: 2 * math.prod(x) * y[-1],
+    torch.ops.aten._trilinear: _terms,
     torch.ops.aten._fft_r2c: lambda x, dim, *_, **__: 2 * transform_multiply_adds(x, dim),
     torch.ops.aten._fft_c2r: lambda x, dim, *_, out_shape, **__: 2 * transform_multiply_adds(out_shape, dim),
 }
+
+# Operators of ATen that cost nothing by the conventions, beside views and what works on each value: they make tensors,
+# move, choose, sort or sum values, normalise, pool or resize. Names without the _ of those that work in place.
+_FREE = re.compile('|'.join((
+    r'(new_)?(empty|zeros|ones|full|rand|randn|randint|randperm)(_like|_strided|_permuted)*',
+    r'arange|linspace|logspace|eye|scalar_tensor|tri[lu](_indices)?|bernoulli|normal|uniform|exponential|multinomial',
+    r'clone|copy|_to_copy|lift|lift_fresh|lift_fresh_copy|contiguous|resize|resize_as|set|zero|fill|alias|detach',
+    r'cat|stack|repeat|repeat_interleave|tile|flip|roll|rot90|unfold|im2col|col2im|diag_embed|_unsafe_view',
+    r'(constant_pad_nd|(reflection|replication)_pad\dd|pixel_(un)?shuffle|channel_shuffle)',
+    r'_?(unsafe_)?index(_put|_select|_fill|_copy|_add|_reduce)?|gather|take|put|nonzero|nonzero_static|embedding|where',
+    r'scatter(_add|_reduce)?|(slice|select|diagonal|as_strided)_scatter|masked_(fill|select|scatter)|isin',
+    r'sum|nansum|mean|prod|cum(sum|prod|max|min)|_cum\w+|logsumexp|logcumsumexp|a?max|a?min|aminmax|arg(max|min|sort)',
+    r'std|var|std_mean|var_mean|norm|linalg_vector_norm|all|any|count_nonzero|median|nanmedian|mode|kthvalue|topk|sort',
+    r'_?unique2?|unique_dim|unique_consecutive|bincount|histc|searchsorted|bucketize|equal|_local_scalar_dense',
+    r'\w*batch_norm\w*|native_(layer|group)_norm|_fused_rms_norm|native_dropout|_weight_norm_interface|renorm',
+    r'_?(log_)?softmax|_safe_softmax|_prelu_kernel|glu',
+    r'_?(adaptive_)?(avg|max)_pool[123]d(_with_indices)?|fractional_max_pool\dd|max_unpool\dd',
+    r'_?upsample_\w+|grid_sampler_\dd|_grid_sampler_2d_cpu_fallback|affine_grid_generator',
+    r'\w+_copy|unsafe_split(_with_sizes)?|(un)?squeeze|t|transpose|as_strided|_stack|_chunk_cat|block_diag|trace',
+    r'random|geometric|cauchy|log_normal|poisson|\w+_window|complex|polar|_unsafe_masked_index\w*|_masked_softmax',
+    r'(leaky_|_add_)?relu|rrelu_with_noise|[ceg]?elu|hard(swish|sigmoid|tanh|shrink)|mish|soft(plus|shrink)|threshold',
+    r'log_sigmoid_forward|_conj_physical',
+    r'_assert_\w+|_functional_assert_\w+|sym_\w+|record_stream')))
 
 # Modules whose weights their parents use: the output projection of attention, learned queries.
 _READ_BY_OTHERS = ('NonDynamicallyQuantizableLinear', 'Embedding')
@@ -108,8 +154,7 @@ def parse_size(text: str) -> Tuple[int, int]:
 
 def is_ours(backbone: dict) -> bool:
     """Whether a backbone's config, its ``type`` a name or a class, is of mmlk, and so takes ``merged``."""
-    kind = backbone['type']
-    return (kind if isinstance(kind, str) else kind.__module__).startswith('mmlk.')
+    return scoped_name(backbone).startswith('mmlk.')
 
 
 def check_backbone(cfg: Config) -> None:
@@ -171,7 +216,7 @@ def breakdown(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> 
     if 'torchvision' in sys.modules:
         formulas[torch.ops.torchvision.deform_conv2d] = lambda x, weight, *_, out_shape, **__: (
             2 * math.prod(out_shape) * math.prod(weight[1:]))
-    unknown = _UnknownOperators(formulas)
+    unknown = _UnknownOperators({**flop_registry, **formulas})
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     meter = _Meter(model, counter)
     try:
@@ -212,7 +257,8 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 class _UnknownOperators(TorchDispatchMode):
-    """Collects operators that do real work and that PyTorch's counter takes for free."""
+    """Collects operators that do real work and that PyTorch's counter takes for free: all that it has no formula for,
+    but what is known to cost nothing."""
 
     def __init__(self, formulas: dict):
         super().__init__()
@@ -220,10 +266,21 @@ class _UnknownOperators(TorchDispatchMode):
         self.names: Set[str] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = func.namespace in ('aten', 'prim', 'prims') and 'fft' not in func.__name__
-        if not known and func.overloadpacket not in self.formulas:
+        kwargs = kwargs or {}
+        if func.overloadpacket not in self.formulas and not self._is_free(func):
+            with self:  # an operator that is made of others is counted as those
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
             self.names.add(str(func))
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _is_free(func) -> bool:
+        if func.namespace != 'aten':
+            return func.namespace == 'prim'
+        name = func.overloadpacket.__name__.rstrip('_')
+        return torch.Tag.pointwise in func.tags or func.is_view or bool(_FREE.fullmatch(name))
 
 
 class _Meter:

@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 from torch import Tensor, nn
 
-from mmlk.analysis.classifiers import open_image
+from mmlk.analysis.bands import in_channels, open_bands
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,32 +76,46 @@ def square(shares: np.ndarray, threshold: float) -> Tuple[int, float]:
     return height, 1.0
 
 
+def imagenet(channels: int) -> Tuple[Tuple[float, ...], Tuple[float, ...]]:
+    """ImageNet's mean and deviation for the channels of :func:`mmlk.analysis.bands.to_bands`: of grey the average, else
+    those of red, green and blue in turn."""
+    if channels == 1:
+        return (sum(IMAGENET_MEAN) / 3, ), (sum(IMAGENET_STD) / 3, )
+    return tuple(tuple(values[index % 3] for index in range(channels)) for values in (IMAGENET_MEAN, IMAGENET_STD))
+
+
 class Network:
     """A backbone in eval mode, and the images it takes.
 
     Args:
-        backbone: Takes (N, 3, H, W), returns a map (N, C, H', W') or a sequence of them.
-        mean: Of each channel of a pixel, 0..255, in the backbone's order.
+        backbone: Takes (N, C, H, W), returns a map (N, C', H', W') or a sequence of them.
+        mean: Of each channel of a pixel, 0..255, in the backbone's order, or one for all.
         std: The deviation.
         bgr: Whether the backbone takes blue first.
+        channels: C. Of other than three, ImageNet's mean and deviation are those of :func:`imagenet`.
 
     Raises:
-        ValueError: ``mean`` or ``std`` is not of three channels.
+        ValueError: ``mean`` or ``std`` is of another number of channels.
     """
 
-    def __init__(self, backbone: nn.Module, mean: Sequence[float] = IMAGENET_MEAN,
-                 std: Sequence[float] = IMAGENET_STD, bgr: bool = False):
-        if len(mean) != 3 or len(std) != 3:
-            raise ValueError(f'images have three channels; the mean is of {len(mean)}, the deviation of {len(std)}')
+    def __init__(self, backbone: nn.Module, mean: Optional[Sequence[float]] = None,
+                 std: Optional[Sequence[float]] = None, bgr: bool = False, channels: int = 3):
+        own = imagenet(channels)
+        mean, std = own[0] if mean is None else mean, own[1] if std is None else std
+        if not {len(mean), len(std)} <= {1, channels}:
+            raise ValueError(f"takes images of {channels} channel{'s' * (channels > 1)}; the mean is of {len(mean)}, "
+                             f'the deviation of {len(std)}')
+        self.channels = channels
         self.backbone = revert_sync_batchnorm(backbone).requires_grad_(False)
         self.backbone.eval()  # mmdet's ResNet does not return itself
         self.mean, self.std, self.bgr = tuple(mean), tuple(std), bgr
 
     def maps(self, x: Tensor) -> Dict[int, Tensor]:
         """The backbone's maps of an image normalised as for ImageNet, by stage; by position where it names none."""
-        if (self.mean, self.std, self.bgr) != (IMAGENET_MEAN, IMAGENET_STD, False):
+        usual = imagenet(self.channels)
+        if (self.mean, self.std, self.bgr) != (*usual, False):
             mean, std, own_mean, own_std = (x.new_tensor(values)[:, None, None] for values in (
-                IMAGENET_MEAN, IMAGENET_STD, self.mean, self.std))
+                *usual, self.mean, self.std))
             pixels = x * std + mean
             x = ((pixels.flip(1) if self.bgr else pixels) - own_mean) / own_std
         maps = self.backbone(x)
@@ -127,10 +141,10 @@ class Network:
             try:
                 meta = copy.copy(self)
                 meta.backbone = copy.deepcopy(self.backbone).to('meta')
-                maps = meta.maps(torch.empty(1, 3, size, size, device='meta'))
+                maps = meta.maps(torch.empty(1, self.channels, size, size, device='meta'))
             except Exception:  # an operator that needs values; if it was the size, this tells it as well
                 try:
-                    maps = self.maps(torch.zeros(1, 3, size, size))
+                    maps = self.maps(torch.zeros(1, self.channels, size, size))
                 except Exception as error:
                     raise ValueError(f'does not take images of {size} x {size}: {error}') from error
         stage = max(maps) if stage is None else stage
@@ -161,10 +175,12 @@ def from_config(cfg: Config, initialise: bool) -> Network:
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         backbone = _build(lambda: MODELS.build(backbone))
     images = model.get('data_preprocessor') or cfg.get('data_preprocessor')
-    how = {}
+    how = dict(channels=in_channels(cfg))
     if images:  # mmcv reads blue first; without a mean, YOLOX's say, pixels go in as they are
         rgb = images.get('bgr_to_rgb') or images.get('to_rgb')
-        how = dict(mean=images.get('mean') or (0, 0, 0), std=images.get('std') or (1, 1, 1), bgr=not rgb)
+        channels = how['channels']
+        how.update(mean=images.get('mean') or (0, ) * channels, std=images.get('std') or (1, ) * channels,
+                   bgr=channels == 3 and not rgb)
     return _network(backbone, initialise, **how)
 
 
@@ -249,13 +265,14 @@ def packaged_photographs() -> List[Path]:
     return photographs
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """An image resized to (size, size, 3), uint8 RGB.
+def read_image(path: Path, size: int, channels: int = 3) -> np.ndarray:
+    """An image resized to (size, size, channels), uint8; see :func:`mmlk.analysis.bands.open_bands`.
 
     Raises:
         ValueError: The file cannot be read as an image.
     """
-    return np.array(open_image(path).resize((size, size), Image.BICUBIC))
+    bands = open_bands(path, channels).transpose(2, 0, 1)
+    return np.stack([np.array(Image.fromarray(band).resize((size, size), Image.BICUBIC)) for band in bands], 2)
 
 
 def contribution(features: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
@@ -281,7 +298,7 @@ def measure(network: Network, images: Iterable[np.ndarray], stage: int, device: 
 
     Args:
         network: Checked with :meth:`Network.check`.
-        images: (H, W, 3) uint8 RGB, all of one size.
+        images: (H, W, C) uint8, of three channels RGB, all of one size.
         stage: One that it returns.
         device: Where to run.
 
@@ -289,7 +306,7 @@ def measure(network: Network, images: Iterable[np.ndarray], stage: int, device: 
         ValueError: Every image gave NaN, or nothing contributes to the map: its middle is negative everywhere.
     """
     backbone = network.backbone.to(device)
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in imagenet(network.channels))
     total, used, skipped = 0.0, 0, 0
     # TF32 has ten bits; scores are summed over many paths
     exact = torch.backends.cudnn.flags(allow_tf32=False) if str(device).startswith('cuda') else nullcontext()

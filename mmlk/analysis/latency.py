@@ -30,6 +30,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmlk.analysis import zoo
+from mmlk.analysis.bands import in_channels
 from mmlk.analysis.complexity import check_backbone, is_ours
 from mmlk.ops.benchmark import peak_memory
 from mmlk.ops.choice import timed
@@ -173,7 +174,7 @@ def from_config(cfg: Config, name: str, part: str = 'backbone') -> Network:
         with DefaultScope.overwrite_default_scope(scope):
             return revert_sync_batchnorm(MODELS.build(settings if part == 'model' else settings.backbone))
 
-    return Network(name, build, kind, settings.backbone.get('in_channels', 3))
+    return Network(name, build, kind, in_channels(cfg))
 
 
 def from_timm(name: str, size: Tuple[int, int]) -> Network:

@@ -2,6 +2,7 @@
 import colorsys
 import os.path as osp
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -181,12 +182,17 @@ def predict(model, dataset, indices: Sequence[int], score: float = 0.3) -> List[
     import mmcv
     import torch
     from mmengine.dataset import pseudo_collate
+
+    from mmlk.analysis.bands import viewable
     scenes = []
     for index in indices:
         data = dataset[int(index)]
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([data]))[0]
-        image = mmcv.imread(sample.img_path, channel_order='rgb')
+        try:
+            image = mmcv.imread(sample.img_path, channel_order='rgb')
+        except Exception:  # OpenCV's, of a TIFF with many channels
+            image = viewable(Path(sample.img_path))
         title = f'{osp.basename(sample.img_path)} ({image.shape[1]} x {image.shape[0]})'
         if 'pred_sem_seg' in sample:
             prediction = _label_map(sample.pred_sem_seg)
@@ -222,6 +228,7 @@ def predict_some(cfg, checkpoint: str, number: int, score: float = 0.3,
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import DATASETS, MODELS, init_default_scope
 
+    from mmlk.analysis.heads import names_by_label
     from mmlk.weights import load
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
@@ -229,11 +236,12 @@ def predict_some(cfg, checkpoint: str, number: int, score: float = 0.3,
     load(model, checkpoint)
     model = revert_sync_batchnorm(model).to(device).eval()
     indices = np.unique(np.linspace(0, len(dataset) - 1, number).round().astype(int))
-    return (predict(model, dataset, indices, score), dataset.metainfo['classes'], dataset.metainfo.get('palette'))
+    return (predict(model, dataset, indices, score), names_by_label(dataset.metainfo['classes'], model),
+            dataset.metainfo.get('palette'))
 
 
 def _label_map(pixels) -> np.ndarray:
-    return pixels.data.squeeze(0).cpu().numpy()
+    return pixels.data.squeeze(0).cpu().numpy().astype(np.int64)  # those of a head of one channel are floats
 
 
 def _instances_of(info: dict, size: Tuple[int, int], with_masks: bool) -> Optional[Instances]:

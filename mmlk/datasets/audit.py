@@ -15,7 +15,8 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 import numpy as np
 from PIL import ExifTags, Image
 
-from mmlk.datasets.check import SPLITS, datasets, type_name
+from mmlk._types import type_name
+from mmlk.datasets.check import SPLITS, datasets
 
 Track = Callable[[Iterable, int, str], Iterable]
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from mmlk._types import type_name
+
 SPLITS = ('train', 'val', 'test')
 
 
@@ -88,7 +90,7 @@ def missing(cfg: dict, splits: Sequence[str] = SPLITS) -> List[Problem]:
         for where, dataset in datasets(cfg, split):
             root, layout = dataset.get('data_root') or '', layout_of(dataset)
             losses += [_Loss(what, f'{where}.{key}', root, layout) for what, key in _lost_of(dataset, layout)]
-        for where, evaluator in _evaluators(cfg, split):
+        for where, evaluator in evaluators(cfg, split):
             ann_file = evaluator.get('ann_file')
             if ann_file and not _is_remote(evaluator, ann_file) and not osp.isfile(ann_file):
                 losses.append(_Loss(f'no file {ann_file}', f'{where}.ann_file', root, layout))
@@ -117,12 +119,16 @@ def _unwrap(where: str, dataset: dict) -> Iterator[Tuple[str, dict]]:
         yield where, dataset
 
 
-def _evaluators(cfg: dict, split: str) -> Iterator[Tuple[str, dict]]:
-    evaluator = cfg.get(f'{split}_evaluator') or []
+def evaluators(cfg: dict, split: str) -> Iterator[Tuple[str, dict]]:
+    """(dotted place in the config, config) of the metrics of ``<split>_evaluator``: one, a list of them, or those of an
+    ``Evaluator``. Metrics that are objects already are left out."""
+    where, evaluator = f'{split}_evaluator', cfg.get(f'{split}_evaluator') or []
+    if isinstance(evaluator, dict) and 'metrics' in evaluator:
+        where, evaluator = f'{where}.metrics', evaluator['metrics']
     if isinstance(evaluator, (list, tuple)):
-        yield from ((f'{split}_evaluator.{place}', part) for place, part in enumerate(evaluator))
-    else:
-        yield f'{split}_evaluator', evaluator
+        yield from ((f'{where}.{place}', part) for place, part in enumerate(evaluator) if isinstance(part, dict))
+    elif isinstance(evaluator, dict):
+        yield where, evaluator
 
 
 def layout_of(dataset: dict) -> Optional[str]:
@@ -136,12 +142,6 @@ def layout_of(dataset: dict) -> Optional[str]:
     if 'PascalVOC' in name or images.rstrip('/') == 'JPEGImages':
         return 'voc'
     return 'coco' if 'Coco' in name else None
-
-
-def type_name(dataset: dict) -> str:
-    """The name of a dataset's class, without its scope; configs may hold the class itself."""
-    kind = dataset.get('type', '')
-    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
 
 
 def _lost_of(dataset: dict, layout: Optional[str]) -> Iterator[Tuple[str, str]]:

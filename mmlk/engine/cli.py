@@ -12,6 +12,7 @@ from typing import Iterator, NoReturn, Sequence
 from mmengine.config import Config, DictAction
 
 from mmlk._text import printable
+from mmlk._types import is_a
 from mmlk.engine import checkpoints, config, handlers, loading
 from mmlk.engine.distributed import read_slurm, use_gloo
 
@@ -120,14 +121,14 @@ def build_runner(cfg: Config):
 
     from mmlk.engine import ResumableRunner
     from mmlk.engine.resuming import safe_hook
-    hooks, check = cfg.get('custom_hooks') or [], dict(type='mmlk.CheckLabelsHook')
-    if not is_detection(cfg) and check not in hooks:
-        cfg.custom_hooks = [*hooks, check]
+    hooks, scope = cfg.get('custom_hooks') or [], cfg.get('default_scope')
+    if not is_detection(cfg) and not any(is_a(hook, 'CheckLabelsHook', 'HOOKS', scope) for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='mmlk.CheckLabelsHook')]
     if 'runner_type' in cfg:  # ours does so by itself
         default = dict(checkpoint=dict(type='CheckpointHook', interval=1))  # as mmengine has it
         default.update(cfg.get('default_hooks') or {})
-        cfg.default_hooks = {key: safe_hook(hook) for key, hook in default.items()}
-        cfg.custom_hooks = [safe_hook(hook) for hook in cfg.get('custom_hooks') or []]
+        cfg.default_hooks = {key: safe_hook(hook, scope) for key, hook in default.items()}
+        cfg.custom_hooks = [safe_hook(hook, scope) for hook in cfg.get('custom_hooks') or []]
     try:
         if cfg.get('launcher') == 'slurm':
             read_slurm(cfg.get('env_cfg', {}).get('dist_cfg', {}).get('port'))

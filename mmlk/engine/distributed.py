@@ -22,6 +22,7 @@ from torch.autograd import Function
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmlk._types import is_a, type_of
 from mmlk.registry import MODEL_WRAPPERS, STRATEGIES
 
 
@@ -176,7 +177,7 @@ def use_gloo(cfg: Config) -> None:
     strategy = cfg.get('strategy')
     holder, key = (cfg, 'model_wrapper_cfg') if strategy is None else (strategy, 'model_wrapper')
     wrapper = holder.get(key) or {}
-    if strategy is not None and strategy.type in ('FSDPStrategy', 'mmlk.FSDPStrategy'):
+    if is_a(strategy, 'FSDPStrategy', 'STRATEGIES'):
         holder[key] = dict(wrapper, device_id='cpu')  # FSDP takes a CPU only by name
         if strategy.get('state_dict_cfg') == 'full':
             # mmengine's 'full' offloads to the CPU, which is where the shares are: FSDP would free what it reads.
@@ -184,7 +185,7 @@ def use_gloo(cfg: Config) -> None:
                 state_dict_type='FULL_STATE_DICT',
                 state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
                 optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True))
-    elif wrapper.get('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
+    elif wrapper.get('type') is None or type_of(wrapper, 'MODEL_WRAPPERS') is MMDistributedDataParallel:
         # broadcast_buffers and find_unused_parameters as mmengine sets them where a config names no wrapper
         defaults = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
         holder[key] = {**defaults, **wrapper, 'type': 'mmlk.CPUDistributedDataParallel', 'device_ids': None}

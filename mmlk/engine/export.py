@@ -4,7 +4,8 @@ What is in the file, in any format:
 
 - The model in inference form: parallel branches merged, BatchNorm folded into convolutions, no auxiliary head.
 - One input, ``images``, float32 (batch, 3, height, width): RGB, values 0 to 255. The normalisation of the config and
-  its order of channels are inside; resizing is not. The constants are in the metadata too.
+  its order of channels are inside; resizing is not. The constants are in the metadata too. A model of another number of
+  channels takes them in the order of its data.
 - Of a segmentor, ``labels``, int64 (batch, height, width), the class of every pixel, and ``logits``, float32
   (batch, classes, height, width), from which it is taken.
 - Of a one-stage detector, what its head makes of each level, ``cls_score_0``, ..., ``bbox_pred_0``, ...: all that is
@@ -28,13 +29,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmlk import weights
+from mmlk.analysis.bands import constants, converts_channels, in_channels, open_bands
 from mmlk.reparam import MergeableBranches, merge
 from mmlk.reparam.folding import fold_norms
 from mmlk.weights.read import read
 
 from . import formats
 from .formats import FORMATS, OPSETS, Graph, Runner
-from .merging import converts_channels
 
 Size = Tuple[int, int]
 
@@ -56,31 +57,30 @@ def _window_reverse(window_size: int, windows: Tensor, height: int, width: int) 
 
 
 class Exportable(nn.Module):
-    """A model in inference form, from RGB images (N, 3, H, W) of values 0 to 255 to a tuple of tensors.
+    """A model in inference form, from images (N, C, H, W) of values 0 to 255, RGB where C is 3, to a tuple of tensors.
 
     Args:
         model: The merged model, of which it deletes what is not run.
+        channels: Of the images.
 
     Raises:
-        ValueError: The model does not take images of three channels.
+        ValueError: The model normalises images of another number of channels.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, channels: int = 3):
         super().__init__()
         preprocessor = model.data_preprocessor
-        constants = {}
-        for name, neutral in (('mean', 0.0), ('std', 1.0)):
-            value = getattr(preprocessor, name, None)  # none where nothing is normalised
-            constants[name] = torch.full((3, 1, 1), neutral) if value is None else value.detach().clone().float()
-            if len(constants[name]) not in (1, 3):
-                raise ValueError(f'photographs have three channels, and the {name} of data_preprocessor has '
-                                 f'{len(constants[name])}')
+        mean, std = constants(preprocessor)
+        for name, values in dict(mean=mean, std=std).items():
+            if len(values) not in (1, channels):
+                raise ValueError(f'the backbone takes images of {channels} channels, and the {name} of '
+                                 f'data_preprocessor has {len(values)}')
         for attention in _window_attentions(model):
             attention.window_reverse = partial(_window_reverse, attention.window_size)
         self.network = model
-        self.bgr = not converts_channels(preprocessor)
-        self.register_buffer('mean', constants['mean'])
-        self.register_buffer('std', constants['std'])
+        self.channels, self.bgr = channels, channels == 3 and not converts_channels(preprocessor)
+        self.register_buffer('mean', mean)
+        self.register_buffer('std', std)
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         return self.outputs(self.network, ((images.flip(1) if self.bgr else images) - self.mean) / self.std)
@@ -96,16 +96,22 @@ class Exportable(nn.Module):
 
     def facts(self) -> Dict[str, object]:
         """What a user of the file may want to know of its input."""
-        return dict(input='images: float32 (batch, 3, height, width), RGB, values 0 to 255; normalised inside',
+        return dict(input=f'images: float32 (batch, {self.channels}, height, width), {order_of(self.channels)}, values '
+                    '0 to 255; normalised inside',
                     mean=self.mean.flatten().tolist(), std=self.std.flatten().tolist(),
-                    mean_and_std_are_of='BGR' if self.bgr else 'RGB')
+                    mean_and_std_are_of='BGR' if self.bgr else order_of(self.channels))
+
+
+def order_of(channels: int) -> str:
+    """In words, the channels that a file takes."""
+    return {1: 'grey', 3: 'RGB'}.get(channels, 'channels as in the data')
 
 
 class Segmentation(Exportable):
     """Labels (N, H, W) and logits (N, C, H, W) of a segmentor of mmseg."""
 
-    def __init__(self, model: nn.Module):
-        super().__init__(model)
+    def __init__(self, model: nn.Module, channels: int = 3):
+        super().__init__(model, channels)
         model.auxiliary_head = None
 
     @staticmethod
@@ -138,8 +144,8 @@ class DenseDetection(Exportable):
 class Features(Exportable):
     """The maps of a detector's neck, or of its backbone where it has none."""
 
-    def __init__(self, model: nn.Module):
-        super().__init__(model)
+    def __init__(self, model: nn.Module, channels: int = 3):
+        super().__init__(model, channels)
         for name, _ in list(model.named_children()):
             if name not in ('backbone', 'neck', 'data_preprocessor'):
                 delattr(model, name)
@@ -242,6 +248,7 @@ class ExportResult:
     """What was written, how far it is from PyTorch, and seconds for one image, the median of ``TURNS``."""
     path: str
     format: str
+    channels: int
     size: Size
     step: Optional[int]
     opset: Optional[int]
@@ -256,8 +263,8 @@ class ExportResult:
     def __str__(self) -> str:
         opset = f', opset {self.opset}' if self.opset else ''
         lines = [f'wrote {self.path}: {self.format}{opset}, {os.path.getsize(self.path) / 2**20:.1f} MiB',
-                 f"input  images: float32 {self._shape((3, *self.size))}, RGB, values 0 to 255; mean "
-                 f"{self._values('mean')} and std {self._values('std')} are inside"]
+                 f'input  images: float32 {self._shape((self.channels, *self.size))}, {order_of(self.channels)}, '
+                 f"values 0 to 255; mean {self._values('mean')} and std {self._values('std')} are inside"]
         if self.step:
             lines.append(f'height and width: {sizes_of(self.size, self.step)}')
         for name, value in self.outputs.items():
@@ -311,7 +318,10 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
     """
     size = _check(cfg, out, format, size, opset)
     from mmlk.analysis import cam
-    photographs = [_photograph(path, size) for path in images]
+    from mmlk.analysis.complexity import check_backbone
+    check_backbone(cfg)
+    channels = in_channels(cfg)
+    photographs = [_photograph(path, size, channels) for path in images]
 
     say('building the model')
     model = cam.build(cfg).eval()
@@ -326,7 +336,7 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
     weights.load(model, checkpoint)
     model.requires_grad_(False)
     blocks = sum(isinstance(module, MergeableBranches) and not module.merged for module in model.modules())
-    subject = kind(merge(model)).eval()
+    subject = kind(merge(model), channels).eval()
     example = torch.stack([photographs[0], photographs[-1].flip(2)]).float()
     say('folding BatchNorm')
     try:
@@ -373,13 +383,14 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
     finally:
         if osp.exists(partial):
             os.remove(partial)
-    return ExportResult(out, format, size, step, written_opset, facts, dict(zip(names, outputs)), blocks, folded,
-                        comparison, seconds, torch_seconds)
+    return ExportResult(out, format, channels, size, step, written_opset, facts, dict(zip(names, outputs)), blocks,
+                        folded, comparison, seconds, torch_seconds)
 
 
 def compare(run: Runner, model: nn.Module, kind: Type[Exportable], names: Sequence[str],
             batches: Sequence[Tensor]) -> Comparison:
-    """Run batches of images (N, 3, H, W), RGB and uint8, through a file and through the model as it was trained.
+    """Run batches of images (N, C, H, W), of three channels RGB, and uint8, through a file and through the model as it
+    was trained.
 
     Raises:
         ValueError: The file does not take a batch, or an output has another shape.
@@ -400,10 +411,11 @@ def compare(run: Runner, model: nn.Module, kind: Type[Exportable], names: Sequen
 
 @torch.no_grad()
 def reference(model: nn.Module, kind: Type[Exportable], images: Tensor) -> Tuple[Tensor, ...]:
-    """What the trained model makes of RGB images, by its own data preprocessor, which is used to BGR ones."""
+    """What the trained model makes of images, by its own data preprocessor, which is used to BGR ones."""
     from mmengine.structures import BaseDataElement
     samples = [BaseDataElement() for _ in images]
-    inputs = model.data_preprocessor(dict(inputs=list(images.flip(1)), data_samples=samples), False)['inputs']
+    images = images.flip(1) if images.shape[1] == 3 else images
+    inputs = model.data_preprocessor(dict(inputs=list(images), data_samples=samples), False)['inputs']
     return kind.outputs(model, inputs)
 
 
@@ -426,11 +438,11 @@ def _check(cfg: Config, out: str, format: str, size: Optional[Size], opset: Opti
     return size
 
 
-def _photograph(path: Path, size: Size) -> Tensor:
-    """An image resized to (3, *size), uint8 RGB."""
-    from mmlk.analysis.classifiers import open_image
-    picture = open_image(path).resize(size[::-1], Image.BICUBIC)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def _photograph(path: Path, size: Size, channels: int) -> Tensor:
+    """An image resized to (channels, *size), uint8, of three channels RGB."""
+    bands = open_bands(path, channels).transpose(2, 0, 1)
+    resized = [np.array(Image.fromarray(band).resize(size[::-1], Image.BICUBIC)) for band in bands]
+    return torch.from_numpy(np.stack(resized))
 
 
 def _divisor(preprocessor: nn.Module) -> int:

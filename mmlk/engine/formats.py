@@ -46,7 +46,7 @@ def lacking(format: str) -> List[str]:
 
 
 class Graph(NamedTuple):
-    """What is written: ``module`` in eval mode, an ``example`` of its input (2, 3, H, W), the number of which other
+    """What is written: ``module`` in eval mode, an ``example`` of its input (2, C, H, W), the number of which other
     heights and widths are multiples (None where there are no others), the names of input and outputs, and facts that go
     into the file."""
     module: nn.Module
@@ -136,8 +136,8 @@ def _program(graph: Graph) -> torch.export.ExportedProgram:
         for axis, name in ((2, 'height'), (3, 'width')):
             blocks = torch.export.Dim(name, min=-(-LEAST_SIDE // graph.step))
             sizes[axis] = graph.step * blocks if graph.step > 1 else blocks
-        example = example.new_zeros(2, 3, *(-(-max(side, 2 * LEAST_SIDE) // graph.step) * graph.step
-                                            for side in example.shape[2:]))
+        example = example.new_zeros(2, example.shape[1], *(-(-max(side, 2 * LEAST_SIDE) // graph.step) * graph.step
+                                                           for side in example.shape[2:]))
     with _reported(f'exported{size}'):
         return torch.export.export(graph.module, (example, ), dynamic_shapes=(sizes, ), strict=False)
 

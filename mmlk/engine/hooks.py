@@ -1,12 +1,13 @@
 """Hooks of mmengine's runner."""
 from typing import Optional
 
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmlk.analysis.heads import classes_of
 from mmlk.engine.loading import DataError
 from mmlk.engine.resuming import CheckpointError
 from mmlk.ops import set_memory_format
@@ -14,14 +15,29 @@ from mmlk.registry import HOOKS
 from mmlk.reparam import merge
 
 
+def network_of(model: nn.Module) -> nn.Module:
+    """The segmentor or detector in a runner's model, which data parallelism and test-time augmentation may wrap."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
 @HOOKS.register_module()
 class MergeBranchesHook(Hook):
-    """Merge the model's parallel branches once its checkpoint is loaded, before testing; ``tools/test.py --merge``."""
+    """Merge the model's parallel branches once its checkpoint is loaded, before testing; ``tools/test.py --merge``.
+
+    Where an ``EMAHook`` would test averaged weights, those are merged.
+    """
 
     priority = 'VERY_HIGH'
 
     def before_test(self, runner: Runner) -> None:
-        """Merge in place."""
+        """Merge in place. An ``EMAHook`` has its turn before, and none after: it would pair the weights of the merged
+        model with those of its copy, which has branches."""
+        averaging = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+        for hook in averaging:
+            hook.before_test_epoch(runner)
+        runner._hooks = [hook for hook in runner.hooks if hook not in averaging]
         merge(runner.model, inplace=True)
         print_log('parallel branches merged; testing the merged model', logger='current')
 
@@ -36,12 +52,10 @@ class CheckLabelsHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Ask the decode head, the last of a cascade, how many classes there are; others may count something else."""
-        model = runner.model
-        while hasattr(model, 'module'):  # wrapped, for several GPUs or test-time augmentation
-            model = model.module
-        head = getattr(model, 'decode_head', None)
+        head = getattr(network_of(runner.model), 'decode_head', None)
         head = head[-1] if isinstance(head, nn.ModuleList) else head
-        self.classes, self.ignored = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', 255)
+        self.classes = classes_of(head) if hasattr(head, 'num_classes') else None
+        self.ignored = getattr(head, 'ignore_index', 255)
 
     def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None,
                      mode: str = 'train') -> None:

@@ -4,7 +4,7 @@ import os
 import os.path as osp
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -13,11 +13,13 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmlk import weights
-from mmlk.analysis.classifiers import open_image
+from mmlk._types import with_paths
+from mmlk.analysis.bands import constants, converts_channels, in_channels, open_bands, to_bands
 from mmlk.reparam import MergeableBranches, merge
 from mmlk.weights.read import read
 
 _SIDE = 512  # longest side of the image for the check, px
+_HEAD = '# The config of a merged model, written by tools/merge.py'  # by which it may be overwritten
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,11 @@ class MergeResult:
     merged_parameters: int
     largest_difference: float
     largest_feature: float
+    averaged: bool = False  # whether the checkpoint had weights averaged by a hook, which were merged
 
     def __str__(self) -> str:
-        return (f'{self.blocks} blocks merged; parameters {self.parameters:,} -> {self.merged_parameters:,}\n'
+        averaged = 'merged are the averaged weights, which an EMAHook left in the checkpoint\n' * self.averaged
+        return (f'{averaged}{self.blocks} blocks merged; parameters {self.parameters:,} -> {self.merged_parameters:,}\n'
                 f'largest difference {self.largest_difference:.3g}, where the largest feature is '
                 f'{self.largest_feature:.3g}\n'
                 f'wrote {self.checkpoint}\nwrote {self.config}')
@@ -54,13 +58,17 @@ def merge_checkpoint(cfg: Config, checkpoint: str, out: str, image: Optional[str
         The figures and the paths written.
 
     Raises:
-        ValueError: Nothing to merge, the checkpoint or image cannot be read, ``out`` would overwrite the input, or the
-            outputs differ by more than the tolerance. Nothing is written then.
+        ValueError: Nothing to merge, the checkpoint or image cannot be read, ``out`` would overwrite the input or a
+            config that this function has not written, or the outputs differ by more than the tolerance. Nothing is
+            written then.
     """
     config_out = osp.splitext(out)[0] + '.py'
     for written, given in ((out, checkpoint), (config_out, cfg.filename)):
         if given and osp.realpath(written) == osp.realpath(given):
             raise ValueError(f'{written} is the input itself; write to another name')
+    if osp.exists(config_out) and not _is_ours(config_out):
+        raise ValueError(f'{config_out}, where the config of the merged model goes, is there already, and was not '
+                         'written by this tool; write to another name, or remove it')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model_cfg = copy.deepcopy(cfg.model)  # building writes into it
     backbone_cfg = model_cfg.get('backbone', {})
@@ -73,51 +81,62 @@ def merge_checkpoint(cfg: Config, checkpoint: str, out: str, image: Optional[str
                          f"{backbone_cfg.get('type', 'not named')}")
     weights.load(model, checkpoint)
     merged = merge(model)
-    inputs = _real_input(image, model)
+    inputs = _real_input(image, model, in_channels(cfg))
     pairs = list(zip(_outputs(model.eval(), inputs), _outputs(merged, inputs)))
-    largest = max(a.abs().max().item() for a, _ in pairs)
-    difference = max((a - b).abs().max().item() for a, b in pairs)
+    largest = _largest([a for a, _ in pairs])
+    difference = _largest([a - b for a, b in pairs])
     if not difference <= tolerance * largest:
         raise ValueError(f'merged and trained outputs differ by {difference:.3g} where the largest is {largest:.3g}, '
                          f'more than {tolerance:g} of it; nothing was written')
 
-    merged_cfg = Config(cfg.to_dict())
+    merged_cfg = Config(with_paths(cfg.to_dict()))
     merged_cfg.model.backbone.merged = True
     merged_cfg.model.backbone.init_cfg = None
     merged_cfg.load_from = None
-    text, meta = merged_cfg.pretty_text, _plain(read(checkpoint).get('meta'))
+    content = read(checkpoint)
     # texts that mmengine may run: of a run with mmcv, and of the model that the weights are of
-    meta = {key: value for key, value in (meta or {}).items() if key != 'config'} | dict(cfg=text)
+    meta = {key: value for key, value in (_plain(content.get('meta')) or {}).items() if key != 'config'}
+    meta['cfg'] = merged_cfg.pretty_text
     os.makedirs(osp.dirname(out) or '.', exist_ok=True)
     partial = out + '.part'
     torch.save(dict(state_dict=merged.state_dict(), meta=meta), partial)
+    text = f'{_HEAD}, from {osp.basename(cfg.filename or "a config")}.\n{merged_cfg.pretty_text}'
     Path(config_out).write_text(text, encoding='utf-8')
     os.replace(partial, out)
-    return MergeResult(out, config_out, blocks, _count(model), _count(merged), difference, largest)
+    return MergeResult(out, config_out, blocks, _count(model), _count(merged), difference, largest,
+                       'ema_state_dict' in content)
+
+
+def _is_ours(config: str) -> bool:
+    """Whether an earlier call has written a file."""
+    with open(config, encoding='utf-8', errors='replace') as file:
+        return file.readline().startswith(_HEAD)
 
 
 def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def converts_channels(preprocessor: nn.Module) -> bool:
-    """Whether a data preprocessor turns the BGR images of mmcv into RGB."""
-    return bool(getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'channel_conversion', False)))
+def _largest(tensors: Sequence[Tensor]) -> float:
+    """The largest magnitude in any of them; NaN where one has a NaN, which ``max`` of Python would lose."""
+    return torch.stack([tensor.abs().max() for tensor in tensors]).max().item()
 
 
-def _real_input(path: Optional[str], model: nn.Module) -> Tensor:
-    """A photograph as the model's normalised input, (1, 3, H, W)."""
+def _real_input(path: Optional[str], model: nn.Module, channels: int) -> Tensor:
+    """A photograph as the model's normalised input, (1, channels, H, W)."""
     import mmcv
     if path is None:
         from skimage import data
-        picture = mmcv.rgb2bgr(data.astronaut())
+        picture = to_bands(data.astronaut(), channels)
     else:
-        picture = mmcv.rgb2bgr(np.array(open_image(Path(path))))
+        picture = open_bands(Path(path), channels)
     picture = mmcv.imrescale(picture, (_SIDE, _SIDE))
+    picture = picture[..., None] if picture.ndim == 2 else picture  # OpenCV drops a single channel
     tensor = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
     preprocessor = model.data_preprocessor
-    tensor = tensor.flip(0) if converts_channels(preprocessor) else tensor
-    return ((tensor.float() - preprocessor.mean) / preprocessor.std)[None]
+    mean, std = constants(preprocessor)
+    tensor = tensor.flip(0) if channels == 3 and not converts_channels(preprocessor) else tensor
+    return ((tensor.float() - mean) / std)[None]
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
+from mmlk._types import type_of
 from mmlk.registry import HOOKS
 from mmlk.weights import WeightsError
 from mmlk.weights.read import read
@@ -304,10 +305,11 @@ class CheckpointHook(_CheckpointHook):
             self.file_backend.rmtree(path)
 
 
-def safe_hook(hook: Any) -> Any:
-    """A hook's config, in which :class:`CheckpointHook` has taken the place of mmengine's."""
-    stock = ('CheckpointHook', 'mmengine.CheckpointHook', _CheckpointHook)
-    return dict(hook, type='mmlk.CheckpointHook') if isinstance(hook, dict) and hook.get('type') in stock else hook
+def safe_hook(hook: Any, scope: Optional[str]) -> Any:
+    """A hook's config, in which :class:`CheckpointHook` has taken the place of mmengine's; ``scope`` is the config's
+    ``default_scope``."""
+    stock = isinstance(hook, dict) and type_of(hook, 'HOOKS', scope) is _CheckpointHook
+    return dict(hook, type='mmlk.CheckpointHook') if stock else hook
 
 
 def _validation_is_due(runner: Runner) -> bool:

@@ -46,7 +46,7 @@ class ResumableRunner(Runner):
 
     def register_hook(self, hook: Union[Hook, Dict], priority: Optional[Union[str, int]] = None) -> None:
         """Take mmlk's checkpoint hook for mmengine's."""
-        super().register_hook(safe_hook(hook), priority)
+        super().register_hook(safe_hook(hook, self.cfg.get('default_scope')), priority)
 
     def register_hooks(self, *args, **kwargs) -> None:
         """The config's, and the one that seeds each step."""

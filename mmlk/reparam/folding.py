@@ -7,6 +7,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .algebra import KernelBias, fold_bn, fold_bn_before, foldable
+from .merge import refresh
 
 _CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
 
@@ -28,6 +29,7 @@ def fold_norms(module: nn.Module, *inputs: Tensor) -> int:
         Exception: What ``torch.export`` raises when it cannot draw the graph. Nothing has been changed then.
     """
     module.eval()
+    refresh(module)
     with torch.no_grad():
         program = torch.export.export(module, inputs)
     signature = program.graph_signature

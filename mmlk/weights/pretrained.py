@@ -4,6 +4,7 @@ from typing import Any
 from mmengine.model import update_init_info
 from torch import nn
 
+from mmlk._types import scoped_name
 from mmlk.registry import WEIGHT_INITIALIZERS
 
 from .errors import WeightsError
@@ -11,8 +12,7 @@ from .load import load
 
 
 def _is_ours(init_cfg: Any) -> bool:
-    kind = init_cfg.get('type')
-    return kind is Pretrained or kind == 'mmlk.Pretrained'
+    return scoped_name(init_cfg) == 'mmlk.Pretrained'
 
 
 @WEIGHT_INITIALIZERS.register_module()

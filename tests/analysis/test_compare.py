@@ -210,6 +210,27 @@ def test_a_budget_keeps_the_shape_of_the_schedule(budget):
     assert cut.train_cfg.val_begin > budget and 1 <= cut.default_hooks.checkpoint.interval <= budget
 
 
+@pytest.mark.parametrize('wrap', [lambda one: one, lambda one: [one], lambda one: (one, ),
+                                  lambda one: dict(generator=one, discriminator=[one])])
+def test_schedulers_in_every_form_are_cut(wrap):
+    cfg = entry().cfg
+    cfg.param_scheduler = wrap(dict(type='PolyLR', power=1.0, begin=0, end=700, by_epoch=False))
+    compare.use_budget(cfg, 70)
+    found = list(compare._schedulers(cfg.param_scheduler))
+    assert len(found) in (1, 2) and all(scheduler['end'] == 70 for scheduler in found)
+    cfg.param_scheduler = None
+    compare.use_budget(cfg, 7)
+
+
+@pytest.mark.parametrize('hooks', [None, {}, dict(logger=None)])
+def test_a_budget_without_hooks_in_the_config(hooks):
+    cfg = entry().cfg
+    cfg.default_hooks = hooks
+    compare.use_budget(cfg, 40)
+    assert cfg.default_hooks.checkpoint.interval == 10 and not cfg.default_hooks.checkpoint.by_epoch
+    assert cfg.default_hooks.logger.interval == 4
+
+
 def test_a_budget_of_epochs():
     found = entry(DETECTOR)
     compare.use_budget(found.cfg, 3)
@@ -293,6 +314,30 @@ def test_a_run_that_was_cut_off_goes_on(tools, tmp_path):
     assert calls(tools)[3:] == ['test iter_4.pth']
     (tmp_path / 'run' / 'train' / 'iter_4.pth').unlink()  # a lost checkpoint
     assert not open_run(tmp_path / 'run').finished
+
+
+def test_a_checkpoint_that_was_overwritten_is_tested_again(tools, tmp_path):
+    given = tmp_path / 'given.pth'
+    given.write_text('first')
+
+    def open_given():
+        run = compare.Run(entry(), None, tmp_path / 'run')
+        run.entry.checkpoint = str(given)
+        run.open()
+        return run
+
+    open_given().carry_out(tools, lambda *tick: None)
+    assert open_given().finished and calls(tools) == ['test given.pth']
+    given.write_text('second, of another size')
+    assert not open_given().finished
+    open_given().carry_out(tools, lambda *tick: None)
+    assert open_given().finished and calls(tools) == ['test given.pth'] * 2
+    trained = open_run(tmp_path / 'trained')
+    trained.carry_out(tools, lambda *tick: None)
+    Path(trained.checkpoint).write_text('trained by something else')
+    again = open_run(tmp_path / 'trained')
+    again.carry_out(tools, lambda *tick: None)
+    assert again.finished and calls(tools)[2:] == ['train', 'test iter_4.pth', 'test iter_4.pth']
 
 
 def test_a_run_of_other_settings_is_refused(tools, tmp_path):

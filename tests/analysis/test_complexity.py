@@ -131,6 +131,103 @@ def test_operators_of_unknown_cost_are_named():
         count(Spectral(), (16, 16))
 
 
+class Does(nn.Module):
+    """A function of the image, and of tensors of ones of some shapes."""
+
+    def __init__(self, function, *shapes):
+        super().__init__()
+        self.function = function
+        self.tensors = nn.ParameterList(nn.Parameter(torch.ones(shape)) for shape in shapes)
+
+    def forward(self, x):
+        return self.function(x, *self.tensors)
+
+
+# On an image of (1, 3, 5, 7).
+@pytest.mark.parametrize('function, shapes, macs', [
+    (lambda x, v: x[0, 0] @ v, [(7, )], 35),  # mv
+    (lambda x, b, v: torch.addmv(b, x[0, 0], v), [(5, ), (7, )], 35),
+    (lambda x, v: torch.dot(x[0, 0, 0], v), [(7, )], 7),
+    (lambda x, v: torch.vdot(x[0, 0, 0], v), [(7, )], 7),
+    (lambda x, v: torch.inner(x, v), [(7, )], 105),
+    (lambda x, m, v: torch.addr(m, x[0, 0, 0], v), [(7, 4), (4, )], 28),
+    (lambda x, v: torch.outer(x[0, 0, 0], v), [(4, )], 0),  # a product of each pair: nothing is added
+    (lambda x, m, b: torch.addbmm(m, x[0], b), [(5, 4), (3, 7, 4)], 3 * 5 * 7 * 4),
+    (lambda x, m, b: torch.baddbmm(m, x[0], b), [(3, 5, 4), (3, 7, 4)], 3 * 5 * 7 * 4),
+    (lambda x, b, m: torch.addmm(b, x[0, 0], m), [(4, ), (7, 4)], 5 * 7 * 4),
+    (lambda x, m, n: torch.chain_matmul(x[0, 0], m, n), [(7, 2), (2, 9)], 5 * 7 * 2 + 5 * 2 * 9),
+    (lambda x, m, n: torch.linalg.multi_dot([x[0, 0], m, n]), [(7, 2), (2, 9)], 5 * 7 * 2 + 5 * 2 * 9),
+    (lambda x, m: torch.einsum('nchw,dc->ndhw', x, m), [(4, 3)], 4 * 3 * 35),
+    (lambda x, m: torch.einsum('nchw,kw->nchk', x, m), [(4, 7)], 3 * 5 * 7 * 4),
+    (lambda x, m: torch.tensordot(x, m, dims=2), [(5, 7, 4)], 3 * 35 * 4),
+    (lambda x, m: torch.nn.functional.bilinear(x[0], x[0], m), [(4, 7, 7)], 15 * (4 * 49 + 4 * 7)),
+    (lambda x: torch.nn.functional.grid_sample(x, x.new_zeros(1, 4, 4, 2), align_corners=False), [], 0),
+    (lambda x, q: torch.nn.functional.scaled_dot_product_attention(q, q, q), [(1, 2, 6, 8)], 2 * 2 * 6 * 6 * 8),
+])
+def test_products_cost_what_their_formula_says(function, shapes, macs):
+    assert count(Does(function, *shapes), (5, 7)).macs == macs
+
+
+FREE = [
+    nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(), nn.ELU(), nn.CELU(), nn.SELU(), nn.GELU(), nn.GELU('tanh'), nn.Hardswish(),
+    nn.Hardsigmoid(), nn.Hardtanh(), nn.Mish(), nn.Softplus(), nn.Softshrink(), nn.SiLU(), nn.Sigmoid(), nn.Tanh(),
+    nn.LogSigmoid(), nn.PReLU(4), nn.GLU(1), nn.Softmax(1), nn.LogSoftmax(1), nn.Softmax2d(), nn.RReLU(), nn.ReLU(True),
+    nn.SiLU(True), nn.Hardswish(True), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(8), nn.InstanceNorm2d(4),
+    nn.RMSNorm(8), nn.LocalResponseNorm(2), nn.Dropout(), nn.MaxPool2d(2), nn.AvgPool2d(3, 1), nn.LPPool2d(2, 2),
+    nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((3, 5)), nn.AdaptiveMaxPool2d(2),
+    nn.Upsample((9, 9), mode='bilinear'), nn.Upsample(scale_factor=2, mode='bicubic'), nn.Upsample(scale_factor=2),
+    nn.PixelShuffle(2), nn.PixelUnshuffle(2),
+    nn.ChannelShuffle(2), nn.Unfold(3), nn.ZeroPad2d(1), nn.ReflectionPad2d(1), nn.ReplicationPad2d(1),
+    nn.CircularPad2d(1), nn.Flatten(), nn.Identity()]
+
+
+@pytest.mark.parametrize('layer', FREE, ids=str)
+def test_what_the_conventions_leave_out_costs_nothing(layer):
+    assert count(layer, (8, 8), 4).macs == 0
+
+
+@pytest.mark.parametrize('function', [
+    lambda x: torch.cat([x, x.flip(1)]).roll(2, 3).transpose(1, 2)[:, 1:3].unsqueeze_(0).squeeze_(0).contiguous(),
+    lambda x: x[..., torch.arange(3, device=x.device)] + x.new_ones(3) * torch.linspace(0, 1, 3, device=x.device),
+    lambda x: x.masked_fill(x > 0, 1).cumsum(3).sort(3).values.topk(2, 3).indices / x.std() - x.var(1, True).mean(),
+    lambda x: x.clone().index_fill_(1, x.new_zeros(1, dtype=torch.long), 0).scatter_(
+        1, x.new_zeros(1, 1, 5, 7, dtype=torch.long), 1),
+    lambda x: torch.where(x > 0, x, x.tril()).repeat(2, 1, 1, 1).gather(3, x.new_zeros(2, 3, 5, 1, dtype=torch.long)),
+    lambda x: torch.nn.functional.normalize(x, dim=1).norm() + x.logsumexp(1).amax() + x.argmax(1) + x.median(),
+    lambda x: torch.nn.functional.embedding(x[0, 0].long(), x[0, 0]).permute(2, 0, 1).expand(2, 7, 5, 7)[0],
+])
+def test_moving_and_reducing_costs_nothing(function):
+    assert count(Does(function), (5, 7)).macs == 0
+
+
+def test_a_bilinear_layer_costs_its_two_products():
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bilinear = nn.Bilinear(7, 5, 4)
+
+        def forward(self, x):
+            return self.bilinear(x, x[..., :5])
+
+    assert count(Layer(), (6, 7)).macs == 3 * 6 * (4 * 7 * 5 + 4 * 7)
+
+
+@pytest.mark.parametrize('function, name', [
+    (lambda x: torch.cdist(x[0], x[0]), 'cdist'),
+    (lambda x: torch.cdist(x[0].repeat(1, 9, 1), x[0].repeat(1, 9, 1)), 'cdist|euclidean'),
+    (lambda x: torch.nn.functional.pdist(x[0, 0]), 'pdist'),
+    (lambda x: torch.linalg.inv(x[0, :, :3, :3]), 'linalg'),
+    (lambda x: torch.linalg.svd(x).U, 'svd'),
+    (lambda x: torch.linalg.solve(x[0, 0, :3, :3], x[0, 0, :3]), 'solve'),
+    (lambda x: torch.matrix_exp(x[0, :, :3, :3]), 'matrix_exp'),
+    (lambda x: torch.linalg.cross(x[..., :3], x[..., :3]), 'cross'),
+    (lambda x: torch.fft.fft(torch.complex(x, x)), 'fft'),
+])
+def test_what_has_no_formula_is_refused_by_name(function, name):
+    with pytest.raises(NotImplementedError, match=f'multiply-adds of .*({name})'):
+        count(Does(function), (5, 7))
+
+
 def at(tree, path):
     """The node of a module by its dotted name."""
     for name in path.split('.'):

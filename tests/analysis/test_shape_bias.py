@@ -1,6 +1,7 @@
 import json
 import runpy
 import sys
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,6 +83,29 @@ def test_the_mean_of_the_classes_decides():
     assert categorise(torch.cat([logits, logits.roll(267, 1)])) == ['knife', 'oven']
     with pytest.raises(ValueError, match=r'\(N, 1000\) are needed, got \(1, 21841\)'):
         categorise(torch.zeros(1, 21841))
+
+
+# WordNet's numbers of the classes of a category, model-vs-human, modelvshuman/helper/human_categories.py: those of
+# ImageNet-1K; and, of the two long lists, CRC-32 of the indices as that file has them, with commas between.
+SYNSETS = dict(
+    airplane='02690373', bear='02132136 02133161 02134084 02134418', bicycle='02835271 03792782',
+    boat='02951358 03344393 03662601 04273569 04612504',
+    bottle='02823428 03937543 03983396 04557648 04560804 04579145 04591713', car='02814533 03100240 04285008',
+    cat='02123045 02123159 02123394 02123597 02124075 02125311', chair='02791124 03376595 04099969 04429376',
+    clock='02708093 03196217 04548280', elephant='02504013 02504458', keyboard='03085013 04505470', knife='03041632',
+    oven='04111531', truck='03345487 03417042 03770679 03796401 03930630 03977966 04461696 04467665')
+LISTS = dict(bird=512222213, dog=201454366)
+
+
+def test_classes_are_those_of_the_categories():
+    """By an independent numbering: timm's list of ImageNet-1K says which synset has which index."""
+    from timm.data import ImageNetInfo
+    names = ImageNetInfo().label_names()
+    assert sorted([*SYNSETS, *LISTS]) == list(CATEGORIES)
+    for category, numbers in SYNSETS.items():
+        assert {names[index] for index in CATEGORIES[category]} == {f'n{number}' for number in numbers.split()}
+    for category, checksum in LISTS.items():
+        assert zlib.crc32(','.join(map(str, CATEGORIES[category])).encode()) == checksum
 
 
 def test_facts():

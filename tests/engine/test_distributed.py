@@ -286,6 +286,16 @@ def test_two_nodes_test_as_one_did(job, two):
     assert json.loads(found.read_text())['mIoU'] == pytest.approx(validated(two)['mIoU'], abs=0.011)
 
 
+def test_test_time_augmentation_by_a_launcher_is_that_of_one_process(job, two):
+    jobs = [bash('dist_test.sh', job / 'config.py', two / 'iter_2.pth', 1, '--work-dir', job / 'tta-launched', '--tta'),
+            start(sys.executable, 'tools/test.py', job / 'config.py', two / 'iter_2.pth', '--work-dir', job / 'tta',
+                  '--tta')]
+    codes, outputs = end(*jobs)
+    assert codes == [0, 0], outputs[0][-2000:] + outputs[1][-2000:]
+    found = [json.loads(path.read_text()) for name in ('tta-launched', 'tta') for path in (job / name).glob('*/*.json')]
+    assert len(found) == 2 and found[0]['mIoU'] == found[1]['mIoU'] and found[0]['aAcc'] == found[1]['aAcc']
+
+
 def test_one_process_goes_on_where_two_stopped(job, two):
     resume = dict(resume=True, load_from=str(two / 'iter_1.pth'), default_hooks=dict(
         batch_size=dict(type='mmlk.BatchSizeHook')))

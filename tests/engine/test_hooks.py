@@ -2,10 +2,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
+from mmengine.model import BaseTTAModel
 from torch import nn
 
+from mmlk.engine.hooks import network_of
 from mmlk.ops import set_memory_format
 from mmlk.registry import HOOKS
+from mmlk.reparam import ReparamLargeKernel, merge
+from tests.utils import fill, image, relative_error
 
 
 def stock_model():
@@ -73,3 +78,41 @@ def test_memory_format_hook_refuses():
         set_memory_format(nn.Identity(), 'fastest', 'fastest')
     with pytest.raises(ValueError, match='Linear has none'):
         HOOKS.build(dict(type='mmlk.MemoryFormatHook')).before_run(SimpleNamespace(model=nn.Linear(1, 1)))
+
+
+def test_the_network_is_found_in_any_wrappers():
+    class Augmented(BaseTTAModel):
+        def merge_preds(self, data_samples_list):
+            return data_samples_list
+
+    model = stock_model()
+    model.test_step, model.module = None, nn.Identity()  # a module of its own of that name is no wrapper's
+    for wrapped in (model, Augmented(model), nn.DataParallel(model), nn.DataParallel(Augmented(model))):
+        assert network_of(wrapped) is model
+
+
+class AveragesToo(EMAHook):
+    """A hook of somebody's own."""
+
+
+@pytest.mark.parametrize('averaging', [EMAHook, AveragesToo])
+@pytest.mark.parametrize('update_buffers', [True, False])
+def test_averaged_weights_are_what_is_merged(averaging, update_buffers):
+    def block(seed):
+        return fill(ReparamLargeKernel(4, 7, 3, nn.BatchNorm2d), seed)
+
+    model, averaged, x = block(0), block(1), image(1, 4, 9, 9)
+    hooks = [HOOKS.build(dict(type='mmlk.MergeBranchesHook')), averaging(update_buffers=update_buffers)]
+    runner = SimpleNamespace(model=model, hooks=hooks, _hooks=hooks)
+    hooks[1].before_run(runner)
+    hooks[1].ema_model.module.load_state_dict(averaged.state_dict())
+    if not update_buffers:  # the statistics stay those of the model itself
+        averaged.load_state_dict({**averaged.state_dict(), **dict(model.named_buffers())})
+    expected = merge(averaged)(x)
+    for step in ('before_test', 'before_test_epoch'):
+        for hook in runner._hooks:
+            getattr(hook, step)(runner)
+    assert model.merged and relative_error(model(x), expected) < 1e-6
+    for hook in runner._hooks:
+        hook.after_test_epoch(runner)
+    assert relative_error(model(x), expected) < 1e-6

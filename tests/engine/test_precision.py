@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch._dynamo
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -101,19 +102,31 @@ def test_detectors_train_and_test_in_bfloat16(name, tmp_path):
 
 
 def test_compile_trains_and_tests(data, tmp_path):
-    """A step of checkpointed blocks and a test, equal to the same without; aot_eager compiles sooner than inductor."""
-    results = {}
+    """A step of checkpointed blocks and a test, equal to the same without. aot_eager compiles sooner than inductor, and
+    that something was compiled is asked of what counts it."""
+    results, compiled_graphs = {}, {}
     for name, settings in dict(eager={}, compiled=dict(compile=dict(backend='aot_eager'))).items():
         cfg = tiny(data, tmp_path / name, 1)
         assert cfg.model.backbone.with_cp
         cfg.model.backbone.update(out_indices=(1, ), arch=dict(cfg.model.backbone.arch, layers=(1, 1, 1, 1)))
         cfg.model.decode_head = dict(cfg.model.auxiliary_head, in_index=0, in_channels=16)
         cfg.model.pop('auxiliary_head')
-        cfg.optim_wrapper.optimizer = dict(type='AdamW', lr=0.01, eps=1.0)  # so that rounding does not turn a sign
+        # in proportion to the gradient, so that rounding does not turn a sign
+        cfg.optim_wrapper.optimizer = dict(type='SGD', lr=0.1)
         cfg.merge_from_dict(settings)
-        Runner.from_cfg(cfg).train()
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        runner = Runner.from_cfg(cfg)
+        before = {key: value.clone() for key, value in runner.model.state_dict().items()}
+        runner.train()
+        compiled_graphs[name] = torch._dynamo.utils.counters['stats']['unique_graphs']
         cfg.merge_from_dict(dict(load_from=str(tmp_path / name / 'iter_1.pth'), experiment_name=f'{name}-test'))
         results[name] = read(tmp_path / name, 1)['state_dict'], Runner.from_cfg(cfg).test()
     (state, metrics), (expected, expected_metrics) = results['compiled'], results['eager']
+    assert compiled_graphs['compiled'] > 0 == compiled_graphs['eager']
     assert_same_state(state, expected, 2e-5)
-    assert metrics == pytest.approx(expected_metrics, abs=0.011, nan_ok=True)
+    # and the step was longer than what is tolerated, so that another gradient would have been seen
+    steps = [(expected[key] - before[key]).abs().max() for key in expected if key.endswith('conv.weight')]
+    assert torch.stack(steps).median() > 1e-4
+    assert all(math.isfinite(value) for value in expected_metrics.values())
+    assert metrics == pytest.approx(expected_metrics, abs=0.011)

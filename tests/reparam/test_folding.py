@@ -64,3 +64,27 @@ def test_frozen_weights_stay_frozen():
     net = fill(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4))).requires_grad_(False)
     fold_norms(net, image(1, 3, 4, 4))
     assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm.*is deprecated')
+@pytest.mark.filterwarnings('ignore:The tensor attribute')
+@pytest.mark.parametrize('compute, layer', [
+    (nn.utils.weight_norm, 0), (nn.utils.weight_norm, 1), (nn.utils.spectral_norm, 0),
+    (nn.utils.parametrizations.weight_norm, 0), (nn.utils.parametrizations.weight_norm, 1),
+    (nn.utils.parametrizations.spectral_norm, 0)])
+def test_computed_weights_are_folded_as_they_are_now_or_left(compute, layer):
+    net, x = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)), image(2, 4, 9, 10)
+    compute(net[layer])
+    fill(net).eval()
+    with torch.no_grad():
+        net(x)
+        for parameter in net.parameters():
+            parameter += 0.5 * image(*parameter.shape, seed=1)
+        expected = net(x)
+        for parameter in net.parameters():
+            parameter -= 0.1
+        net(x)
+        for parameter in net.parameters():
+            parameter += 0.1
+        fold_norms(net, x)
+        assert relative_error(net(x), expected) < 1e-5

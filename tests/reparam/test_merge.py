@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from mmlk.backbones import RepLKNet
 from mmlk.reparam import ReparamLargeKernel, merge
@@ -98,3 +99,46 @@ def test_a_norm_that_cannot_be_folded_is_refused_before_anything_changes():
     with pytest.raises(ValueError, match="cannot merge 'stages.0.blocks.0.large_kernel': GroupNorm"):
         merge(net, inplace=True)
     assert list(net.state_dict()) == keys
+
+
+def parametrized(conv, kind):
+    """The convolution with a weight that something computes."""
+    if kind == 'pruned':
+        return prune.random_unstructured(conv, 'weight', 0.5)
+    old = dict(weight_norm=nn.utils.weight_norm, spectral_norm=nn.utils.spectral_norm)
+    new = dict(parametrized_weight_norm=parametrizations.weight_norm,
+               parametrized_spectral_norm=parametrizations.spectral_norm, orthogonal=parametrizations.orthogonal)
+    return {**old, **new}[kind](conv)
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm.*is deprecated')
+@pytest.mark.parametrize('inplace', [True, False])
+@pytest.mark.parametrize('kind', ['weight_norm', 'spectral_norm', 'pruned', 'parametrized_weight_norm',
+                                  'parametrized_spectral_norm', 'orthogonal'])
+def test_computed_weights_are_folded_as_they_are_now(kind, inplace):
+    """After a step of training and after loading, when the last forward pass was of other weights."""
+    block = fill(ReparamLargeKernel(6, 7, 3, nn.BatchNorm2d))
+    for branch in (block.lkb_origin, block.small_conv):
+        parametrized(branch.conv, kind)
+    x = image(2, 6, 11, 12)
+    block.train()(x).square().mean().backward()
+    for parameter in block.parameters():
+        parameter.data += 0.5 * image(*parameter.shape, seed=1)
+    state = {name: value.clone() for name, value in block.state_dict().items()}
+    merged = merge(block, inplace=inplace)
+    expected = fill(ReparamLargeKernel(6, 7, 3, nn.BatchNorm2d))
+    for branch in (expected.lkb_origin, expected.small_conv):
+        parametrized(branch.conv, kind)
+    expected.load_state_dict(state)
+    with torch.no_grad():
+        assert relative_error(merged(x), expected.eval()(x)) < 2e-6
+    assert merged.lkb_reparam.weight.requires_grad and merged.lkb_reparam.weight.is_leaf
+    assert not list(merged.lkb_reparam.buffers()) and not merged.lkb_reparam._forward_pre_hooks
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm.*is deprecated')
+def test_computed_weights_of_frozen_branches_stay_frozen():
+    block = ReparamLargeKernel(6, 7, 3, nn.BatchNorm2d)
+    for branch in (block.lkb_origin, block.small_conv):
+        nn.utils.weight_norm(branch.conv)
+    assert not merge(block.requires_grad_(False)).lkb_reparam.weight.requires_grad
