@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 
 from .backends import Backend, Problem, get
 from .backends.base import given_dtypes
-from .backends.native import conv2d_same, convolution_gradients
+from .backends.native import conv2d_same, plain_gradients
 from .choice import choose, choose_gradients, choose_training
 from .layout import exporting
 
@@ -104,6 +104,11 @@ def _packs_saved_tensors() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
+def _batched(grad: Tensor) -> bool:
+    """Whether it stands for several gradients, which ``is_grads_batched`` and ``torch.vmap`` put into one tensor."""
+    return _transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
 class _DepthwiseConv2d(torch.autograd.Function):
 
     @staticmethod
@@ -123,9 +128,10 @@ class _DepthwiseConv2d(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, *kept = ctx.saved_tensors
         for_input, for_weight, for_bias, *_ = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph: only PyTorch's own gradients can be differentiated again
-            grad_x, grad_w = convolution_gradients(grad, x if for_weight else None, weight if for_input else None,
-                                                   Problem.of(x, weight))
+        # create_graph, is_grads_batched: only PyTorch's own gradients can be differentiated again, or mapped over
+        if torch.is_grad_enabled() or _batched(grad):
+            grad_x, grad_w = plain_gradients(grad, x if for_weight else None, weight if for_input else None,
+                                             Problem.of(x, weight))
         else:
             methods = ctx.methods or _gradient_methods(grad, x, weight, ctx.backend, for_input, for_weight)
             grad_x, grad_w = _gradients(grad, x, weight, methods, kept)
@@ -154,6 +160,32 @@ def _backward_operator(grad: Tensor, x: Tensor, weight: Tensor, backend: Optiona
 def _(grad, x, weight, backend, for_input, for_weight):
     return (torch.empty_like(x, memory_format=Problem.of(x, weight).memory_format) if for_input else x.new_empty(0),
             torch.empty_like(weight, memory_format=torch.contiguous_format) if for_weight else x.new_empty(0))
+
+
+def _setup_backward_context(ctx, inputs, output):
+    grad, x, weight, ctx.backend, *ctx.taken = inputs
+    ctx.save_for_backward(grad, x, weight)
+
+
+def _operator_second_backward(ctx, for_grad_x, for_grad_w):
+    """The input's gradient is linear in grad and weight, the weight's in grad and x, and each is the adjoint of the
+    forward pass in one of them: so are their own gradients."""
+    grad, x, weight = ctx.saved_tensors
+    u, v = (t if taken else None for t, taken in zip((for_grad_x, for_grad_w), ctx.taken))
+    of_grad, of_x, of_weight, *_ = ctx.needs_input_grad
+
+    def total(*terms):
+        terms = [term for term in terms if term is not None]
+        return sum(terms[1:], terms[0]) if terms else None
+
+    return (total(None if u is None else _operator(u, weight, None, ctx.backend),
+                  None if v is None else _operator(x, v, None, ctx.backend)) if of_grad else None,
+            None if v is None or not of_x else _backward_operator(grad, x, v, ctx.backend, True, False)[0],
+            None if u is None or not of_weight else _backward_operator(grad, u, weight, ctx.backend, False, True)[1],
+            None, None, None)
+
+
+_backward_operator.register_autograd(_operator_second_backward, setup_context=_setup_backward_context)
 
 
 def _setup_context(ctx, inputs, output):

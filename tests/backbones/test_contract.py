@@ -203,6 +203,14 @@ def test_with_cp_takes_a_second_backward_through_the_same_graph(family):
         assert torch.equal(buffer, buffers[name]), name
 
 
+def test_a_batch_of_no_images(family):
+    net, full = fill(build(family)).eval(), fill(build(family)).eval()
+    outs = net(torch.zeros(0, 3, 64, 96))
+    assert [out.shape for out in outs] == [(0, *out.shape[1:]) for out in full(torch.zeros(1, 3, 64, 96))]
+    sum(out.sum() for out in outs).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in net.parameters() if p.requires_grad)
+
+
 def test_merged_form_loads_and_equals(family):
     net = fill(build(family)).train()
     merged = merge(net)

@@ -33,7 +33,7 @@ class _Plan(Plan):
     def _space(self, kind, outer):
         """A workspace (*outer, *lengths), and the same as real numbers (*outer, *lengths, 2)."""
         if (kind, outer) not in self.spaces:
-            self.spaces[kind, outer] = torch.zeros(*outer, *self.lengths, dtype=self.dtype.to_complex())
+            self.spaces[kind, outer] = torch.zeros(*outer, *self.lengths, dtype=self.dtype.to_complex(), device='cpu')
         return self.spaces[kind, outer], torch.view_as_real(self.spaces[kind, outer])
 
     def _pack(self, kind, x, top, left, first):

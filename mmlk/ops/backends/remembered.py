@@ -25,7 +25,8 @@ class _Entry(NamedTuple):
 @lru_cache(maxsize=256)
 def _directions(taps: int, dtype: torch.dtype) -> Tensor:
     """(2, taps), each of magnitude 1 to 2 and random sign, so that no tap goes unseen."""
-    values = torch.rand(2, taps, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    generator = torch.Generator('cpu').manual_seed(0)
+    values = torch.rand(2, taps, generator=generator, dtype=torch.float64, device='cpu') * 2 - 1
     return (values + values.sign()).to(dtype)
 
 
