@@ -231,14 +231,15 @@ def test_the_compilers_operator_can_be_differentiated_twice():
         assert torch.autograd.gradgradcheck(run, (*leaves, bias))
 
 
-def test_half_precision_gradients_of_a_graph_that_is_kept_are_as_exact_as_others():
-    x, weight, _ = tensors((1, 2, 40, 40, 31, 31), torch.bfloat16)
-    grad = torch.randn(1, 2, 40, 40).bfloat16()
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_gradients_of_a_graph_that_is_kept_are_as_exact_as_others(dtype):
+    x, weight, _ = tensors((1, 2, 40, 40, 31, 31), dtype)
+    grad = torch.randn(1, 2, 40, 40).to(dtype)
     wanted = [t.detach().double().requires_grad_() for t in (x, weight)]
     expected = torch.autograd.grad(depthwise_conv2d_reference(*wanted), wanted, grad.double())
     ours = torch.autograd.grad(depthwise_conv2d(x, weight), (x, weight), grad, create_graph=True)
     for a, b in zip(ours, expected):
-        assert a.dtype == torch.bfloat16 and relative_error(a, b) < TOLERANCE[torch.bfloat16]
+        assert a.dtype == dtype and relative_error(a, b) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize('backend', [*ON_CPU, None])
