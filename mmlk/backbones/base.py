@@ -1,6 +1,6 @@
 """What every backbone shares: argument checks, freezing, checkpointing, stage and layer ids."""
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
@@ -119,17 +119,24 @@ def check_kernels(arch: Dict[str, Any], key: str, small_kernel: Optional[int] = 
                          f'of {key} {tuple(kernels)}')
 
 
-@contextmanager
-def _statistics_kept(module: nn.Module):
-    """Run without touching BatchNorm's running statistics: a recomputed forward must not count its batch twice."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    before = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
-    for m in norms:
-        m.momentum = 0.0
-    try:
-        yield
-    finally:
-        for m, (momentum, count) in zip(norms, before):
+class _StatisticsKept:
+    """Run without touching BatchNorm's running statistics: a recomputed forward must not count its batch twice.
+
+    A graph that is kept is recomputed in every backward pass through it, in this one context: it can be entered again
+    and again, which a generator cannot.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+    def __enter__(self) -> None:
+        self.before = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone())
+                       for m in self.norms]
+        for m in self.norms:
+            m.momentum = 0.0
+
+    def __exit__(self, *_) -> None:
+        for m, (momentum, count) in zip(self.norms, self.before):
             m.momentum = momentum
             if count is not None:
                 m.num_batches_tracked.copy_(count)
@@ -278,5 +285,5 @@ class BaseBackbone(BaseModule):
         """``block(x)``, recomputed in backward when ``with_cp``; a compiler decides by itself what it recomputes."""
         if self.with_cp and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return checkpoint(block, x, use_reentrant=False,
-                              context_fn=lambda: (nullcontext(), _statistics_kept(block)))
+                              context_fn=lambda: (nullcontext(), _StatisticsKept(block)))
         return block(x)

@@ -69,6 +69,8 @@ def global_filter2d(x: Tensor, weight: Tensor) -> Tensor:
     if x.dim() != 4 or weight.dim() != 4 or weight.shape[0] != x.shape[1] or weight.shape[3] != 2:
         raise ValueError('global_filter2d takes a map (N, C, H, W) and a filter (C, h, w, 2), '
                          f'got {tuple(x.shape)} and {tuple(weight.shape)}')
+    if not symbolic(*x.shape) and not x.numel():  # there is no FFT of nothing; its gradients are zeros
+        return x * weight.sum().to(x.dtype)
     size = tuple(x.shape[2:])
     dtype = torch.promote_types(x.dtype, torch.float32)
     response = torch.view_as_complex(resize_filter(weight.to(dtype), spectrum_size(size)))

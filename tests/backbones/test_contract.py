@@ -190,6 +190,27 @@ def test_with_cp_gives_the_same_gradients_and_statistics(family):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)  # a backend may be chosen between
 
 
+def test_with_cp_takes_a_second_backward_through_the_same_graph(family):
+    net = fill(build(family, with_cp=True)).train()
+    loss = sum((m**2).mean() for m in net(image(2, 3, 64, 48)))
+    buffers, parameters = copy.deepcopy(dict(net.named_buffers())), [p for p in net.parameters() if p.requires_grad]
+    first, second = (torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for _ in range(2))
+    loss.backward()
+    for once, again, p in zip(first, second, parameters):
+        torch.testing.assert_close(again, once)
+        torch.testing.assert_close(p.grad, once)
+    for name, buffer in net.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+
+
+def test_a_batch_of_no_images(family):
+    net, full = fill(build(family)).eval(), fill(build(family)).eval()
+    outs = net(torch.zeros(0, 3, 64, 96))
+    assert [out.shape for out in outs] == [(0, *out.shape[1:]) for out in full(torch.zeros(1, 3, 64, 96))]
+    sum(out.sum() for out in outs).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in net.parameters() if p.requires_grad)
+
+
 def test_merged_form_loads_and_equals(family):
     net = fill(build(family)).train()
     merged = merge(net)

@@ -1,4 +1,6 @@
 """The operator's numbers: every backend against the float64 reference, and the properties of a convolution."""
+from functools import lru_cache
+
 import pytest
 import torch
 
@@ -38,6 +40,38 @@ def test_equals_reference_with_all_gradients(backend, shape, dtype, poisoned):
     out.backward(grad)
     for name, ours, theirs in zip(('output', 'input', 'weight', 'bias'), [out, *(t.grad for t in leaves)], expected):
         assert ours.dtype == dtype, name
+        assert relative_error(ours, theirs) < TOLERANCE[dtype], name
+
+
+@lru_cache
+def on_a_real_map(height, width):
+    """Input, weight, bias and output's gradient whose numbers every dtype holds, and the reference's output and
+    gradients of them. The biases are as large as those of a merged network."""
+
+    def numbers(*shape):
+        return (torch.randn(shape, dtype=torch.float64).clamp(-3.9, 3.9) * 64).round() / 64
+
+    torch.manual_seed(0)
+    leaves = [numbers(1, 2, height, width), numbers(2, 1, 31, 13), torch.tensor([100, -7.5], dtype=torch.float64)]
+    grad = numbers(1, 2, height, width)
+    wanted = [t.clone().requires_grad_() for t in leaves]
+    out = depthwise_conv2d_reference(*wanted)
+    return leaves, grad, [out.detach(), *torch.autograd.grad(out, wanted, grad)]
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize('size', [(128, 128), (200, 304)], ids=str)
+@pytest.mark.parametrize('backend', [*ON_CPU, None])
+def test_real_map_sizes_and_biases(backend, size, dtype):
+    if backend == 'dft' and size[1] > 160:
+        pytest.skip('its transforms run up to a length of 160')
+    leaves, grad, expected = on_a_real_map(*size)
+    leaves = [t.to(dtype).requires_grad_() for t in leaves]
+    out = depthwise_conv2d(*leaves, backend=backend)
+    results = [out, *torch.autograd.grad(out, leaves, grad.to(dtype))]
+    with torch.no_grad():
+        results.append(depthwise_conv2d(*leaves, backend=backend))
+    for name, ours, theirs in zip(('output', 'input', 'weight', 'bias', 'inference'), results, [*expected, expected[0]]):
         assert relative_error(ours, theirs) < TOLERANCE[dtype], name
 
 

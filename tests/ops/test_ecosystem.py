@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from mmlk.ops import DepthwiseConv2d, depthwise_conv2d, replace_depthwise
-from mmlk.ops.backends import get
+from mmlk.ops.backends import dft, get, remembered
 from mmlk.ops.reference import depthwise_conv2d_reference
 from tests.ops.cases import ON_CPU, TOLERANCE, tensors
 from tests.utils import relative_error
@@ -154,7 +154,7 @@ def test_checkpointing_goes_on_when_the_method_changes_in_between(monkeypatch):
     plain = nn.functional.conv2d(x, weight, padding=6, groups=4)
     expected = torch.autograd.grad(plain.sin().square().sum(), (x, weight))
     names = iter(['native', 'fft'])  # in the forward pass, and measured to be faster before the recomputation
-    monkeypatch.setattr('mmlk.ops.depthwise.choose', lambda step, problem, run: (get(next(names), problem), ''))
+    monkeypatch.setattr('mmlk.ops.depthwise.choose', lambda step, problem, run, weight: (get(next(names), problem), ''))
     out = checkpoint(lambda *inputs: depthwise_conv2d(*inputs).sin(), x, weight, use_reentrant=False)
     for gradient, reference in zip(torch.autograd.grad(out.square().sum(), (x, weight)), expected):
         assert relative_error(gradient, reference) < 1e-5
@@ -198,6 +198,64 @@ def test_function_transforms_and_forward_mode():
     with forward_ad.dual_level():
         value = loss(forward_ad.make_dual(weight, direction), x[0])
         assert relative_error(forward_ad.unpack_dual(value).tangent, along) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('backend', [*ON_CPU, None])
+def test_several_gradients_at_once(backend, memory_format):
+    x, weight, bias = (t.detach().requires_grad_() for t in tensors((2, 3, 8, 9, 5, 6)))
+    out = depthwise_conv2d(x.contiguous(memory_format=memory_format), weight, bias, backend=backend)
+    grads = torch.randn(4, *out.shape)
+    at_once = torch.autograd.grad(out, (x, weight, bias), grads, is_grads_batched=True, retain_graph=True)
+    each = zip(*(torch.autograd.grad(out, (x, weight, bias), grad, retain_graph=True) for grad in grads))
+    for ours, theirs in zip(at_once, each):
+        assert relative_error(ours, torch.stack(theirs)) < TOLERANCE[torch.float32]
+
+    def function(weight, bias):
+        return depthwise_conv2d(x[:1, :, :3, :3].detach(), weight, bias, backend=backend)
+
+    for ours, theirs in zip(*(torch.autograd.functional.jacobian(function, (weight, bias), vectorize=vectorize)
+                              for vectorize in (True, False))):
+        assert relative_error(ours, theirs) < TOLERANCE[torch.float32]
+
+
+def test_the_compilers_operator_can_be_differentiated_twice():
+    x, weight, bias = tensors((2, 2, 4, 3, 3, 4), torch.float64)
+
+    def run(*args):
+        return torch.ops.mmlk.depthwise_conv2d(*args, 'fft')
+
+    assert torch.autograd.gradgradcheck(run, (x, weight, bias))
+    for learn in ((True, False), (False, True)):
+        leaves = [t.detach().requires_grad_(need) for t, need in zip((x, weight), learn)]
+        assert torch.autograd.gradgradcheck(run, (*leaves, bias))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_gradients_of_a_graph_that_is_kept_are_as_exact_as_others(dtype):
+    x, weight, _ = tensors((1, 2, 40, 40, 31, 31), dtype)
+    grad = torch.randn(1, 2, 40, 40).to(dtype)
+    wanted = [t.detach().double().requires_grad_() for t in (x, weight)]
+    expected = torch.autograd.grad(depthwise_conv2d_reference(*wanted), wanted, grad.double())
+    ours = torch.autograd.grad(depthwise_conv2d(x, weight), (x, weight), grad, create_graph=True)
+    for a, b in zip(ours, expected):
+        assert a.dtype == dtype and relative_error(a, b) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize('backend', [*ON_CPU, None])
+def test_another_default_device_leaves_no_trace(backend):
+    for cached in (dft._waves, dft._analysis, dft._synthesis, remembered._directions):
+        cached.cache_clear()
+    remembered.forget()
+    x, weight, bias = tensors((2, 3, 12, 10, 7, 9))
+    for device in ('meta', 'cpu'):
+        with torch.device(device):
+            for _ in range(2):  # the second inference takes the marks of the weight
+                with torch.no_grad():
+                    out = depthwise_conv2d(x, weight, bias, backend=backend)
+                assert relative_error(out, depthwise_conv2d_reference(x, weight, bias)) < TOLERANCE[torch.float32]
+            out = depthwise_conv2d(x, weight, bias, backend=backend)
+            assert all(g.device.type == 'cpu' for g in torch.autograd.grad(out, (x, weight, bias), x.detach()))
 
 
 def test_frozen_weights_and_inference_mode():

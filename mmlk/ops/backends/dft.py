@@ -38,8 +38,8 @@ class _Samples(NamedTuple):
 @lru_cache(maxsize=64)
 def _waves(samples: _Samples):
     """Cosines and sines, (frequencies, count) each, in float64."""
-    frequencies = torch.arange(samples.length // 2 + 1)
-    positions = samples.start + samples.step * torch.arange(samples.count)
+    frequencies = torch.arange(samples.length // 2 + 1, device='cpu')
+    positions = samples.start + samples.step * torch.arange(samples.count, device='cpu')
     angles = (frequencies[:, None] * positions % samples.length).double() * (2 * torch.pi / samples.length)
     return angles.cos(), angles.sin()
 
@@ -62,7 +62,7 @@ def _synthesis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
     """(left, right): ``right @ (Z+ above Z-)`` is A above B, ``left @ (A, B in turn)`` is the map at those samples."""
     halves = []
     for samples in (rows, columns):
-        share = torch.full((samples.length // 2 + 1, 1), 2 / samples.length, dtype=torch.float64)
+        share = torch.full((samples.length // 2 + 1, 1), 2 / samples.length, dtype=torch.float64, device='cpu')
         share[0] /= 2
         if samples.length % 2 == 0:
             share[-1] /= 2

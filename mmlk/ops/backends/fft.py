@@ -75,7 +75,8 @@ class _Plan(Plan):
 
     def output(self, spectrum, out, bias=None):
         if bias is not None:
-            spectrum[..., 0, 0] += bias * self.area  # the sum of all pixels
+            # the sum of all pixels, which is past the range of float16 on any large map
+            spectrum[..., 0, 0] += bias.to(self.dtype) * self.area
         out.copy_(self._window(spectrum, *self.after, *out.shape[-2:]))
 
     def grad_input(self, spectrum, out):
