@@ -102,7 +102,7 @@ def missing(cfg: dict, splits: Sequence[str] = SPLITS) -> List[Problem]:
                            for what, key in _lost_of(dataset, cfg.get('default_scope'))]
             except Exception as error:  # the dataset's own code
                 refused.setdefault(explain_refusal(dataset, error), []).append(where)
-        for where, evaluator in _evaluators(cfg, split):
+        for where, evaluator in evaluators(cfg, split):
             ann_file = evaluator.get('ann_file')
             if ann_file and not _is_remote(evaluator, ann_file) and not osp.isfile(ann_file):
                 losses.append(_Loss(f'no file {ann_file}', f'{where}.ann_file', root, layout))
@@ -158,8 +158,8 @@ def explain_refusal(dataset: dict, error: Exception) -> str:
     why = ' '.join(str(error).split()) or type(error).__name__
     if 'is not a subset of classes' in why:
         return (f"{type_name(dataset)} knows only its own classes, and metainfo.classes names others. For these, take "
-                "type='BaseSegDataset' with the img_suffix, seg_map_suffix and reduce_zero_label of your files; to keep "
-                "the class's own, delete metainfo (where a base config has it: metainfo=dict(_delete_=True))")
+                "type='BaseSegDataset' with the img_suffix, seg_map_suffix and reduce_zero_label of your files; to "
+                "keep the class's own, delete metainfo (where a base config has it: metainfo=dict(_delete_=True))")
     if 'palette does not match classes' in why:
         count, own = len(metainfo.get('palette') or ()), 'palette' in metainfo
         source = f'metainfo.palette has {count} colours' if own else f'the palette of {type_name(dataset)} stays'
@@ -186,7 +186,7 @@ def _unwrap(where: str, dataset: dict) -> Iterator[Tuple[str, dict]]:
         yield where, dataset
 
 
-def _evaluators(cfg: dict, split: str) -> Iterator[Tuple[str, dict]]:
+def evaluators(cfg: dict, split: str) -> Iterator[Tuple[str, dict]]:
     evaluator = cfg.get(f'{split}_evaluator') or []
     if isinstance(evaluator, (list, tuple)):
         yield from ((f'{split}_evaluator.{place}', part) for place, part in enumerate(evaluator))

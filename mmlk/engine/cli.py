@@ -148,12 +148,14 @@ def is_detection(cfg: Config) -> bool:
 
 
 def preflight(cfg: Config, splits: Sequence[str]) -> None:
-    """End the program with one message when files that a run needs are not there, or annotations would run code."""
+    """End the program with one message when files that a run needs are not there, settings contradict the datasets, or
+    annotations would run code."""
     from mmlk.datasets.check import datasets, missing
+    from mmlk.datasets.settings import conflicts
     for where, dataset in (found for split in splits for found in datasets(cfg, split)):
         for key in ('ann_file', 'proposal_file'):
             if str(dataset.get(key) or '').lower().endswith(_PROGRAMS):
                 fail(f'{where}.{key} is {dataset[key]}, which runs code as mmengine reads it; make it a JSON file')
-    problems = missing(cfg, splits)
+    problems = missing(cfg, splits) or conflicts(cfg, splits)
     if problems:
         fail('\n\n'.join(str(problem) for problem in problems))
