@@ -165,7 +165,10 @@ def _loops(cfg: dict, splits: Sequence[str]) -> Iterator[Problem]:
                     f"{', ' + cure if split == 'train' else ''}"))
 
 
-def needs_labels(cfg: dict, split: str) -> bool:
-    """Whether what is evaluated on a split compares with label maps."""
-    return any(type_name(evaluator) == 'IoUMetric' and not evaluator.get('format_only')
-               for _, evaluator in evaluators(cfg, split))
+def use_of(cfg: dict, split: str) -> str:
+    """What a split is for: to ``'train'``, to ``'evaluate'`` against label maps, or to ``'predict'`` something else."""
+    if split == 'train':
+        return split
+    compared = any(type_name(evaluator) == 'IoUMetric' and not evaluator.get('format_only')
+                   for _, evaluator in evaluators(cfg, split))
+    return 'evaluate' if compared else 'predict'

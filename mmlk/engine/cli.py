@@ -104,9 +104,9 @@ def build_runner(cfg: Config):
     from mmengine import registry
 
     from mmlk.engine import ResumableRunner
-    hooks, check = cfg.get('custom_hooks') or [], dict(type='mmlk.CheckLabelsHook')
-    if not is_detection(cfg) and check not in hooks:
-        cfg.custom_hooks = [*hooks, check]
+    hooks = cfg.get('custom_hooks') or []
+    checks = [dict(type='mmlk.CheckSamplesHook'), *([] if is_detection(cfg) else [dict(type='mmlk.CheckLabelsHook')])]
+    cfg.custom_hooks = [*hooks, *(check for check in checks if check not in hooks)]
     try:
         use_gloo(cfg)
     except ValueError as error:
