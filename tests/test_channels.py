@@ -17,7 +17,6 @@ from mmlk.engine.hooks import CheckLabelsHook
 from mmlk.engine.loading import DataError
 from mmlk.engine.merging import merge_checkpoint
 from mmlk.reparam import merge
-from tests.backbones.test_contract import TINY
 from tests.test_training import CONFIGS, shrink_model
 from tests.utils import fill, relative_error
 

@@ -2,7 +2,7 @@
 import difflib
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, List, Optional, Sequence, Type
 
 import numpy as np
 import torch

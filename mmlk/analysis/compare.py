@@ -3,7 +3,6 @@
 A comparison's folder holds, for each config and seed, ``runs/CONFIG/seed0/`` with the whole config that is trained,
 logs and ``run.json``, which says what is done. What is done is not done again; a run of other settings is refused.
 """
-import copy
 import itertools
 import json
 import platform

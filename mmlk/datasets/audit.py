@@ -4,7 +4,6 @@ The files are taken for untrusted: whatever cannot be read becomes a finding, ne
 """
 import copy
 import json
-import math
 import os
 import os.path as osp
 from collections import defaultdict

@@ -1,9 +1,14 @@
-"""Is the data that a config asks for there? Answered before anything is built, without opening an image."""
+"""Is the data that a config asks for there? Asked of the dataset classes themselves, without opening an image."""
+import contextlib
+import copy
+import importlib
+import inspect
+import io
 import os
 import os.path as osp
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from mmlk._types import type_name
 
@@ -16,7 +21,7 @@ class Layout:
     title: str
     tree: str
     source: str
-    suffixes: Dict[str, str]  # by key of data_prefix, where the config itself names none
+    suffixes: Dict[str, str]  # of the dataset class of that name, by key of data_prefix
 
 
 LAYOUTS = {
@@ -73,23 +78,32 @@ class _Loss(NamedTuple):
 
 
 def missing(cfg: dict, splits: Sequence[str] = SPLITS) -> List[Problem]:
-    """Folders and files that the config's datasets and evaluators name and that are not there.
+    """Folders and files that the config's datasets and evaluators name and that are not there, and datasets that cannot
+    be built.
 
-    Looks through dataset wrappers. Leaves out paths on remote storage (``backend_args``, or ``://`` in them).
+    Each dataset is built as a run will build it, but for its pipeline and its list of samples, and asked for its
+    folders and suffixes. Looks through dataset wrappers. Leaves out paths on remote storage (``backend_args``, or
+    ``://`` in them).
 
     Args:
-        cfg: A whole config of mmseg or mmdet.
+        cfg: A whole config of mmseg or mmdet, with ``default_scope``.
         splits: Which of the ``<split>_dataloader`` and ``<split>_evaluator`` to look at.
 
     Returns:
-        One problem per dataset root, however many of its paths and splits it is about; none if all is there.
+        One problem per dataset root, however many of its paths and splits it is about, and one per dataset that cannot
+        be built; none if all is there.
     """
     losses: List[_Loss] = []
+    refused: Dict[str, List[str]] = {}
     for split in splits:
         root, layout = '', None
         for where, dataset in datasets(cfg, split):
-            root, layout = dataset.get('data_root') or '', layout_of(dataset)
-            losses += [_Loss(what, f'{where}.{key}', root, layout) for what, key in _lost_of(dataset, layout)]
+            root, layout = dataset.get('data_root') or '', _public_layout(dataset)
+            try:
+                losses += [_Loss(what, f'{where}.{key}', root, layout)
+                           for what, key in _lost_of(dataset, cfg.get('default_scope'))]
+            except Exception as error:  # the dataset's own code
+                refused.setdefault(explain_refusal(dataset, error), []).append(where)
         for where, evaluator in evaluators(cfg, split):
             ann_file = evaluator.get('ann_file')
             if ann_file and not _is_remote(evaluator, ann_file) and not osp.isfile(ann_file):
@@ -98,7 +112,62 @@ def missing(cfg: dict, splits: Sequence[str] = SPLITS) -> List[Problem]:
     groups: Dict[Tuple[str, Optional[str]], List[_Loss]] = {}
     for loss in losses:
         groups.setdefault((loss.root, loss.layout), []).append(loss)
-    return [_explain(root, layout, group) for (root, layout), group in groups.items()]
+    return [*(_explain(root, layout, group) for (root, layout), group in groups.items()),
+            *(Problem(', '.join(places), f'{", ".join(places)} cannot be built: {why}')
+              for why, places in refused.items())]
+
+
+def build(dataset: dict, scope: Optional[str]) -> Optional[Any]:
+    """The dataset of a config, without its pipeline and with its files unread.
+
+    Args:
+        dataset: The config of a dataset, no wrapper.
+        scope: The ``default_scope`` of the whole config.
+
+    Returns:
+        The dataset; None where its class is no ``mmengine.dataset.BaseDataset`` or does not take ``lazy_init``, so that
+        it cannot be asked.
+
+    Raises:
+        Exception: What the registry or the class raises.
+    """
+    from mmengine.dataset import BaseDataset
+    from mmengine.registry import DATASETS
+    kind = dataset.get('type')
+    with without_prints(), DATASETS.switch_scope_and_registry(scope) as registry:
+        if scope in ('mmdet', 'mmseg'):
+            importlib.import_module(f'{scope}.datasets')
+        kind = registry.get(kind) if isinstance(kind, str) else kind
+        if inspect.isclass(kind):
+            parameters = inspect.signature(kind).parameters.values()
+            lazily = any(part.name == 'lazy_init' or part.kind is part.VAR_KEYWORD for part in parameters)
+            if not (issubclass(kind, BaseDataset) and lazily):
+                return None
+        settings = {key: value for key, value in dataset.items() if key != 'pipeline'}
+        return registry.build(dict(copy.deepcopy(settings), pipeline=[], lazy_init=True))
+
+
+@contextlib.contextmanager
+def without_prints() -> Iterator[None]:
+    """Without what toolboxes print as they are imported: that optional packages of theirs are not installed."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def explain_refusal(dataset: dict, error: Exception) -> str:
+    """Why a dataset cannot be built, and which key of its config to change."""
+    metainfo = dataset.get('metainfo') or {}
+    why = ' '.join(str(error).split()) or type(error).__name__
+    if 'is not a subset of classes' in why:
+        return (f"{type_name(dataset)} knows only its own classes, and metainfo.classes names others. For these, take "
+                "type='BaseSegDataset' with the img_suffix, seg_map_suffix and reduce_zero_label of your files; to "
+                "keep the class's own, delete metainfo (where a base config has it: metainfo=dict(_delete_=True))")
+    if 'palette does not match classes' in why:
+        count, own = len(metainfo.get('palette') or ()), 'palette' in metainfo
+        source = f'metainfo.palette has {count} colours' if own else f'the palette of {type_name(dataset)} stays'
+        return (f"metainfo.classes has {len(metainfo.get('classes') or ())} names, but {source}. Where a base config "
+                'has the palette, delete it: metainfo=dict(_delete_=True, classes=...); or give one colour per class')
+    return why
 
 
 def datasets(cfg: dict, split: str) -> Iterator[Tuple[str, dict]]:
@@ -132,19 +201,30 @@ def evaluators(cfg: dict, split: str) -> Iterator[Tuple[str, dict]]:
 
 
 def layout_of(dataset: dict) -> Optional[str]:
-    """The key of ``LAYOUTS`` for a dataset's config, by its class or its folders; None if unknown."""
+    """The key of ``LAYOUTS`` for a dataset's config, by its class; for demo scenes, also by its folders. None if
+    unknown."""
     name = type_name(dataset)
-    images = str((dataset.get('data_prefix') or {}).get('img_path', ''))
-    if 'ADE20K' in name or images.rstrip('/') in ('images/training', 'images/validation'):
+    images = str((dataset.get('data_prefix') or {}).get('img_path', '')) if _is_demo(dataset) else ''
+    if name == 'ADE20KDataset' or images.rstrip('/') in ('images/training', 'images/validation'):
         return 'ade20k'
-    if 'Cityscapes' in name or images.startswith('leftImg8bit'):
+    if name == 'CityscapesDataset' or images.startswith('leftImg8bit'):
         return 'cityscapes'
-    if 'PascalVOC' in name or images.rstrip('/') == 'JPEGImages':
+    if name == 'PascalVOCDataset' or images.rstrip('/') == 'JPEGImages':
         return 'voc'
-    return 'coco' if 'Coco' in name else None
+    return 'coco' if name == 'CocoDataset' else None
 
 
-def _lost_of(dataset: dict, layout: Optional[str]) -> Iterator[Tuple[str, str]]:
+def _public_layout(dataset: dict) -> Optional[str]:
+    """The layout where the files are those that it names: other classes are other files in the same folders."""
+    own = 'classes' in (dataset.get('metainfo') or {})
+    return None if own and not _is_demo(dataset) else layout_of(dataset)
+
+
+def _is_demo(dataset: dict) -> bool:
+    return 'demo' in Path(dataset.get('data_root') or '').parts
+
+
+def _lost_of(dataset: dict, scope: Optional[str]) -> Iterator[Tuple[str, str]]:
     """(what is missing, the key of the dataset's config to change) for one dataset."""
     root = dataset.get('data_root') or ''
     if _is_remote(dataset, root):
@@ -152,21 +232,32 @@ def _lost_of(dataset: dict, layout: Optional[str]) -> Iterator[Tuple[str, str]]:
     if root and not osp.isdir(root):
         yield f'no folder {root}', 'data_root'
         return
-    ann_file = dataset.get('ann_file')
-    if ann_file and not _is_remote(dataset, ann_file) and not osp.exists(osp.join(root, ann_file)):
-        yield f'no file {osp.join(root, ann_file)}', 'data_root' if root else 'ann_file'
-    suffixes = dict(LAYOUTS[layout].suffixes) if layout else {}
-    for key, option in (('img_path', 'img_suffix'), ('seg_map_path', 'seg_map_suffix')):
-        suffixes[key] = dataset.get(option, suffixes.get(key, ''))
-    for key, prefix in (dataset.get('data_prefix') or {}).items():
-        if not isinstance(prefix, str) or _is_remote(dataset, prefix):
+    # What the config itself names comes first: some classes can be built only where their folders are.
+    folders = {key: osp.join(root, prefix) for key, prefix in (dataset.get('data_prefix') or {}).items()
+               if isinstance(prefix, str)}
+    lost = list(_lost_paths(dataset, osp.join(root, dataset.get('ann_file') or ''), folders, None))
+    if not lost:
+        built = build(dataset, scope)
+        if built is not None:
+            suffixes = {key: getattr(built, option, '')
+                        for key, option in (('img_path', 'img_suffix'), ('seg_map_path', 'seg_map_suffix'))}
+            lost = _lost_paths(dataset, built.ann_file, built.data_prefix, suffixes)
+    for what, key in lost:
+        yield what, 'data_root' if root else key
+
+
+def _lost_paths(dataset: dict, ann_file: Optional[str], folders: dict,
+                suffixes: Optional[Dict[str, str]]) -> Iterator[Tuple[str, str]]:
+    """(what is missing, key) of paths with the root before them; without suffixes, not what is in the folders."""
+    if ann_file and not _is_remote(dataset, ann_file) and not osp.exists(ann_file):
+        yield f'no file {ann_file}', 'ann_file'
+    for key, folder in folders.items():
+        if not isinstance(folder, str) or _is_remote(dataset, folder):
             continue
-        folder, suffix = osp.join(root, prefix), suffixes.get(key, '')
-        setting = 'data_root' if root else f'data_prefix.{key}'
         if not osp.isdir(folder):
-            yield f'no folder {folder}', setting
-        elif not _holds_file(folder, suffix):
-            yield f'no file *{suffix} in folder {folder}', setting
+            yield f'no folder {folder}', f'data_prefix.{key}'
+        elif suffixes is not None and not _holds_file(folder, suffixes.get(key) or ''):
+            yield f'no file *{suffixes.get(key) or ""} in folder {folder}', f'data_prefix.{key}'
 
 
 def _holds_file(folder: str, suffix: str) -> bool:

@@ -121,9 +121,10 @@ def build_runner(cfg: Config):
 
     from mmlk.engine import ResumableRunner
     from mmlk.engine.resuming import safe_hook
-    hooks, scope = cfg.get('custom_hooks') or [], cfg.get('default_scope')
-    if not is_detection(cfg) and not any(is_a(hook, 'CheckLabelsHook', 'HOOKS', scope) for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type='mmlk.CheckLabelsHook')]
+    scope, checks = cfg.get('default_scope'), ['CheckSamplesHook', *([] if is_detection(cfg) else ['CheckLabelsHook'])]
+    hooks = cfg.get('custom_hooks') or []
+    cfg.custom_hooks = [*hooks, *(dict(type=f'mmlk.{check}') for check in checks
+                                  if not any(is_a(hook, check, 'HOOKS', scope) for hook in hooks))]
     if 'runner_type' in cfg:  # ours does so by itself
         default = dict(checkpoint=dict(type='CheckpointHook', interval=1))  # as mmengine has it
         default.update(cfg.get('default_hooks') or {})
@@ -172,12 +173,14 @@ def is_detection(cfg: Config) -> bool:
 
 
 def preflight(cfg: Config, splits: Sequence[str]) -> None:
-    """End the program with one message when files that a run needs are not there, or annotations would run code."""
+    """End the program with one message when files that a run needs are not there, settings contradict the datasets, or
+    annotations would run code."""
     from mmlk.datasets.check import datasets, missing
+    from mmlk.datasets.settings import conflicts
     for where, dataset in (found for split in splits for found in datasets(cfg, split)):
         for key in ('ann_file', 'proposal_file'):
             if str(dataset.get(key) or '').lower().endswith(_PROGRAMS):
                 fail(f'{where}.{key} is {dataset[key]}, which runs code as mmengine reads it; make it a JSON file')
-    problems = missing(cfg, splits)
+    problems = missing(cfg, splits) or conflicts(cfg, splits)
     if problems:
         fail('\n\n'.join(str(problem) for problem in problems))

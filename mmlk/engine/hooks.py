@@ -6,8 +6,11 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mmlk.analysis.heads import classes_of
+from mmlk.datasets.samples import fault, leaves
+from mmlk.datasets.settings import use_of
 from mmlk.engine.loading import DataError
 from mmlk.engine.resuming import CheckpointError
 from mmlk.ops import set_memory_format
@@ -76,6 +79,38 @@ class CheckLabelsHook(Hook):
             raise DataError(f'{name} holds label {found} after loading; the segmentor has classes 0 to '
                             f'{self.classes - 1}. tools/check_data.py lists all such files; is reduce_zero_label '
                             'right?')
+
+
+@HOOKS.register_module()
+class CheckSamplesHook(Hook):
+    """Put one sample of each dataset through its pipeline when a run begins, so that what would fail only at the first
+    validation fails before the training. The tools put it into each run.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the training set, and the one to validate on.
+
+        Raises:
+            DataError: The pipeline fails, or its samples cannot be evaluated.
+        """
+        self._check(runner, 'train', runner.train_dataloader)
+        if runner.val_loop is not None:
+            self._check(runner, 'val', runner.val_dataloader)
+
+    def before_test(self, runner: Runner) -> None:
+        """Check the test set.
+
+        Raises:
+            DataError: The pipeline fails, or its samples cannot be evaluated.
+        """
+        self._check(runner, 'test', runner.test_dataloader)
+
+    @staticmethod
+    def _check(runner: Runner, split: str, loader: DataLoader) -> None:
+        for dataset in leaves(loader.dataset):
+            why = fault(dataset, use_of(runner.cfg, split))
+            if why:
+                raise DataError(f'{split}_dataloader.dataset: {why}')
 
 
 @HOOKS.register_module()

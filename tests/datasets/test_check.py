@@ -1,7 +1,9 @@
+import re
 import shutil
 
 import pytest
 from mmengine.config import Config
+from PIL import Image
 
 from mmlk.datasets.check import LAYOUTS, datasets, layout_of, missing
 from mmlk.datasets.layouts import Plan, write
@@ -29,8 +31,9 @@ def config(layout, root):
     if layout == 'coco':
         evaluator = dict(type='CocoMetric', ann_file=f'{root}/annotations/instances_val2017.json')
     val = dict(dataset=dataset('val'))
-    return Config(dict(train_dataloader=dict(dataset=dataset('train')), val_dataloader=val,
-                       test_dataloader=val, val_evaluator=evaluator, test_evaluator=evaluator))
+    return Config(dict(default_scope='mmdet' if layout == 'coco' else 'mmseg',
+                       train_dataloader=dict(dataset=dataset('train')), val_dataloader=val, test_dataloader=val,
+                       val_evaluator=evaluator, test_evaluator=evaluator))
 
 
 @pytest.fixture(scope='module')
@@ -132,7 +135,72 @@ def test_paths_without_a_root_and_remote_ones(tmp_path):
 
 
 def test_layouts_are_recognised():
-    for images, layout in (('leftImg8bit/train', 'cityscapes'), ('images/training/', 'ade20k'),
-                           ('mine', None)):
-        assert layout_of(dict(type='mmseg.BaseSegDataset', data_prefix=dict(img_path=images))) == layout
-    assert layout_of(dict(type='mmdet.CocoDataset')) == 'coco'
+    """By the class; folders of a common name say what they hold in the demo data only."""
+    for kind, layout in (('mmseg.ADE20KDataset', 'ade20k'), ('CityscapesDataset', 'cityscapes'),
+                         ('PascalVOCDataset', 'voc'), ('mmdet.CocoDataset', 'coco'), ('DRIVEDataset', None),
+                         ('mmdet.CocoPanopticDataset', None)):
+        assert layout_of(dict(type=kind)) == layout
+    for images, layout in (('leftImg8bit/train', 'cityscapes'), ('images/training/', 'ade20k'), ('JPEGImages', 'voc')):
+        dataset = dict(type='mmseg.BaseSegDataset', data_prefix=dict(img_path=images))
+        assert layout_of(dict(dataset, data_root='data/demo/x')) == layout
+        assert layout_of(dict(dataset, data_root='data/camvid')) is None
+
+
+@pytest.mark.parametrize('layout, own', [('ade20k', dict(type='BaseSegDataset')), ('coco', {})])
+def test_no_download_is_named_for_other_classes(layout, own, tmp_path):
+    """CamVid and many others lie in the folders of ADE20K, and any set of boxes in COCO's."""
+    cfg = config(layout, str(tmp_path / 'camvid'))
+    cfg.train_dataloader.dataset.update(own, metainfo=dict(classes=('sky', 'road')))
+    (problem,) = missing(cfg, ['train'])
+    assert 'no folder' in str(problem)
+    assert 'Get it' not in str(problem) and LAYOUTS[layout].title not in str(problem)
+
+
+def drive(root, suffix='_manual1.png'):
+    """DRIVE, in folders that are called as no layout's are, and the config of its stock class."""
+    for folder, name in (('images', '21.png'), ('annotations', f'21{suffix}')):
+        (root / folder).mkdir()
+        Image.new('L', (8, 8)).save(root / folder / name)
+    dataset = dict(type='DRIVEDataset', data_root=str(root),
+                   data_prefix=dict(img_path='images', seg_map_path='annotations'))
+    return Config(dict(default_scope='mmseg', train_dataloader=dict(dataset=dataset)))
+
+
+def test_the_class_says_what_its_files_are_called(tmp_path):
+    assert missing(drive(tmp_path)) == []
+
+
+def test_a_label_of_another_suffix_is_missed(tmp_path):
+    (problem,) = missing(drive(tmp_path, suffix='.png'))
+    assert f'no file *_manual1.png in folder {tmp_path}/annotations' in str(problem)
+
+
+@pytest.mark.parametrize('change, told', [
+    (dict(type='ADE20KDataset', metainfo=dict(classes=('sky', 'unicorn'))),
+     r"knows only its own classes.*take type='BaseSegDataset'.*delete metainfo"),
+    (dict(type='BaseSegDataset', metainfo=dict(classes=('sky', 'road'), palette=[[0, 0, 0]] * 150)),
+     r'classes has 2 names, but metainfo.palette has 150 colours.*metainfo=dict\(_delete_=True, classes=...\)'),
+    (dict(type='NoSuchDataset'), 'NoSuchDataset is not in the'),
+])
+def test_a_dataset_that_cannot_be_built_is_one_problem(change, told, written):
+    cfg = config('ade20k', str(written / 'ade20k'))
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.update(change)
+    (problem,) = missing(cfg)
+    assert problem.where == 'train_dataloader.dataset, val_dataloader.dataset, test_dataloader.dataset'
+    assert re.search(told, str(problem)), problem
+
+
+def test_a_class_of_another_kind_is_left_to_the_run(written):
+    """No BaseDataset, or one that cannot be built without its samples."""
+    from mmengine.dataset import BaseDataset
+
+    class Closed(BaseDataset):
+
+        def __init__(self, data_root, data_prefix, pipeline):
+            raise AssertionError('it was built')
+
+    for kind in (list, Closed):
+        cfg = config('ade20k', str(written / 'ade20k'))
+        cfg.train_dataloader.dataset.type = kind
+        assert missing(cfg, ['train']) == []

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch._dynamo
-from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmlk.datasets.layouts import Plan, write

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 
 from mmlk.datasets.layouts import Plan, write
 from mmlk.engine.distributed import first_node

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Dict, NamedTuple
 
 import pytest
-import torch
 
 from mmlk.ops.backends import triton as triton_backend
 from mmlk.ops.backends.triton import _Axes, _HalfTiles

@@ -1,0 +1,175 @@
+"""Do the settings of a config fit each other and its datasets? Answered before a model is built or a file is read."""
+import inspect
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from mmlk._types import type_name
+from mmlk.datasets.check import SPLITS, Problem, build, datasets, evaluators
+
+_HEADS = ('decode_head', 'auxiliary_head', 'bbox_head', 'mask_head')
+_NO_HEADS = ('backbone', 'data_preprocessor', 'rpn_head', 'semantic_head', 'teacher', 'test_cfg', 'train_cfg')
+_ENDLESS = ('InfiniteSampler', 'InfiniteBatchSampler', 'InfiniteGroupBatchSampler', 'MultiSourceSampler',
+            'GroupMultiSourceSampler')
+
+
+class Head(NamedTuple):
+    """A head of a model, by its place in the config: its number of classes, and of label ids that it can learn."""
+    where: str
+    classes: int
+    ids: int
+
+
+def conflicts(cfg: dict, splits: Sequence[str] = SPLITS) -> List[Problem]:
+    """Settings that contradict each other, so that a run would fail late, train nothing, or never end.
+
+    Args:
+        cfg: A whole config of mmseg or mmdet. Call :func:`mmlk.datasets.check.missing` on it first.
+        splits: Which of the ``<split>_dataloader`` to look at.
+
+    Returns:
+        One problem per setting to change; none if all fit.
+    """
+    found = [*_loops(cfg, splits)]
+    classes: Dict[str, Tuple[str, List[str]]] = {}  # by split: where, and the names
+    for split in splits:
+        for where, dataset in datasets(cfg, split):
+            built = build(dataset, cfg.get('default_scope'))
+            found += _pipeline(cfg, split, where, dataset, built)
+            names = built.metainfo.get('classes') if built is not None else None
+            if isinstance(names, str):
+                found.append(Problem(f'{where}.metainfo.classes', f'{where}.metainfo.classes is the text {names!r}, of '
+                                     f'which each letter would be a class; write ({names!r}, ) for one class'))
+            elif names and _counts_classes(cfg, split, built):
+                found += _heads(cfg, where, built, list(names))
+                classes.setdefault(split, (where, list(names)))
+    found += _classes(classes)
+    first: Dict[str, Problem] = {}
+    for problem in found:
+        first.setdefault(problem.where, problem)
+    return list(first.values())
+
+
+def heads(cfg: dict) -> List[Head]:
+    """The heads that classify pixels, boxes or masks, of a config's ``model``, inside any wrapper."""
+    return list(_walk(cfg.get('model') or {}, 'model', cfg.get('default_scope')))
+
+
+def _walk(part: dict, where: str, scope: Optional[str]) -> Iterator[Head]:
+    for key, value in part.items():
+        listed = value if isinstance(value, (list, tuple)) else [value]
+        for number, head in enumerate(listed):
+            place = f'{where}.{key}' if listed is not value else f'{where}.{key}.{number}'
+            if not isinstance(head, dict) or key in _NO_HEADS:
+                continue
+            if key in _HEADS:
+                if head.get('class_agnostic') or 'boundary_threshold' in head:  # one mask for all; edges for labels
+                    continue
+                classes = head.get('num_classes', _default_classes(head, scope))
+                if isinstance(classes, int):
+                    # one channel tells two classes apart
+                    yield Head(place, classes, 2 if head.get('out_channels', classes) == 1 else classes)
+            else:
+                yield from _walk(head, place, scope)
+
+
+def _default_classes(head: dict, scope: Optional[str]) -> Any:
+    """What the class of a head takes for ``num_classes`` where the config does not say."""
+    from mmengine.registry import MODELS
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        kind = registry.get(head['type']) if isinstance(head.get('type'), str) else head.get('type')
+    for base in inspect.getmro(kind) if inspect.isclass(kind) else ():
+        parameter = inspect.signature(base.__init__).parameters.get('num_classes')
+        if parameter is not None:
+            return parameter.default
+    return None
+
+
+def _counts_classes(cfg: dict, split: str, dataset: Any) -> bool:
+    """Whether the number of the dataset's classes must be the heads'. Not where their names go to the model, which
+    counts words, and not for evaluations of other things, such as tracks."""
+    known = {type_name(evaluator) for _, evaluator in evaluators(cfg, split)} & {'CocoMetric', 'IoUMetric'}
+    return not getattr(dataset, 'return_classes', False) and (split == 'train' or bool(known))
+
+
+def _heads(cfg: dict, where: str, dataset: Any, names: List[str]) -> Iterator[Problem]:
+    """Heads that count other classes than the dataset."""
+    boxes = cfg.get('default_scope') == 'mmdet'
+    names = list(dataset.metainfo.get('thing_classes') or names) if boxes else names  # of panoptic sets
+    for head in heads(cfg):
+        if boxes and head.classes != len(names) or not boxes and head.ids < len(names):
+            yield Problem(f'{head.where}.num_classes', (
+                f'{head.where}.num_classes is {head.classes}, but {where} has {len(names)} classes '
+                f'({_some(names)}). Set num_classes={len(names)} in the head, or metainfo.classes in the dataset'))
+
+
+def _classes(found: Dict[str, Tuple[str, List[str]]]) -> Iterator[Problem]:
+    """Classes of the training that those of the other splits do not continue."""
+    if 'train' not in found:
+        return
+    first, names = found['train']
+    for where, others in (value for split, value in found.items() if split != 'train'):
+        if len(others) != len(names) or (others != names and set(others) == set(names)):
+            yield Problem(f'{where}.metainfo.classes', (
+                f'{first} has {len(names)} classes ({_some(names)}), but {where} has {len(others)} ({_some(others)}). '
+                'Both must list the same ones in the same order; one of them may be inherited from a base config: set '
+                'metainfo in each'))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(map(str, names[:4])) + (', ...' if len(names) > 4 else '')
+
+
+def _pipeline(cfg: dict, split: str, where: str, dataset: dict, built: Any) -> Iterator[Problem]:
+    """Loading steps that contradict the dataset or the model."""
+    loading = [(place, step) for place, step in steps(dataset.get('pipeline') or (), f'{where}.pipeline')
+               if type_name(step) == 'LoadAnnotations']
+    for place, step in loading:
+        reduce = step.get('reduce_zero_label')
+        if cfg.get('default_scope') == 'mmseg' and reduce is not None and hasattr(built, 'reduce_zero_label') and (
+                reduce != built.reduce_zero_label):
+            yield Problem(f'{where}.reduce_zero_label', (
+                f'{place}.reduce_zero_label is {reduce}, but that of {where}, a {type_name(dataset)}, is '
+                f'{built.reduce_zero_label}. Set it in the dataset, and delete it from LoadAnnotations: True if the '
+                'label 0 is no class'))
+    masks = [head.where for head in heads(cfg) if '.roi_head.mask_head' in head.where]
+    if split == 'train' and cfg.get('default_scope') == 'mmdet' and masks and loading and not any(
+            step.get('with_mask') for _, step in loading):
+        place = loading[0][0]
+        yield Problem(f'{place}.with_mask', f'{masks[0]} learns masks, but {place} (LoadAnnotations) does not load '
+                      'them; set with_mask=True in it')
+
+
+def steps(pipeline: Sequence, where: str) -> Iterator[Tuple[str, dict]]:
+    """(dotted place, config) of the steps of a pipeline, and of those inside of steps."""
+    for number, step in enumerate(pipeline):
+        place = f'{where}.{number}'
+        if isinstance(step, (list, tuple)):
+            yield from steps(step, place)
+        elif isinstance(step, dict):
+            yield place, step
+            yield from steps(step.get('transforms') or (), f'{place}.transforms')
+
+
+def _loops(cfg: dict, splits: Sequence[str]) -> Iterator[Problem]:
+    """Loops over epochs whose sampler never comes to an end."""
+    for split in splits:
+        loop, loader = cfg.get(f'{split}_cfg') or {}, cfg.get(f'{split}_dataloader') or {}
+        name = type_name(loop) or ('EpochBasedTrainLoop' if loop.get('by_epoch', True) else 'IterBasedTrainLoop')
+        if split == 'train' and name != 'EpochBasedTrainLoop':
+            continue
+        for key in ('sampler', 'batch_sampler'):
+            sampler = loader.get(key)
+            if isinstance(sampler, dict) and type_name(sampler) in _ENDLESS:
+                cure = "or a loop by iterations: train_cfg=dict(type='IterBasedTrainLoop', max_iters=...)"
+                yield Problem(f'{split}_dataloader.{key}', (
+                    f'{split}_dataloader.{key} is {type_name(sampler)}, which never ends, and {split}_cfg waits for '
+                    f"its end. Take sampler=dict(type='DefaultSampler', shuffle={split == 'train'})"
+                    f"{', ' + cure if split == 'train' else ''}"))
+
+
+def use_of(cfg: dict, split: str) -> str:
+    """What a split is for: to ``'train'``, to ``'evaluate'`` against label maps, or to ``'predict'`` something else."""
+    if split == 'train':
+        return split
+    compared = any(type_name(evaluator) == 'IoUMetric' and not evaluator.get('format_only')
+                   for _, evaluator in evaluators(cfg, split))
+    return 'evaluate' if compared else 'predict'
