@@ -135,8 +135,10 @@ def build(dataset: dict, scope: Optional[str]) -> Optional[Any]:
     from mmengine.registry import DATASETS
     kind = dataset.get('type')
     with without_prints(), DATASETS.switch_scope_and_registry(scope) as registry:
-        if scope in ('mmdet', 'mmseg'):
-            importlib.import_module(f'{scope}.datasets')
+        if scope == 'mmdet':
+            importlib.import_module('mmdet.datasets')
+        elif scope == 'mmseg':
+            importlib.import_module('mmseg.datasets')
         kind = registry.get(kind) if isinstance(kind, str) else kind
         if inspect.isclass(kind):
             parameters = inspect.signature(kind).parameters.values()
