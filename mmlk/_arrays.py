@@ -65,7 +65,7 @@ def array(*args: Any) -> Array:
 
 
 def no_bytes() -> bytes:
-    """Stands for ``bytes``, which a pickle names for the values of an empty array; it would make as many as it likes."""
+    """Stands for ``bytes``, which a pickle names for the values of an empty array, and could name any number of."""
     return b''
 
 

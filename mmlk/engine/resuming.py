@@ -204,8 +204,8 @@ class CheckpointHook(_CheckpointHook):
             name = self.key_indicators[0] if one else metric
             own = self._own(path, None if name == 'auto' else name)
             if own is None:
-                print_log(f'{osp.basename(str(path))} is not the best checkpoint by {name}: the best so far by {name} is '
-                          'not known', logger='current', level=logging.WARNING)
+                print_log(f'{osp.basename(str(path))} is not the best checkpoint by {name}: the best so far by {name} '
+                          'is not known', logger='current', level=logging.WARNING)
                 for key in ('best_score', 'best_ckpt'):
                     info.pop(key if one else f'{key}_{metric}', None)
             elif not self.file_backend.exists(own):

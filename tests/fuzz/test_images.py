@@ -92,8 +92,8 @@ def test_broken_files(tmp_path, kind, step, place, junk):
 @cases(40, kind=st.sampled_from(['jpeg', 'progressive jpeg', 'png']), place=st.floats(0.5, 0.98),
        size=st.integers(32, 96), more=st.binary(max_size=9))
 def test_no_part_of_a_picture_passes_for_all(tmp_path, monkeypatch, kind, place, size, more):
-    """Whatever the decoder makes of a file that ends within its pixels: OpenCV's gives none or, in some versions, half a
-    picture. Within the file is the end of another, as of a preview."""
+    """Whatever the decoder makes of a file that ends within its pixels: OpenCV's gives none or, in some versions, half
+    a picture. Within the file is the end of another, as of a preview."""
     picture = np.random.RandomState(size).randint(0, 256, (size, size, 3)).astype(np.uint8)
     stream, path = io.BytesIO(), tmp_path / 'x.jpg'
     options = dict(comment=b'\xff\xd9', progressive=' ' in kind) if 'jpeg' in kind else {}
