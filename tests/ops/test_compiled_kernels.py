@@ -18,7 +18,7 @@ from mmlk.ops.backends import triton as triton_backend
 from mmlk.ops.backends.triton import _Axes, _HalfTiles
 
 CAPABILITIES = (80, 90, 100, 120)
-SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}  # bytes a block may have; 80 stands for 86, 89 too
+SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}  # bytes of a block; 80 stands for 86 and 89 too
 TYPES = (('float16', 'tf32'), ('bfloat16', 'tf32'), ('float32', 'tf32'), ('float32', 'ieee'))
 EVERY = os.environ.get('MMLK_EVERY_KERNEL') == '1'
 
@@ -179,6 +179,43 @@ def test_correlate_reads_words_and_multiplies_most_of_the_time(number):
     assert sum(found.loop.values()) <= 5 * found.products()
     hopper = correlate('float16', 'tf32', 90, config)
     assert hopper.loop['HGMMA'] == 4 and sum(hopper.loop.values()) <= 210
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'float32'])
+def test_what_the_backend_launches_is_what_is_compiled_here(dtype, monkeypatch):
+    """The launches of a training step at RepLKNet's largest map, caught before they need a GPU."""
+    import torch
+
+    from mmlk.ops.backends import Problem, triton_kernels
+    launched = {}
+
+    class Caught:
+
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *args, num_warps, num_stages, **constants: launched.setdefault(
+                self.name, (num_warps, num_stages, constants))
+
+    monkeypatch.setattr(triton_backend, '_interpreting', lambda: True)  # so that it runs on the CPU
+    for name in ('correlate', 'weigh', 'weigh_halves'):
+        monkeypatch.setattr(triton_kernels, name, Caught(name))
+    x, weight = (torch.zeros(s, dtype=getattr(torch, dtype)) for s in ((2, 128, 128, 128), (128, 1, 31, 31)))
+    backend, given = triton_backend.Triton(), Problem.of(x, weight)
+    backend.forward(x, weight, weight[:, 0, 0, 0], given)
+    backend.gradients(x, x, weight, given)
+    monkeypatch.undo()
+    half, precision = dtype == 'float16', 'tf32' if dtype == 'float16' else 'ieee'
+    assert set(launched) == {'correlate', 'weigh_halves' if half else 'weigh'}
+    before = report.cache_info().misses
+    correlate(dtype, precision, 80, configs()[0])
+    weigh_halves(dtype, 80, tiles()) if half else weigh(precision, 80)
+    compiled = report.cache_info().misses
+    for name, (num_warps, num_stages, constants) in launched.items():
+        found = report(name, dtype, 80, num_warps, num_stages, tuple(constants.items()))
+        assert found.shared <= SHARED[80] and found.stack == 0
+    assert report.cache_info().misses == compiled >= before  # each was known already
 
 
 def halves_cases():

@@ -3,6 +3,7 @@
 A kernel is interpreted if ``TRITON_INTERPRET`` was set when it was decorated, so all interpreted cases run in one child
 process, which is this file run as a program.
 """
+import itertools
 import json
 import os
 import subprocess
@@ -101,11 +102,54 @@ def errors(case, device):
     return found
 
 
+def properties(device):
+    """What holds of the backend whatever the rounding: names, and whether it does."""
+    backend, found = Triton(), {}
+    x, weight, bias = (t.detach().to(device) for t in tensors((2, 3, 10, 16, 9, 13), torch.float16))
+    problem = Problem.of(x, weight)
+    expected = backend.forward(x, weight, bias, problem)
+    for name, same in (('every second', bias.repeat_interleave(2)[::2]),
+                       ('column', torch.stack([bias, bias + 1], 1)[:, 0])):
+        found[f'bias, {name}'] = torch.equal(backend.forward(x, weight, same, problem), expected)
+    one = bias[:1].expand(3)
+    found['bias, expanded'] = torch.equal(backend.forward(x, weight, one, problem),
+                                          backend.forward(x, weight, one.contiguous(), problem))
+    wide = torch.zeros(3, 1, 18, 26, dtype=weight.dtype, device=device)
+    wide[:, :, ::2, ::2] = weight
+    found['weight of any strides'] = torch.equal(backend.forward(x, wide[:, :, ::2, ::2], bias, problem), expected)
+    odd = torch.zeros(x.numel() + 1, dtype=x.dtype, device=device)[1:].view_as(x).copy_(x)  # two bytes off
+    found['unaligned input'] = torch.equal(backend.forward(odd, weight, bias, problem), expected)
+    lay_anew, copies = triton_backend._rows, []
+
+    def counted(t):
+        rows = lay_anew(t)
+        copies.append(rows is not t)
+        return rows
+
+    triton_backend._rows = counted
+    try:
+        for dtype, layout, size in itertools.product(
+                (torch.float16, torch.float32), ('contiguous', 'channels_last'), (16, 15)):
+            x = lay(torch.randn(2, 3, 10, size).to(device, dtype), layout)
+            most = int(layout == 'channels_last' or size == 15)
+            problem, kept, each = Problem.of(x, weight), [], []
+            backend.forward(x, weight.to(dtype), None, problem, kept)
+            each.append(sum(copies))
+            copies.clear()
+            backend.gradients(torch.randn_like(x), x, weight.to(dtype), problem, kept)
+            each.append(sum(copies))
+            copies.clear()
+            found[f'{layout}, {dtype}, width {size}: x and the gradient are laid anew once'] = each == [most, most]
+    finally:
+        triton_backend._rows = lay_anew
+    return found
+
+
 def main():
     """Print the errors of every case in the interpreter, with uninitialised memory full of NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(1).isnan()
-    print(json.dumps({str(case): errors(case, 'cpu') for case in CASES}))
+    print(json.dumps([{str(case): errors(case, 'cpu') for case in CASES}, properties('cpu')]))
 
 
 @pytest.fixture(scope='module')
@@ -120,8 +164,13 @@ def interpreted():
 @needs_triton
 @pytest.mark.parametrize('case', CASES, ids=str)
 def test_interpreted_kernels_equal_the_reference(interpreted, case):
-    for which, error in interpreted[str(case)].items():
+    for which, error in interpreted[0][str(case)].items():
         assert error < TOLERANCES[case[2]], which
+
+
+@needs_triton
+def test_strides_do_not_show_and_nothing_is_laid_anew_twice(interpreted):
+    assert interpreted[1] and [name for name, holds in interpreted[1].items() if not holds] == []
 
 
 @needs_triton
@@ -132,6 +181,83 @@ def test_compiled_kernels_equal_the_reference(case):
         pytest.skip('it takes 10 GiB of memory')
     for which, error in errors(case, 'cuda').items():
         assert error < TOLERANCES[case[2]], which
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_strides_do_not_show_on_a_gpu():
+    assert [name for name, holds in properties('cuda').items() if not holds] == []
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_a_cuda_graph_replays_the_operator():
+    from mmlk.ops import depthwise_conv2d
+    x, weight, bias = (t.detach().to('cuda') for t in tensors((2, 8, 40, 40, 31, 31), torch.float16))
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        with torch.cuda.stream(torch.cuda.Stream()):  # compiles every configuration
+            depthwise_conv2d(x, weight, bias, backend='triton')
+        torch.cuda.synchronize()
+        triton_backend._best.clear()  # a capture that meets a size which was never timed
+        with torch.cuda.graph(graph):
+            out = depthwise_conv2d(x, weight, bias, backend='triton')
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert relative_error(out, depthwise_conv2d_reference(x, weight, bias)) < TOLERANCES['float16']
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='fewer than two CUDA devices')
+def test_tensors_of_another_device_than_the_current_one():
+    from mmlk.ops import depthwise_conv2d
+    leaves = [t.detach().to('cuda:1').requires_grad_() for t in tensors((2, 3, 12, 17, 9, 9), torch.float16)]
+    with torch.cuda.device(0):
+        out = depthwise_conv2d(*leaves, backend='triton')
+        out.sum().backward()
+    assert out.device == leaves[0].device
+    assert relative_error(out, depthwise_conv2d_reference(*leaves)) < TOLERANCES['float16']
+
+
+class TestConfigurations:
+    """Which configuration is launched, with figures instead of a clock."""
+
+    @pytest.fixture(autouse=True)
+    def figures(self, monkeypatch):
+        self.launched, self.timed = [], []
+
+        def seconds(launch):
+            launch()
+            self.timed.append(self.launched[-1])
+            return {'a': 3., 'b': 1., 'c': float('inf')}[self.launched[-1]]
+
+        monkeypatch.setattr(triton_backend, '_seconds', seconds)
+        monkeypatch.setattr(triton_backend, '_best', {})
+        monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
+
+    def best(self, configs='abc', key='key', device=0):
+        return triton_backend._best_config(torch.device('cuda', device), (key, ), configs, self.launched.append)
+
+    def test_each_is_timed_once_per_key_and_device(self):
+        assert [self.best(), self.best()] == ['b', 'b'] and self.timed == ['a', 'b', 'c']
+        assert self.best(key='other') == 'b' and len(self.timed) == 6
+        assert self.best(device=1) == 'b' and len(self.timed) == 9
+
+    def test_a_single_one_is_not_timed(self):
+        assert self.best('a') == 'a' and not self.timed
+
+    def test_nothing_is_timed_while_a_graph_is_captured(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)
+        assert self.best() == 'a' and not self.timed
+        monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
+        assert self.best() == 'b'  # what was captured settled nothing
+        monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)
+        assert self.best() == 'b'
+
+    def test_nothing_is_timed_where_results_must_not_depend_on_it(self):
+        self.best()
+        torch.use_deterministic_algorithms(True)  # off again before the next test
+        assert self.best() == 'a' and len(self.timed) == 3
 
 
 def problem(**changes):
@@ -175,6 +301,37 @@ def test_tf32_only_when_the_person_allows_it():
         torch.set_float32_matmul_precision('highest')
 
 
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+def test_no_float32_map_reaches_cudnn_unless_tf32_is_allowed(layout, monkeypatch):
+    """cuDNN is given what is channels_last; the tensors lie on the CPU, the problem says that they do not."""
+    from mmlk.ops.backends import list_backends, native
+    seen = []
+    monkeypatch.setattr(native.F, 'conv2d', lambda x, w, *_, **__: seen.extend((x, w)) or x[..., :16, :16])
+    monkeypatch.setattr(native.torch.ops.aten, 'convolution_backward',
+                        lambda g, x, w, *_: seen.extend((g, x, w)) or (x, w, None))
+
+    def formats(dtype):
+        seen.clear()
+        x = lay(torch.randn(2, 32, 16, 16).to(dtype), layout)
+        weight = torch.randn(32, 1, 9, 9).to(dtype).contiguous(memory_format=torch.channels_last)
+        given = Problem.of(x, weight)._replace(device=torch.device('cuda'))
+        for backend in list_backends():
+            if backend.name in ('native', 'padded', 'channels_last') and backend.can_run(given)[0]:
+                backend.forward(x, weight, None, given)
+                backend.grad_input(x, weight, given)
+                backend.grad_weight(x, x, given)
+        assert seen
+        return [t.is_contiguous() for t in seen if t.shape[1] > 1]
+
+    assert all(formats(torch.float32))
+    assert not all(formats(torch.float16))  # channels_last itself, at least
+    torch.set_float32_matmul_precision('high')
+    try:
+        assert not all(formats(torch.float32))
+    finally:
+        torch.set_float32_matmul_precision('highest')
+
+
 @pytest.mark.parametrize('step', ['forward', 'grad_input', 'grad_weight', 'gradients'])
 def test_estimates(step):
     ours, native = Triton(), Native()
@@ -184,6 +341,22 @@ def test_estimates(step):
         assert native.cost(step, large._replace(kh=7, kw=7)) < ours.cost(step, large._replace(kh=7, kw=7))
         assert ours.cost(step, large) < ours.cost(step, large._replace(batch=8))
     assert ours.cost(step, problem(kh=51, kw=5)) < ours.cost(step, problem(kh=51, kw=51))
+
+
+@pytest.mark.parametrize('step', ['forward', 'grad_input', 'grad_weight'])
+@pytest.mark.parametrize('shape', [(64, 384, 32, 32, 31, 31), (8, 128, 128, 128, 31, 31), (16, 128, 56, 56, 31, 31)])
+def test_estimates_stay_near_the_floors_of_a_gpu(shape, step):
+    """An A100's published rates: 312, 156 and 19.5 TFLOP/s, and 1.56 TB/s for maps read and written once."""
+    for dtype, high, rate in ((torch.float16, False, 312e12), (torch.bfloat16, False, 312e12),
+                              (torch.float32, True, 156e12), (torch.float32, False, 19.5e12)):
+        torch.set_float32_matmul_precision('high' if high else 'highest')
+        try:
+            given = Problem(torch.device('cuda'), dtype, *shape)
+            floor = max(2 * given.macs / rate * (1 if rate < 1e14 else (31 + 15) / 31),
+                        2 * given.macs / 31**2 * dtype.itemsize / 1.56e12)
+            assert 1 < Triton().cost(step, given) / floor < 4
+        finally:
+            torch.set_float32_matmul_precision('highest')
 
 
 if __name__ == '__main__':

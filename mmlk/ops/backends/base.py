@@ -91,6 +91,16 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def tf32_allowed() -> bool:
+    """Whether the person lets float32 be rounded to tf32 on a GPU: by the flag of matrix products, off by default.
+
+    That of convolutions is on by default, and PyTorch's depthwise convolution is exact all the same.
+    """
+    flags = torch.backends.cuda.matmul
+    # the former from torch 2.9
+    return flags.fp32_precision == 'tf32' if hasattr(flags, 'fp32_precision') else flags.allow_tf32
+
+
 def given_dtypes(device: torch.device) -> ContextManager:
     """A context in which autocast leaves tensors in the dtypes that they have."""
     mixed = device.type != 'meta' and torch.is_autocast_enabled(device.type)

@@ -6,7 +6,7 @@ own falls to a slow path on CPUs.
 import torch
 
 from .base import Backend
-from .native import convolution_dtype, convolution_gradients, convolve
+from .native import convolution_dtype, convolution_gradients, convolve, exact_on_cuda
 
 
 def _last(tensor):
@@ -19,6 +19,8 @@ class ChannelsLast(Backend):
     def can_run(self, problem):
         if problem.device.type not in ('cpu', 'cuda'):
             return False, f'it runs on cpu and cuda, not {problem.device.type}'
+        if exact_on_cuda(problem):
+            return False, "cuDNN would round float32 to tf32; torch.set_float32_matmul_precision('high') allows that"
         return True, ''
 
     def cost(self, step, problem):

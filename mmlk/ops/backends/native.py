@@ -5,9 +5,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Backend, Problem, compute_dtype
+from .base import Backend, Problem, compute_dtype, tf32_allowed
 
 _LARGEST = 13  # kernel of oneDNN's fast forward path
+
+
+def exact_on_cuda(problem: Problem) -> bool:
+    """Whether channels_last maps must not reach cuDNN, which rounds float32 to tf32 unless told not to.
+
+    PyTorch gives it every channels_last convolution, and of contiguous float32 ones with depthwise weights none.
+    """
+    return problem.device.type == 'cuda' and problem.dtype == torch.float32 and not tf32_allowed()
 
 
 def conv2d_same(x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem, mirrored: bool = False) -> Tensor:
@@ -31,6 +39,8 @@ def convolution_gradients(grad: Tensor, x: Optional[Tensor], weight: Optional[Te
         weight = x.new_empty(problem.channels, 1, problem.kh, problem.kw)
     if x is None:
         x = grad
+    if exact_on_cuda(problem):
+        grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
     left, right, top, bottom = problem.padding
     even = (left, top) != (right, bottom)
     grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
@@ -65,6 +75,8 @@ def convolution_dtype(problem: Problem) -> torch.dtype:
 def convolve(x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem, mirrored: bool = False) -> Tensor:
     """:func:`conv2d_same` in :func:`convolution_dtype`, its output in the problem's dtype and memory format."""
     dtype = convolution_dtype(problem)
+    if exact_on_cuda(problem):
+        x, weight = x.contiguous(), weight.contiguous()
     out = conv2d_same(x.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype), problem, mirrored)
     return out.to(problem.dtype).contiguous(memory_format=problem.memory_format)
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Backend, Problem, Reach
+from .base import Backend, Problem, Reach, tf32_allowed
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _OLDEST = 3, 4  # triton in which the kernels were proved
@@ -46,17 +46,8 @@ def _interpreting() -> bool:
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """Triton's word for how float32 is multiplied: exactly, unless the person lets matrix products round it to tf32.
-
-    The flag of matrix products, off by default, because that of convolutions is on by default and PyTorch's depthwise
-    convolution is exact all the same.
-    """
-    if dtype != torch.float32:
-        return 'tf32'  # any will do
-    flags = torch.backends.cuda.matmul
-    # the former from torch 2.9
-    allowed = flags.fp32_precision == 'tf32' if hasattr(flags, 'fp32_precision') else flags.allow_tf32
-    return 'tf32' if allowed else 'ieee'
+    """Triton's word for how float32 is multiplied: exactly, unless the person lets it be rounded to tf32."""
+    return 'tf32' if dtype != torch.float32 or tf32_allowed() else 'ieee'  # other types ignore it
 
 
 class _Axes(NamedTuple):
@@ -210,12 +201,12 @@ def _best_config(device: torch.device, key: tuple, configs: Sequence, launch: Ca
 
 
 def _seconds(launch: Callable[[], None]) -> float:
-    """Of one launch; endless where the GPU has too few registers or too little shared memory."""
-    from triton.runtime.errors import OutOfResources
+    """Of one launch; endless where it takes more registers or shared memory than the GPU has, or is not assembled."""
+    from triton.runtime.errors import OutOfResources, PTXASError
     from triton.testing import do_bench
     try:
         return do_bench(launch, warmup=5, rep=20, return_mode='median') / 1e3
-    except OutOfResources:
+    except (OutOfResources, PTXASError):
         return float('inf')
 
 
@@ -298,11 +289,11 @@ class Triton(Backend):
         axes = _Axes.of(problem)
         laid = _rows(grad.transpose(2, 3) if axes.tall else grad)
         grad_x = self._grad_input(laid, weight, problem)
-        x = kept[0][..., :problem.width] if kept else x
         if axes.tall or problem.dtype == torch.float32 and axes.wide:
             return grad_x, self.grad_weight(grad, x, problem)
-        weigh = self._weigh if problem.dtype == torch.float32 else self._weigh_halves
-        return grad_x, weigh(laid, x, problem)
+        if problem.dtype == torch.float32:
+            return grad_x, self._weigh(laid, kept[0][..., :problem.width] if kept else x, problem)
+        return grad_x, self._weigh_halves(laid, kept[0] if kept else x, problem)
 
     def _correlate(self, x: Tensor, taps: Tensor, bias: Optional[Tensor], axes: _Axes) -> Tensor:
         """(N, C, H, 8 n), contiguous, from x in such rows and taps (C, taps_h, taps_w); all turned if tall."""

@@ -34,10 +34,10 @@ def correlate(x_ptr, taps_ptr, bias_ptr, y_ptr, batch, channels, height, columns
               HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, TIMES: tl.constexpr):
     """y[h, w] = bias + sum over i, j of taps[i, j] x[h + i - before, w + j - ...], as products with banded matrices.
 
-    A program computes ``TILES`` * ``TIMES`` tiles of ``ROWS`` x 16 outputs of one channel, from any rows and images. For its
-    outputs (row o, column p) a tile reads inputs (row i, column j), ``SPAN`` columns of ``taps`` + ``ROWS`` - 1 rows;
-    the matrix T[(o, p), (i, j)] = taps[i - o, j - p] is the same for all tiles, so that Y = T X with one column per
-    tile. T is read straight from the taps: they are framed in zeros, so that nothing need be masked.
+    A program computes ``TILES`` * ``TIMES`` tiles of ``ROWS`` x 16 outputs of one channel, from any rows and images.
+    For its outputs (row o, column p) a tile reads inputs (row i, column j), ``SPAN`` columns of ``taps`` + ``ROWS`` - 1
+    rows; the matrix T[(o, p), (i, j)] = taps[i - o, j - p] is the same for all tiles, so that Y = T X with one column
+    per tile. T is read straight from the taps: they are framed in zeros, so that nothing need be masked.
 
     Args:
         x_ptr: (N, C, height, 8 ``columns8``), rows contiguous and 8-element aligned, strides in units of 8.
@@ -102,10 +102,11 @@ def correlate(x_ptr, taps_ptr, bias_ptr, y_ptr, batch, channels, height, columns
 def weigh(x_ptr, grad_ptr, out_ptr, batch, channels, height, width, taps_h, taps_w, above, before, per_split, splits,
           x_batch, x_channel, x_row, grad_batch8, grad_channel8, grad_row8, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
           TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, PRECISION: tl.constexpr):
-    """For float32: out[r, s] = sum over n, h, w of x[n, h, w + s - before] grad[n, h + above - r, w]: rows (s) times columns (r).
+    """out[r, s] = sum over n, h, w of x[n, h, w + s - before] grad[n, h + above - r, w]: rows (s) times columns (r).
 
-    A program sums one share of the pieces of ``ROWS`` x ``COLUMNS`` pixels of one channel, and ``TAPS_H`` x ``TAPS_W``
-    taps. Each shifted copy of x is gathered, and then serves all rows of taps.
+    For float32, which is gathered in words of one number. A program sums one share of the pieces of ``ROWS`` x
+    ``COLUMNS`` pixels of one channel, and ``TAPS_H`` x ``TAPS_W`` taps. Each shifted copy of x is gathered, and then
+    serves all rows of taps.
 
     Args:
         x_ptr: (N, C, height, width), unit stride along a row.
@@ -148,8 +149,8 @@ def weigh(x_ptr, grad_ptr, out_ptr, batch, channels, height, width, taps_h, taps
 
 
 @triton.jit(do_not_specialize=['lines', 'height', 'columns8', 'channels', 'taps_h', 'taps_w', 'above', 'before',
-                               'first', 'start8', 'step8', 'strips', 'per_split', 'splits', 'x_batch8', 'x_channel8', 'x_row8',
-                               'grad_batch8', 'grad_channel8', 'grad_row8'])
+                               'first', 'start8', 'step8', 'strips', 'per_split', 'splits', 'x_batch8', 'x_channel8',
+                               'x_row8', 'grad_batch8', 'grad_channel8', 'grad_row8'])
 def weigh_halves(x_ptr, grad_ptr, out_ptr, lines, height, columns8, channels, taps_h, taps_w, above, before, first,
                  start8, step8, strips, per_split, splits, x_batch8, x_channel8, x_row8, grad_batch8, grad_channel8,
                  grad_row8, SPAN: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
