@@ -426,10 +426,11 @@ def header(name):
 
 def test_every_config_with_an_official_counterpart_is_in_the_table():
     assert set(RECIPES) - set(FACTS) == INFERRED and set(FACTS) <= set(RECIPES)
+    defaults = dict(mixed_precision=False, no_decay=[], test_multiple=1, test=dict(mode='whole'))
     for name, facts in FACTS.items():
-        assert {'lr', 'weight_decay'} <= set(facts['lines']), name
-        # a number of GPUs is half of the batch; other values stand in the same line as those that have one
-        assert 'batch' not in facts or {'batch'} <= set(facts['lines']), name
+        bare = set(facts) - set(facts['lines']) - {'lines', 'source', 'betas', 'momentum', 'train_ratios'}
+        assert all(facts[key] == defaults.get(key) for key in bare), (name, bare)
+        assert 'batch' not in facts or 'gpus' in facts['lines'] or 'pspnet' in name, name
         for line in facts['lines'].values():
             assert isinstance(line, int) or re.search(r':\d+$|_\d+xb\d+-.*\.py$|_ms\.py$|^RepVGG paper', line), line
 
@@ -672,6 +673,11 @@ def test_what_single_families_did():
             if 'ade20k' in name:
                 scale = tuple(steps(pipeline(cfg, 'train'))['RandomResize']['scale'])
                 assert scale == ((2560, 640) if larger else (2048, 512)), name
+
+
+@pytest.mark.parametrize('name', [name for name in RECIPES if name.startswith('pspnet_repvgg')])
+def test_pspnets_repvgg_is_the_authors(name):
+    assert '3rdparty' in CATALOG[load(name).model.backbone.init_cfg.checkpoint].url, 'not the one mmpretrain trained'
 
 
 @pytest.mark.parametrize('name', sorted({*DEMOS, *(name for name in STUDIED if '_demo' in name)}))
