@@ -410,7 +410,8 @@ def test_training_starts_from_load_from_whole_or_not_at_all(tmp_path, capsys):
     state = fill(ToyModel(), seed=3).state_dict()
     assert '4 of the 11 tensors of ToyModel were not filled' in refused('cut', {
         name: value for name, value in state.items() if not name.startswith('large') and 'running' not in name})
-    assert 'stem.weight: 3x4x3x3 in the file, 4x4x3x3 in the module' in refused('narrow', fill(ToyModel(channels=3)).state_dict())
+    assert 'stem.weight: 3x4x3x3 in the file, 4x4x3x3 in the module' in refused(
+        'narrow', fill(ToyModel(channels=3)).state_dict())
     assert '1 tensors for which ToyModel has no place' in refused('more', {**state, 'head.scale': torch.ones(2)})
     merged = merge(ToyModel())
     assert merged.state_dict().keys() == state.keys()  # nothing to merge in it: a file of weights, for what follows

@@ -430,7 +430,8 @@ def test_heads_for_another_number_of_classes(tmp_path, repo, name):
         shrink_model(model)
         for head in heads(model):
             head.num_classes = classes or head.num_classes
-            key = next(key for key in ('fc_out_channels', 'feat_channels', 'channels', 'conv_out_channels') if key in head)
+            widths = 'fc_out_channels', 'feat_channels', 'channels', 'conv_out_channels'
+            key = next(key for key in widths if key in head)
             head[key] += width
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             return MODELS.build(model)
@@ -453,3 +454,16 @@ def test_heads_for_another_number_of_classes(tmp_path, repo, name):
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key] if key in report.new else state[key]), key
     refused(build(width=32), tmp_path / 'w.pth', 'were not filled', other_classes=True)
+
+
+def test_a_number_of_outputs_that_is_none_of_classes_is_refused(tmp_path):
+    for outputs, theirs in ((5, 6), (6, 11), (20, 9)):  # as many as classes, one more, four boxes of each
+        source, target = (nn.ModuleDict(dict(backbone=nn.Linear(3, 3), head=nn.Linear(3, size)))
+                          for size in (theirs, outputs))
+        target['head'].num_classes = 5
+        torch.save(source.state_dict(), tmp_path / 'w.pth')
+        assert load(target, tmp_path / 'w.pth', other_classes=True).new == ['head.weight', 'head.bias']
+        target['head'].num_classes = 4 if outputs == 6 else 7
+        refused(target, tmp_path / 'w.pth', '2 of the 4 tensors', other_classes=True)
+        del target['head'].num_classes
+        refused(target, tmp_path / 'w.pth', '2 of the 4 tensors', other_classes=True)
