@@ -28,6 +28,7 @@ from mmlk.engine.cli import build_runner
 from mmlk.engine.distributed import CPUDistributedDataParallel, CPUSyncBatchNorm, use_gloo
 from mmlk.registry import MODELS
 from mmlk.weights import WeightsError
+from tests.engine.toy import forked
 from tests.test_training import CONFIGS, shrink_model, shrunk
 from tests.utils import fill, image, relative_error
 
@@ -431,9 +432,10 @@ def _grouped():
     dist.destroy_process_group()
 
 
-def test_shares_start_from_the_whole_file_or_not_at_all(_grouped, tmp_path, monkeypatch):
-    """But for a layer of other classes."""
-    monkeypatch.setenv('LOCAL_RANK', '0')
+def start_shares(tmp_path):
+    """From a file that is whole but for a layer of other classes, and not from others."""
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    os.environ['LOCAL_RANK'] = '0'
 
     def strategy(channels=8, classes=5):
         made = FSDPStrategy(work_dir=str(tmp_path), state_dict_cfg='local', model_wrapper=dict(
@@ -462,6 +464,10 @@ def test_shares_start_from_the_whole_file_or_not_at_all(_grouped, tmp_path, monk
             made.load_checkpoint(str(tmp_path / 'less.pth'))
     with pytest.raises(WeightsError, match='were not filled'):
         strategy(channels=4).load_checkpoint(str(tmp_path / 'whole.pth'))
+
+
+def test_shares_start_from_the_whole_file_or_not_at_all(tmp_path):
+    assert forked(start_shares, tmp_path) == 0  # else a process forked later might clear the group away, and hang
 
 
 def test_a_config_is_fitted_to_the_cpu(_grouped):

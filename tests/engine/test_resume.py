@@ -348,7 +348,7 @@ class Metrics(Hook):
 def both(folder, resume, fatal=None):
     """Train two processes that share their gradients; each ends before a step, if it is given."""
     def process(rank):
-        os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))
+        os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME='lo')
         torch.distributed.init_process_group('gloo', f'file://{folder}/store{fatal}{resume}', rank=rank, world_size=2)
         cfg = config(folder / 'work', accumulated=4, launcher='pytorch', checkpoint=dict(save_best=None))
         use_gloo(cfg)
