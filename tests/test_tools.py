@@ -344,6 +344,19 @@ def test_options_of_train_reach_the_config(monkeypatch):
     assert cfg.auto_scale_lr.enable and cfg.resume and cfg.load_from is None
 
 
+@pytest.mark.parametrize('runner, last, resume, kept', [
+    (None, False, 'auto', True), (None, True, 'auto', True),  # ResumableRunner chooses by itself
+    ('FlexibleRunner', False, None, True), ('FlexibleRunner', True, True, False)])
+def test_resume_keeps_load_from_for_a_run_that_has_no_checkpoint(tmp_path, runner, last, resume, kept):
+    cfg = Config(dict(work_dir=str(tmp_path), load_from=str(tmp_path / 'w.pth'), **({} if runner is None else dict(
+        runner_type=runner))))
+    torch.save(dict(state_dict=dict(w=torch.ones(1))), cfg.load_from)
+    if last:
+        (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_1.pth'))
+    tool('train').apply_options(cfg, argparse.Namespace(amp=False, auto_scale_lr=False, resume='auto'))
+    assert cfg.get('resume') == resume and (cfg.load_from is not None) is kept
+
+
 def test_amp_on_a_cpu_is_bfloat16(monkeypatch):
     train = tool('train')
     monkeypatch.setattr(train, 'get_device', lambda: 'cpu')

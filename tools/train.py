@@ -4,6 +4,7 @@ import os
 
 from mmengine.device import get_device
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.runner import find_latest_checkpoint
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmlk._types import type_name, type_of
@@ -17,7 +18,8 @@ def parse_args():
     parser.add_argument('config', help='config file')
     add_common_arguments(parser)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='resume from this checkpoint; without a value, from the newest whole one in the work dir')
+                        help='resume from this checkpoint; without a value, from the newest whole one in the work dir. '
+                        "While there is none, the run starts, from the config's load_from if it has one")
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the learning rate by the real batch size over the config's base_batch_size")
@@ -45,11 +47,15 @@ def apply_options(cfg, args):
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             fail('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
-    if cfg.get('load_from') and '://' not in cfg.load_from:  # else it is looked for when the run begins
+    # ResumableRunner looks at load_from itself, once it knows whether there is something to resume
+    ours = cfg.get('runner_type', 'ResumableRunner').rpartition('.')[2] == 'ResumableRunner'
+    if args.resume == 'auto' and (ours or find_latest_checkpoint(cfg.work_dir)):
+        cfg.resume = 'auto' if ours else True
+        cfg.load_from = cfg.get('load_from') if ours else None
+    elif args.resume not in (None, 'auto'):
+        cfg.resume, cfg.load_from = True, find_checkpoint(args.resume)
+    if not ours and cfg.get('load_from') and '://' not in cfg.load_from:
         cfg.load_from = find_checkpoint(cfg.load_from)
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else find_checkpoint(args.resume)
 
 
 @record  # the launcher of several processes then ends with the error of the first that failed

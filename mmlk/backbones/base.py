@@ -185,6 +185,7 @@ class BaseBackbone(BaseModule):
         if not isinstance(norm_cfg, dict):
             raise ValueError(f'{name}: norm_cfg must be a dict, got {norm_cfg!r}')
         check_flags(dict(norm_eval=norm_eval, with_cp=with_cp), 'norm_eval', 'with_cp')
+        self.in_channels = in_channels
         self.out_indices = indices
         self.out_channels = tuple(stage_channels[i] for i in indices)
         self.frozen_stages = frozen_stages
@@ -233,6 +234,24 @@ class BaseBackbone(BaseModule):
             value: What the file holds.
         """
         return value
+
+    def input_weights(self) -> List[str]:
+        """Names, as in ``self.state_dict()``, of the stem's kernels that may see the image: of ``in_channels`` inputs."""
+        stem = {parameter for part in self.parts(0) for parameter in part.parameters()}
+        return [name for name, parameter in self.named_parameters()
+                if parameter in stem and parameter.dim() == 4 and parameter.shape[1] == self.in_channels]
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether a tensor of this name, which a file holds and the backbone lacks, is of a part that it leaves out.
+
+        Such are classifiers, stages past the last that is built, and norms of maps that are not returned. Any other
+        belongs to what the backbone has, which computes something else without it.
+
+        Args:
+            name: As in ``self.state_dict()``.
+        """
+        parts = {part for stage in range(self.num_stages + 1) for part in self.parts(stage)}
+        return not any(module in parts and name.startswith(f'{path}.') for path, module in self.named_modules())
 
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning-rate decay: 0 for the stem, up to ``num_layers``.

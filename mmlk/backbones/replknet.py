@@ -180,6 +180,12 @@ class RepLKNet(BaseBackbone):
         before = [self.transitions[stage_id - 2]] if stage_id > 1 else []
         return [*before, self.stages[stage_id - 1]]
 
+    def leaves_out(self, name: str) -> bool:
+        stages, stage, norm, *_ = (*name.split('.'), '', '')
+        if stages == 'stages' and norm == 'norm' and stage.isdigit():  # a part of a stage, but not of one whose map is not returned
+            return int(stage) not in self.out_indices
+        return super().leaves_out(name)
+
     def _layers_before(self, stage: int) -> int:
         """Layers of the stages before this one: two pairs of blocks make a layer, as in the official code."""
         return sum((len(s.blocks) + 3) // 4 for s in self.stages[:stage])

@@ -164,6 +164,7 @@ class TimmBackbone(BaseBackbone):
                 raise ValueError(f'TimmBackbone: {model_name} has no BatchNorm for sync_bn to convert')
             model = convert_sync_batchnorm(model)
         self.model_name, self.pretrained, self._args = model_name, pretrained, args
+        whole = {name for names in (model.state_dict(), dict(model.named_buffers())) for name in names}
         self._taken = model.prune_intermediate_layers(sorted(first + i for i in indices), prune_norm=True)
         self._order = [sorted(indices).index(i) for i in indices]
         for module in model.modules():
@@ -175,6 +176,7 @@ class TimmBackbone(BaseBackbone):
         self.register_load_state_dict_pre_hook(_add_prefix)
         self._layers = _layers_of(model)
         self._stage_table = _stages_of(self._layers, [f['module'] for f in features[:first + self.num_stages]], first)
+        self._whole = frozenset(whole)
         self._own_sizes: Dict[str, Tuple[int, int]] = {}
         if large_kernel is not None:
             self._swap(large_kernel)
@@ -259,6 +261,19 @@ class TimmBackbone(BaseBackbone):
                 donor = _create(self.model_name, **self._args, pretrained=True).state_dict()
                 self.load_state_dict({name: donor[name] for name in self.state_dict()})
             super().init_weights()
+
+    def _told(self, key: str) -> Tuple[str, ...]:
+        """Modules that timm names in the model's settings, of which there may be none, one or several."""
+        names = self.model.pretrained_cfg.get(key) or ()
+        return (names, ) if isinstance(names, str) else tuple(names)
+
+    def input_weights(self) -> List[str]:
+        return [f'{name}.weight' for name in self._told('first_conv')]
+
+    def leaves_out(self, name: str) -> bool:
+        part = name.partition('.')[0]
+        return (name in self._whole or name.startswith(tuple(f'{module}.' for module in self._told('classifier')))
+                or not any(own.startswith(f'{part}.') for own in self.state_dict()))
 
     def _checkpoint(self) -> None:
         try:

@@ -5,25 +5,31 @@ SyncBatchNorm refuses CPU tensors. :func:`use_gloo` mends a config for such a ma
 :func:`read_slurm` tells torch where the processes of a Slurm job meet.
 """
 import atexit
+import copy
 import datetime
 import os
+import os.path as osp
 import re
 import sys
-from typing import Optional
+from typing import Callable, Optional, Union
 
 import torch
 import torch.distributed as dist
 from mmengine._strategy import FSDPStrategy as _FSDPStrategy
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmlk._types import is_a, type_of
 from mmlk.registry import MODEL_WRAPPERS, STRATEGIES
+from mmlk.weights.load import compare
+
+from .resuming import CheckpointError
 
 
 class _AllReduceSum(Function):
@@ -99,7 +105,47 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
 @STRATEGIES.register_module()
 class FSDPStrategy(_FSDPStrategy):
-    """mmengine's, which resumes: it hands torch the optimizer's state in an order of arguments that torch 2.1 ended."""
+    """mmengine's, which resumes: it hands torch the optimizer's state in an order of arguments that torch 2.1 ended.
+
+    Training starts from a file by :func:`mmlk.weights.load`, with its errors, where mmengine passes over what the file
+    lacks; from a folder of shares as with mmengine.
+    """
+
+    _resuming = False
+
+    def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
+        """Build it, and keep what its tensors are before they are divided."""
+        model = super().build_model(model)
+        tensors = [*model.parameters(), *model.buffers()]
+        outlines = (tensor.detach().to('meta') for tensor in tensors)
+        self._outline = copy.deepcopy(model, {
+            id(tensor): nn.Parameter(outline, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else outline
+            for tensor, outline in zip(tensors, outlines)})
+        return model
+
+    def resume(self, filename: str, **kwargs) -> dict:
+        """As mmengine's, where no gradients were accumulated since an update: its checkpoints do not hold them."""
+        self._resuming = True
+        checkpoint = super().resume(filename, **kwargs)
+        done, steps = checkpoint['meta']['iter'], getattr(self.optim_wrapper, '_accumulative_counts', 1)
+        if done % steps and done != self.dispatch_kwargs.get('max_iters'):
+            raise CheckpointError(f'{filename} was written after {done} iterations, between two updates of '
+                                  f'accumulative_counts={steps}, without the gradients accumulated so far. Resume from '
+                                  f'a checkpoint after a multiple of {steps} iterations')
+        return checkpoint
+
+    def load_checkpoint(self, filename: str, *, callback: Optional[Callable] = None, **kwargs) -> dict:
+        """As mmengine's; what training starts from must fill the model, but for layers of other classes."""
+        if self._resuming or osp.isdir(filename):
+            return super().load_checkpoint(filename, callback=callback, **kwargs)
+        report, values = compare(self._outline, filename, other_classes=True)
+        checkpoint = dict(state_dict=values)
+        if callback is not None:
+            callback(checkpoint)
+        with FullyShardedDataParallel.state_dict_type(self.model, StateDictType.FULL_STATE_DICT):
+            self.model.load_state_dict(checkpoint.pop('state_dict'), strict=False)
+        print_log(str(report), logger='current')
+        return checkpoint
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load the optimizer's state, of this process's shares or, where checkpoints are whole, of all."""

@@ -8,14 +8,19 @@ on the number of workers nor on where the run was stopped.
 """
 import itertools
 import random
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import numpy as np
 import torch
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+GRADIENTS = 'gradients'  # key of a checkpoint
 _STEP, _EPOCH, _SAMPLE = range(3)  # streams of random numbers that never meet
 
 
@@ -39,6 +44,64 @@ class SeedHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed what the model draws: dropout, stochastic depth, sampled proposals."""
         seed_all(runner.seed, _STEP, runner.iter)
+
+
+def _wrappers(runner: Runner) -> List[OptimWrapper]:
+    wrapper = runner.optim_wrapper
+    return list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+
+
+def _is_between(runner: Runner) -> bool:
+    """Whether gradients are accumulated that the last step has not used."""
+    return any(not wrapper.should_update() for wrapper in _wrappers(runner))
+
+
+def _trained(runner: Runner) -> Dict[str, nn.Parameter]:
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def average_gradients(runner: Runner) -> None:
+    """Give each process the mean of all processes' gradients, if they are accumulated and not yet used.
+
+    The update has their mean in any case. Now the first process's, which is what a checkpoint holds, are everyone's.
+    """
+    if get_world_size() == 1 or not _is_between(runner):
+        return
+    parameters = list(_trained(runner).values())
+    known = torch.tensor([parameter.grad is not None for parameter in parameters], device=parameters[0].device).int()
+    all_reduce(known, 'max')
+    for parameter, anywhere in zip(parameters, known.tolist()):
+        if anywhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            all_reduce(parameter.grad, 'mean')
+
+
+class GradientsHook(Hook):
+    """Keep in checkpoints the gradients that are accumulated and not yet used, and go on from them."""
+
+    _held: Optional[Dict[str, Tensor]] = None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Put them into a checkpoint that training can go on from, with the number of steps of an update."""
+        steps = max(wrapper._accumulative_counts for wrapper in _wrappers(runner))
+        if steps > 1 and 'optimizer' in checkpoint:
+            values = {name: parameter.grad.cpu() for name, parameter in _trained(runner).items()
+                      if parameter.grad is not None}
+            checkpoint[GRADIENTS] = dict(accumulative_counts=steps, values=values if _is_between(runner) else {})
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Take them out of it."""
+        self._held = checkpoint.get(GRADIENTS, {}).get('values')
+
+    def before_train(self, runner: Runner) -> None:
+        """Put them where the next step adds to them."""
+        parameters = _trained(runner)
+        for name, value in (self._held or {}).items():
+            parameters[name].grad = value.to(parameters[name], copy=True)
+        self._held = None
 
 
 class _Index(int):

@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
+from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
@@ -19,10 +20,15 @@ from torch import Tensor, nn
 from mmlk._types import type_of
 from mmlk.registry import HOOKS
 from mmlk.weights import WeightsError
+from mmlk.weights.load import compare
 from mmlk.weights.read import read
+
+from .repeatable import GRADIENTS, average_gradients
+from .sparsity import SPARSITY, DynamicSparsityHook
 
 UNFINISHED = '.unfinished'  # what the name of a file ends in while it is written
 LAST = 'last_checkpoint'  # mmengine's name of the file that holds the newest checkpoint's path
+_OWN_CONFIG = 'Resume with the config of its run; to start a new one from its weights, set load_from'
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -80,9 +86,82 @@ def verify(path: str, model: nn.Module) -> dict:
         and all(isinstance(hub.get(key), dict) for key in ('log_scalars', 'runtime_info', 'resumed_keys'))
     if not whole:
         raise CheckpointError(f'{path} holds weights, not the state of a training run, so there is nothing to resume. '
-                              'To start from these weights, set load_from')
+                              f'{_start_from(path, model)}')
     _compare(path, state, model)
     return checkpoint
+
+
+def _start_from(path: str, model: nn.Module) -> str:
+    """Whether training can start from the weights in a file."""
+    try:
+        compare(model, path, other_classes=True)
+    except WeightsError as error:
+        return f'Nor can training start from them: {error}'
+    return 'To start from these weights, set load_from'
+
+
+def check_state(path: str, checkpoint: dict, runner: Runner) -> None:
+    """Refuse a checkpoint without all of the state that a runner would go on with, or with more, before training.
+
+    mmengine passes over what a checkpoint lacks, and the optimizer, the schedule or the average start anew.
+
+    Args:
+        path: The file, for messages.
+        checkpoint: What it holds.
+        runner: Not yet training.
+
+    Raises:
+        CheckpointError: The runner has or lacks an optimizer's state, schedulers, averaged weights, masks or
+            accumulated gradients that the checkpoint lacks or has.
+    """
+    schedulers = runner.param_schedulers
+    lacking = [what for what, lacks in (
+        ('the optimizer', 'optimizer' not in checkpoint),
+        ('the learning rate schedule', schedulers is not None and 'param_schedulers' not in checkpoint)) if lacks]
+    if lacking:
+        last = _last_beside(path)
+        other = f'{last}, the last of this run' if last else 'another checkpoint of this run'
+        raise CheckpointError(f"{path} does not hold the state of {' and of '.join(lacking)}, which would start anew: "
+                              'the best checkpoint of a run holds neither, and with save_optimizer=False or '
+                              f'save_param_scheduler=False no other does. Resume from {other}; to start a new schedule '
+                              'from its weights, set load_from')
+    saved = checkpoint.get('param_schedulers')
+    if isinstance(schedulers, (list, tuple)) and isinstance(saved, list) and len(saved) != len(schedulers):
+        raise CheckpointError(f'{path} holds the state of {len(saved)} schedulers, and this config has '
+                              f'{len(schedulers)}. {_OWN_CONFIG}')
+    averaged, averages = 'ema_state_dict' in checkpoint, any(isinstance(hook, EMAHook) for hook in runner.hooks)
+    if averaged and not averages:
+        raise CheckpointError(f'{path} is of a run with an EMAHook and holds its average in place of the weights, and '
+                              f'this config has no EMAHook. {_OWN_CONFIG}')
+    if averages and not averaged:
+        raise CheckpointError(f'{path} is of a run without an EMAHook, and this config has one, whose average would '
+                              f'lack all steps so far. {_OWN_CONFIG}')
+    if SPARSITY in checkpoint and not any(isinstance(hook, DynamicSparsityHook) for hook in runner.hooks):
+        raise CheckpointError(f'{path} is of a run with a DynamicSparsityHook, and this config has none, so that its '
+                              f'zeros would be lost. {_OWN_CONFIG}')
+    wrapper = runner.optim_wrapper
+    steps = wrapper.get('accumulative_counts', 1) if isinstance(wrapper, dict) else getattr(
+        wrapper, '_accumulative_counts', 1)
+    held, done = checkpoint.get(GRADIENTS, {}), checkpoint['meta']['iter']
+    began = held.get('accumulative_counts')
+    if began != steps and held.get('values'):
+        raise CheckpointError(f'{path} holds gradients accumulated with accumulative_counts={began}, and this config '
+                              f'has {steps}. {_OWN_CONFIG}')
+    if began != steps and done % steps:
+        raise CheckpointError(f'{path} was written after {done} iterations, between two updates of accumulative_counts='
+                              f'{steps}, without the gradients accumulated so far. Resume from a checkpoint after a '
+                              f'multiple of {steps} iterations; to start a new schedule from its weights, set '
+                              'load_from')
+
+
+def _last_beside(path: str) -> Optional[str]:
+    """What ``last_checkpoint`` in the same folder names, if it is there and another."""
+    file = osp.join(osp.dirname(path), LAST)
+    if not osp.isfile(file):
+        return None
+    with open(file) as stream:
+        last = osp.join(osp.dirname(path), osp.basename(stream.read().strip()))
+    return last if osp.isfile(last) and osp.abspath(last) != osp.abspath(path) else None
 
 
 def _compare(path: str, file: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -178,6 +257,7 @@ class CheckpointHook(_CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Tidy up after a run that was killed, and finish what it was doing."""
+        self._forget_other_best(runner.message_hub.runtime_info)
         hub, self._step = runner.message_hub, runner.epoch if self.by_epoch else runner.iter
         known = dict(hub.runtime_info)  # of which the file may say anything
         if 'keep_ckpt_ids' in known:
@@ -252,6 +332,7 @@ class CheckpointHook(_CheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        average_gradients(runner)
         runner.save_checkpoint(self.out_dir, name, self.file_client_args, save_optimizer=self.save_optimizer,
                                save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
                                backend_args=self.backend_args, **self.args)
@@ -267,6 +348,8 @@ class CheckpointHook(_CheckpointHook):
         if not self.save_best:
             return
         self._replacing = self._best_paths()
+        if 'auto' not in self.key_indicators:  # of which the first metrics make a name and a rule
+            runner.message_hub.update_info('best_rules', self._rules())
         # mmengine deletes the old best before the new one is written, if it is told of it
         for metric in self._replacing:
             self._set_best_path(metric, None)
@@ -280,6 +363,19 @@ class CheckpointHook(_CheckpointHook):
         if is_main_process():
             for path in replaced:
                 self._delete(path)
+
+    def _rules(self) -> List[List[str]]:
+        return [list(pair) for pair in zip(self.key_indicators, self.rules)]
+
+    def _forget_other_best(self, known: dict) -> None:
+        """Where a resumed run looks for the best by another metric or rule, or no more: begin anew, and keep the file
+        of the best so far."""
+        same = self.save_best and ('auto' in self.key_indicators or known.get('best_rules') in (None, self._rules()))
+        if not same:
+            known.pop('replaced_best_ckpts', None)
+        if self.save_best and not same:
+            for key in [key for key in known if key.startswith(('best_score', 'best_ckpt'))]:
+                del known[key]
 
     def _replaced(self) -> List[str]:
         """Paths of the best checkpoints in whose place there is another one now."""

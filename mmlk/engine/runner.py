@@ -11,15 +11,16 @@ from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner, find_latest_checkpoint
 
 from mmlk.registry import RUNNERS
-from mmlk.weights import WeightsError
+from mmlk.weights import WeightsError, load
+from mmlk.weights.load import compare
 
 from .checkpoints import forget_program
 from .detectors import prepare_detector
-from .repeatable import SeedHook, seed_samples
-from .resuming import CheckpointError, find_resumable, replacing, safe_hook, verify
+from .repeatable import GradientsHook, SeedHook, seed_samples
+from .resuming import CheckpointError, check_state, find_resumable, replacing, safe_hook, verify
 
 
 @RUNNERS.register_module()
@@ -29,17 +30,22 @@ class ResumableRunner(Runner):
     - Checkpoints are written under a temporary name and renamed; mmengine's ``CheckpointHook`` in a config stands for
       :class:`mmlk.engine.CheckpointHook`.
     - ``resume`` checks a checkpoint, every byte of it and its fit to the model, before anything long. Without a path it
-      takes the newest whole one.
+      takes the newest whole one. With ``resume='auto'`` a run of which there is none yet starts, from ``load_from`` if
+      that is given.
+    - Training starts from ``load_from`` by :func:`mmlk.weights.load`: every parameter and buffer is filled, but for
+      layers of heads that are for another number of classes, or the run ends before anything long.
     - Each step and each sample is seeded by its number (:mod:`mmlk.engine.repeatable`), so that on a CPU, with a seed
       in ``randomness``, a run that was stopped ends with the weights of one that was not, bit for bit. A GPU needs
       ``randomness=dict(seed=..., deterministic=True)`` for that.
 
-    Not repeated are: gradients accumulated over several steps since the last update, transforms that keep images for
-    later ones or random numbers of their own (cached mosaics, albumentations), and, under an iteration-based loop,
-    torch's own ``RandomSampler``.
+    - Gradients that are accumulated and not yet used are kept in the checkpoint.
+
+    Not repeated are: transforms that keep images for later ones or random numbers of their own (cached mosaics,
+    albumentations), and, under an iteration-based loop, torch's own ``RandomSampler``.
 
     Raises:
         CheckpointError: From ``train``: a checkpoint cannot be written, or training cannot go on from it.
+        WeightsError: From ``train``: ``load_from`` does not fill the model.
     """
 
     _seed_given: Optional[bool] = None
@@ -49,9 +55,10 @@ class ResumableRunner(Runner):
         super().register_hook(safe_hook(hook, self.cfg.get('default_scope')), priority)
 
     def register_hooks(self, *args, **kwargs) -> None:
-        """The config's, and the one that seeds each step."""
+        """The config's, the one that seeds each step, and the one that keeps accumulated gradients."""
         super().register_hooks(*args, **kwargs)
         self.register_hook(SeedHook())
+        self.register_hook(GradientsHook())
 
     def set_randomness(self, seed: Optional[int], diff_rank_seed: bool = False, deterministic: bool = False) -> None:
         """As mmengine's; a seed that the config gives also keeps a CPU to algorithms that give equal results each time,
@@ -69,9 +76,11 @@ class ResumableRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def train(self) -> torch.nn.Module:
-        """Launch training; to resume, first find what from."""
+        """Launch training; first find what to resume from, or see that what to start from fits."""
         if self._resume:
             self._choose_checkpoint()
+        if not self._resume and self._load_from is not None:
+            compare(self.model, self._load_from, other_classes=True)
         return super().train()
 
     def build_train_loop(self, loop: Union[BaseLoop, Dict]) -> BaseLoop:
@@ -92,10 +101,18 @@ class ResumableRunner(Runner):
             self.optim_wrapper.update_params = torch.compiler.disable(self.optim_wrapper.update_params)
         super()._maybe_compile(target)
 
-    def load_checkpoint(self, *args, **kwargs) -> dict:
-        """As mmengine's, without the text of a config, which ``resume`` would run as a program."""
-        checkpoint = super().load_checkpoint(*args, **kwargs)
-        forget_program(checkpoint)
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
+        """As mmengine's, which warns of what does not fit; what training starts from must fill the model. Without the
+        text of a config, which ``resume`` would run as a program."""
+        if self._resume or not isinstance(self._train_loop, BaseLoop):
+            checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+            forget_program(checkpoint)
+            return checkpoint
+        load(self.model, filename, other_classes=True)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        checkpoint = dict(state_dict=model.state_dict())
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        self._has_loaded = True
         return checkpoint
 
     def resume(self, filename: str, *args, **kwargs) -> None:
@@ -139,6 +156,9 @@ class ResumableRunner(Runner):
             raise CheckpointError(problem)
         if path is not None:
             self._load_from = path
+        elif self._resume == 'auto':
+            print_log(f'no checkpoint to resume from in {self.work_dir}: the run starts', logger='current')
+            self._resume = False
         if seed is not None and seed != self._randomness_cfg.get('seed'):
             if self._seed_given:
                 print_log(f'the seed of the run to resume, {seed}, is taken, not {self._randomness_cfg["seed"]} of the '
@@ -150,7 +170,7 @@ class ResumableRunner(Runner):
         """The checkpoint to resume from and its seed, as far as there is one on the local disk."""
         model = self.model.module if is_model_wrapper(self.model) else self.model
         path = self._load_from
-        if path is None:
+        if path is None or self._resume == 'auto':
             hook = next((hook for hook in self.hooks if isinstance(hook, _CheckpointHook)), None)
             folder, template = self.work_dir, 'iter_{}.pth'
             if hook is not None:
@@ -158,10 +178,12 @@ class ResumableRunner(Runner):
                 if hook.out_dir is not None:
                     folder = osp.join(str(hook.out_dir), osp.basename(osp.normpath(self.work_dir)))
             if '://' in folder:
-                return None, None
+                return find_latest_checkpoint(self.work_dir), None
             path = find_resumable(self.work_dir, folder, template, model)
             if path is None:
                 return None, None
         elif '://' in path:
             return None, None
-        return path, verify(path, model)['meta'].get('seed')
+        checkpoint = verify(path, model)
+        check_state(path, checkpoint, self)
+        return path, checkpoint['meta'].get('seed')

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmlk.registry import HOOKS
 
-_KEY = 'dynamic_sparsity'  # in a checkpoint
+SPARSITY = 'dynamic_sparsity'  # in a checkpoint
 _LEAST_PRUNE_RATE = 0.005  # what the cosine falls to
 _LARGE_KERNELS = 'large_kernel.LoRA'
 
@@ -120,7 +120,7 @@ class DynamicSparsityHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Remember the masks; whether this is a resumed run is not known yet."""
-        self._loaded = checkpoint.get(_KEY)
+        self._loaded = checkpoint.get(SPARSITY)
 
     def before_train(self, runner: Runner) -> None:
         """Find the weights, and their masks where they need no data."""
@@ -166,8 +166,8 @@ class DynamicSparsityHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save the masks and the place in the schedule, from which the random numbers follow."""
-        checkpoint[_KEY] = dict(steps=self.steps, masks={name: mask.cpu() for name, mask in self.masks.items()},
-                                left_out=self._left_out)
+        checkpoint[SPARSITY] = dict(steps=self.steps, masks={name: mask.cpu() for name, mask in self.masks.items()},
+                                    left_out=self._left_out)
 
     def _sparse_weights(self, model: nn.Module) -> Dict[str, nn.Parameter]:
         """The weights by their name in the module."""

@@ -93,12 +93,6 @@ def _kin(file: Shapes) -> List[Form]:
     return kin[max(kin)] if kin else []
 
 
-def archs(tensors: Mapping[str, Tensor]) -> Set[str]:
-    """Published archs, such as 'ConvNeXt-T', that have exactly the tensors of this backbone or more stages of them."""
-    file = {name: tuple(value.shape) for name, value in split_backbone(tensors)[0].items()}
-    return {f'{form.family.__name__}-{form.arch}' for form in _fitting(file)}
-
-
 def identify(tensors: Mapping[str, Tensor]) -> Optional[str]:
     """A line such as 'RepLKNet-31B, training form', or None for what is of no family here.
 

@@ -14,7 +14,7 @@ from .errors import WeightsError
 # where the average lies beside it, hence the order. `state_dict_ema` is timm's average.
 WRAPPERS = ('state_dict', 'model', 'module', 'model_ema', 'state_dict_ema')
 
-_BACKBONE = 'backbone.'
+BACKBONE = 'backbone.'
 _AVERAGED = 'n_averaged'  # a counter that torch's AveragedModel puts beside the keys of `module.`
 
 
@@ -92,15 +92,15 @@ def find_tensors(payload: Any, path: Union[str, Path]) -> Layout:
 
 def is_whole(names: Collection[str]) -> bool:
     """Whether the names are those of a detector, segmentor or classifier that has a backbone in it."""
-    return any(name.startswith(_BACKBONE) for name in names)
+    return any(name.startswith(BACKBONE) for name in names)
 
 
 def split_backbone(tensors: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
     """The backbone's part of a state dict, without ``backbone.``, and the rest; of a bare backbone there is no rest."""
     if not is_whole(tensors):
         return dict(tensors), {}
-    inside = {name[len(_BACKBONE):]: value for name, value in tensors.items() if name.startswith(_BACKBONE)}
-    return inside, {name: value for name, value in tensors.items() if not name.startswith(_BACKBONE)}
+    inside = {name[len(BACKBONE):]: value for name, value in tensors.items() if name.startswith(BACKBONE)}
+    return inside, {name: value for name, value in tensors.items() if not name.startswith(BACKBONE)}
 
 
 def fit(layout: Layout, names: Collection[str] = ()) -> Layout:
@@ -116,7 +116,7 @@ def fit(layout: Layout, names: Collection[str] = ()) -> Layout:
     steps = list(layout.steps)
     if not is_whole(names) and is_whole(layout.tensors):
         steps.append("keys under 'backbone.'")
-    spoken = {name[len(_BACKBONE):] if name.startswith(_BACKBONE) else name for name in names}
+    spoken = {name[len(BACKBONE):] if name.startswith(BACKBONE) else name for name in names}
     dialect = next((d for d in DIALECTS if d.marks({**inside, **aside}) and not d.marks(spoken)), None)
     if dialect:
         before, inside = inside, dialect.translate(inside)
@@ -126,5 +126,5 @@ def fit(layout: Layout, names: Collection[str] = ()) -> Layout:
                      (f', such as {changed[0][0]} to {changed[0][1]}' if changed else '') +
                      (f', and {reshaped} tensors freed of dimensions of 1' if reshaped else ''))
     if is_whole(names):
-        return Layout({**{_BACKBONE + name: value for name, value in inside.items()}, **aside}, steps)
+        return Layout({**{BACKBONE + name: value for name, value in inside.items()}, **aside}, steps)
     return Layout(inside, steps, list(aside))

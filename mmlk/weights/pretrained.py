@@ -23,16 +23,18 @@ class Pretrained:
         checkpoint: A path, an http(s) URL or a name of the catalogue.
         strict: Raise when a parameter or buffer was not filled; else warn.
         allow_pickle: See :func:`mmlk.weights.read.read`.
+        adapt_stem: Make kernels of the stem for another number of channels of those for RGB; see ``load``.
 
     Raises:
         WeightsError: As ``load``, when called; or another initializer is listed after this one and would undo
             it.
     """
 
-    def __init__(self, checkpoint: str, strict: bool = True, allow_pickle: bool = False):
+    def __init__(self, checkpoint: str, strict: bool = True, allow_pickle: bool = False, adapt_stem: bool = False):
         self.checkpoint = checkpoint
         self.strict = strict
         self.allow_pickle = allow_pickle
+        self.adapt_stem = adapt_stem
 
     def __call__(self, module: nn.Module) -> None:
         # mmengine runs only the initializer named 'Pretrained' after the rest of the list and after the
@@ -47,7 +49,7 @@ class Pretrained:
             if hasattr(child, 'init_weights') and not getattr(child, 'is_init', False):
                 child.init_weights()
                 child.is_init = True
-        load(module, self.checkpoint, self.strict, self.allow_pickle)
+        load(module, self.checkpoint, self.strict, self.allow_pickle, self.adapt_stem)
         if in_init_weights:
             update_init_info(module, init_info=self._get_init_info())
 

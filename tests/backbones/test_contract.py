@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmlk.ops import set_memory_format
 from mmlk.registry import MODELS
 from mmlk.reparam import merge
+from mmlk.weights import WeightsError, load
 from tests.utils import fill, image, relative_error
 
 TINY = {
@@ -230,6 +231,43 @@ def test_init_cfg(family, tmp_path):
     net.init_weights()
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, donor.state_dict()[name]), name
+
+
+def test_a_file_of_more_stages_is_taken_and_one_of_more_layers_refused(family, tmp_path):
+    whole = build(family)
+    heads = {name: torch.ones(3) for name in ('head.weight', 'fc.bias', 'norm.weight', 'classifier.1.weight')}
+    torch.save({**fill(whole).state_dict(), **heads}, tmp_path / 'whole.pth')
+    for indices in ((0, ), (2, 1)):
+        cut = build(family, out_indices=indices)
+        report = load(cut, tmp_path / 'whole.pth')
+        assert report.complete and set(report.unexpected) == {*whole.state_dict(), *heads} - {*cut.state_dict()}
+    for stage in range(whole.num_stages + 1):
+        for part in whole.parts(stage):
+            path = next(path for path, module in whole.named_modules() if module is part)
+            for name in (name for name in whole.state_dict() if name.startswith(path)):
+                more = f"{name.rpartition('.')[0]}.more.weight"
+                assert not whole.leaves_out(more), more
+    torch.save({**whole.state_dict(), more: torch.ones(3)}, tmp_path / 'more.pth')
+    with pytest.raises(WeightsError, match='1 tensors for which .* has no place'):
+        load(whole, tmp_path / 'more.pth')
+
+
+@pytest.mark.parametrize('channels', [1, 4, 6])
+def test_kernels_for_rgb_become_those_for_other_channels(family, channels, tmp_path):
+    """A grey image gives what it gave, from one channel or from six; of four, the first stands for two."""
+    donor = fill(build(family)).eval()
+    torch.save(donor.state_dict(), tmp_path / 'rgb.pth')
+    net = build(family, in_channels=channels).eval()
+    with pytest.raises(WeightsError, match='adapt_stem=True'):
+        load(net, tmp_path / 'rgb.pth')
+    report = load(net, tmp_path / 'rgb.pth', adapt_stem=True)
+    assert report.complete and report.resized and set(report.resized) <= set(net.input_weights())
+    grey = image(1, 1, 64, 64)
+    # timm takes red, green, blue, red of four: each at 3/4
+    rgb = grey.repeat(1, 3, 1, 1) * torch.tensor([2, 1, 1] if channels == 4 else [1, 1, 1]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        for a, b in zip(net(grey.repeat(1, channels, 1, 1)), donor(rgb * (3 / 4 if channels == 4 else 1))):
+            assert relative_error(a, b) < 1e-5
 
 
 def test_layer_and_stage_ids_cover_every_parameter(family):

@@ -282,6 +282,52 @@ def test_keys_are_timms_through_every_door(tmp_path):
     assert all(torch.equal(value, segmentor.state_dict()[key]) for key, value in again.state_dict().items())
 
 
+# of as many ways to end, and to cut the end off
+ENDS = ['convnext_atto', 'resnet18', 'mobilenetv2_050', 'efficientnet_b0', 'regnetx_002', 'densenet121', 'vgg11',
+        'swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224', 'deit_tiny_distilled_patch16_224', 'poolformer_s12',
+        'repvit_m0_9', 'mobilenetv3_small_050']
+
+
+@pytest.mark.parametrize('model', ENDS)
+def test_a_file_of_the_whole_model_is_taken_and_one_of_more_layers_refused(model, tmp_path):
+    with torch.device('meta'):
+        names = {name: value.shape for name, value in timm.create_model(model).state_dict().items()}
+        cut = [TimmBackbone(model, out_indices=indices) for indices in ((0, ), (0, 1))]
+    for net in cut:
+        own = set(net.state_dict())
+        assert own < set(names) and all(net.leaves_out(name) for name in set(names) - own)
+        for name in own:
+            part, _, rest = name.partition('.')
+            assert not rest or not net.leaves_out(f'{part}.more.weight'), name
+
+
+def test_kernels_for_rgb_become_those_that_timm_makes(name, tmp_path):
+    args = MODEL[name].get('model_args', {})
+    donor = fill(timm.create_model(name, **args))
+    torch.save(donor.state_dict(), tmp_path / 'rgb.pth')
+    for channels in (1, 4):
+        net = build(name, in_channels=channels, init_cfg=dict(
+            type='mmlk.Pretrained', checkpoint=str(tmp_path / 'rgb.pth'), adapt_stem=True))
+        net.init_weights()
+        first = donor.pretrained_cfg['first_conv'] + '.weight'
+        assert net.input_weights() == [first]
+        kernel = donor.state_dict()[first]
+        expected = kernel.sum(1, keepdim=True) if channels == 1 else kernel[:, [0, 1, 2, 0]] * 0.75
+        torch.testing.assert_close(net.state_dict()[first], expected)
+        same = {key: torch.equal(value, donor.state_dict()[key]) for key, value in net.state_dict().items()
+                if key != first}
+        assert all(same.values())
+
+
+def test_a_deeper_model_of_timms_is_refused(tmp_path):
+    torch.save(timm.create_model('resnet26', channels=(8, 16, 24, 32)).state_dict(), tmp_path / 'deep.pth')
+    net = TimmBackbone('resnet26', model_args=dict(channels=(8, 16, 24, 32), layers=(2, 1, 2, 2)))
+    with pytest.raises(WeightsError, match='layer2 ends at 0 in the module and holds 1 in the file'):
+        load(net, tmp_path / 'deep.pth')
+    assert load(TimmBackbone('resnet26', model_args=dict(channels=(8, 16, 24, 32)), out_indices=(1, )),
+                tmp_path / 'deep.pth').complete
+
+
 @pytest.mark.parametrize('given', ['checkpoint', 'init_cfg'])
 def test_init_weights_loads_loudly(name, given, tmp_path):
     args = MODEL[name].get('model_args', {})

@@ -20,12 +20,15 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
 from mmlk.datasets.layouts import Plan, write
-from mmlk.engine import BatchSizeHook, CheckpointError
+from mmlk.engine import BatchSizeHook, CheckpointError, FSDPStrategy
 from mmlk.engine.cli import build_runner
 from mmlk.engine.distributed import CPUDistributedDataParallel, CPUSyncBatchNorm, first_node, read_slurm, use_gloo
 from mmlk.registry import MODELS
+from mmlk.weights import WeightsError
+from tests.engine.toy import forked
 from tests.test_training import CONFIGS, shrink_model, shrunk
 from tests.utils import fill, image, relative_error
 
@@ -437,6 +440,44 @@ def _grouped():
     dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+def start_shares(tmp_path):
+    """From a file that is whole but for a layer of other classes, and not from others."""
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    os.environ['LOCAL_RANK'] = '0'
+
+    def strategy(channels=8, classes=5):
+        made = FSDPStrategy(work_dir=str(tmp_path), state_dict_cfg='local', model_wrapper=dict(
+            type='MMFullyShardedDataParallel', use_orig_params=True, device_id='cpu'))
+        head = nn.Linear(channels, classes)
+        head.num_classes = classes
+        model = made.build_model(nn.Sequential(nn.Linear(3, channels), nn.BatchNorm1d(channels), head))
+        made.model = made._wrap_model(fill(model))
+        return made
+
+    def tensors(made):
+        with FullyShardedDataParallel.state_dict_type(made.model, StateDictType.FULL_STATE_DICT):
+            return {name: value.clone() for name, value in made.model.state_dict().items()}
+
+    whole, made = {name: torch.rand(value.shape) if value.ndim else value
+                   for name, value in tensors(strategy(classes=3)).items()}, strategy()
+    before, seen = tensors(made), []
+    torch.save(dict(state_dict=whole), tmp_path / 'whole.pth')
+    made.load_checkpoint(str(tmp_path / 'whole.pth'), map_location='cpu', strict=False, callback=seen.append)
+    for name, value in tensors(made).items():
+        assert torch.equal(value, before[name] if name.startswith('2.') else whole[name]), name
+    assert len(seen) == 1
+    for lacking in '0.weight', '1.running_mean', '2.bias':
+        torch.save({name: value for name, value in whole.items() if name != lacking}, tmp_path / 'less.pth')
+        with pytest.raises(WeightsError, match=f'were not filled(.|\n)*{lacking}'):
+            made.load_checkpoint(str(tmp_path / 'less.pth'))
+    with pytest.raises(WeightsError, match='were not filled'):
+        strategy(channels=4).load_checkpoint(str(tmp_path / 'whole.pth'))
+
+
+def test_shares_start_from_the_whole_file_or_not_at_all(tmp_path):
+    assert forked(start_shares, tmp_path) == 0  # else a process forked later might clear the group away, and hang
 
 
 def test_a_config_is_fitted_to_the_cpu(_grouped):

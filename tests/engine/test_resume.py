@@ -2,8 +2,9 @@
 
 Processes are killed by SIGKILL at events of a run: each step, each batch of a validation, half of a file's bytes
 written, before and after each renaming and each deletion. ``MMLK_KILLS`` sets how many kills each kind of run gets at
-least (4 unless set).
+least (3 unless set).
 """
+import json
 import os
 import random
 import re
@@ -19,13 +20,32 @@ from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.registry import METRICS
+from torch import nn
 
 from mmlk.engine import CheckpointError, CheckpointHook, ResumableRunner, checkpoints, cli
+from mmlk.engine.distributed import use_gloo
 from mmlk.engine.resuming import find_resumable
+from mmlk.reparam import merge
 from tests.engine.toy import ToyMetric, ToyModel, config, die, forked, train, whole
+from tests.utils import fill
 
-KILLS = int(os.environ.get('MMLK_KILLS', 4))
-KINDS = {'iterations': (False, 0), 'iterations, workers': (False, 2), 'epochs': (True, 0), 'epochs, workers': (True, 2)}
+KILLS = int(os.environ.get('MMLK_KILLS', 3))
+AVERAGED = dict(type='EMAHook', momentum=0.1)
+SPARSE = dict(type='mmlk.DynamicSparsityHook', module='', sparsity=0.5, prune_rate=0.5, update_frequency=3)
+WITHIN = dict(by_epoch=True, checkpoint=dict(by_epoch=False, interval=3))  # checkpoints in the middle of epochs
+KINDS = {
+    'iterations': {},
+    'iterations, workers': dict(workers=2),
+    'epochs': dict(by_epoch=True),
+    'epochs, workers': dict(by_epoch=True, workers=2),
+    'within epochs, workers': dict(WITHIN, workers=2),
+    'averages': dict(custom_hooks=[AVERAGED]),
+    'masks that move': dict(custom_hooks=[SPARSE]),
+    'gradients of two steps': dict(accumulated=2),  # checkpoints after 3 and 9
+    'gradients of three steps, epochs of four': dict(accumulated=3, by_epoch=True),
+    'averages, gradients of five steps, within epochs': dict(WITHIN, accumulated=5, custom_hooks=[AVERAGED]),
+    'load_from': dict(load_from='start.pth'),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -107,23 +127,26 @@ def same(left, right, path=''):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_run_killed_anywhere_ends_as_one_that_was_not(kind, tmp_path):
-    by_epoch, workers = KINDS[kind]
-    start = partial(config, by_epoch=by_epoch, workers=workers)
+    changes = dict(KINDS[kind])
+    if 'load_from' in changes:
+        changes['load_from'] = str(tmp_path / 'start.pth')
+        torch.save(fill(ToyModel(), seed=3).state_dict(), changes['load_from'])
+    start = partial(config, **changes)
     assert forked(train, start(tmp_path / 'whole'), False, Events(log=tmp_path / 'events').watch) == 0
     expected, events = whole(tmp_path / 'whole'), (tmp_path / 'events').read_text().splitlines()
     assert len(expected) == 3 and len(events) > 40
     rng = random.Random(kind)
     kills, runs = 0, 0
     while kills < KILLS:
-        work, resume = tmp_path / f'killed{runs}', False
+        work = tmp_path / f'killed{runs}'
         while True:
             fatal = rng.randrange(1, len(events) + 1)
-            ended = forked(train, start(work), resume, Events(fatal).watch)
+            ended = forked(train, start(work), 'auto', Events(fatal).watch)
             there = whole(work) if work.exists() else {}  # every one of them can be read
             if ended == 0:
                 break
             assert ended == signal.SIGKILL
-            kills, resume = kills + 1, True
+            kills += 1
             if (work / 'last_checkpoint').exists():
                 assert Path((work / 'last_checkpoint').read_text()).name in there
         runs += 1
@@ -250,6 +273,189 @@ def test_what_cannot_be_resumed_ends_in_one_message(run, tmp_path, capsys):
         truncate(path)
     error = refusal(config(work), capsys)
     assert 'none of the checkpoints can be resumed from:' in error and error.count('is truncated') == 2
+
+
+def stopped(work, fatal=11, **changes):
+    """The work dir of a run that was killed before its ``fatal``-th step; its last checkpoint is two steps older."""
+    def kill(runner):
+        runner.register_hook(Steps(fatal))
+
+    assert forked(train, config(work, **changes), False, kill) == signal.SIGKILL
+    return work
+
+
+def test_what_lacks_a_part_of_the_state_is_refused(run, tmp_path, capsys):
+    work = tmp_path / 'work'
+    shutil.copytree(run, work)
+    (work / 'last_checkpoint').write_text(str(work / 'iter_12.pth'))
+    best, = work.glob('best_*')
+    error = refusal(config(work, load_from=str(best)), capsys)
+    assert f'{best} does not hold the state of the optimizer and of the learning rate schedule' in error
+    assert f'Resume from {work}/iter_12.pth, the last of this run; to start a new schedule' in error
+    bare = shutil.copy(best, tmp_path)  # with nothing beside it
+    assert 'Resume from another checkpoint of this run' in refusal(config(work, load_from=bare), capsys)
+    cfg = config(work)
+    cfg.param_scheduler = cfg.param_scheduler[:1]
+    assert 'holds the state of 2 schedulers, and this config has 1. Resume with the config' in refusal(cfg, capsys)
+    cfg.param_scheduler = None  # a schedule that was written and is not asked for is the config's business
+    assert forked(train, cfg, True) == 0
+    for lost, said in (('optimizer', 'the state of the optimizer, which'),
+                       ('param_schedulers', 'the state of the learning rate schedule, which')):
+        checkpoint = final(run)
+        del checkpoint[lost]
+        torch.save(checkpoint, work / 'iter_12.pth')
+        assert said in refusal(config(work), capsys)
+
+
+def test_averages_and_masks_are_not_taken_for_weights_nor_missed(run, tmp_path, capsys):
+    for name, hook, said in (('averages', AVERAGED, 'a run with an EMAHook and holds its average in place of'),
+                             ('masks', SPARSE, 'a run with a DynamicSparsityHook, and this config has none')):
+        work = stopped(tmp_path / name, custom_hooks=[hook])
+        assert said in refusal(config(work), capsys)
+    shutil.copytree(run, tmp_path / 'plain')
+    error = refusal(config(tmp_path / 'plain', custom_hooks=[AVERAGED]), capsys)
+    assert 'is of a run without an EMAHook, and this config has one' in error
+
+
+def test_gradients_between_updates_are_those_of_the_run(run, tmp_path, capsys):
+    work = stopped(tmp_path / 'work', accumulated=2)
+    checkpoint = final(work, 'iter_9.pth')
+    held = checkpoint['gradients']
+    assert held['accumulative_counts'] == 2 and any(value.any() for value in held['values'].values())
+    assert final(work, 'iter_6.pth')['gradients'] == dict(accumulative_counts=2, values={})
+    error = refusal(config(work, accumulated=3), capsys)
+    assert 'gradients accumulated with accumulative_counts=2, and this config has 3' in error
+    del checkpoint['gradients']
+    torch.save(checkpoint, work / 'iter_9.pth')
+    error = refusal(config(work, accumulated=2), capsys)
+    assert 'iter_9.pth was written after 9 iterations, between two updates of accumulative_counts=2' in error
+    # the end of a run is an update
+    assert forked(train, config(tmp_path / 'ended', accumulated=5)) == 0
+    assert not final(tmp_path / 'ended')['gradients']['values']
+    assert forked(train, config(tmp_path / 'ended', accumulated=5), True) == 0
+
+
+class Metrics(Hook):
+    """Writes down what each validation gives."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def after_val_epoch(self, runner, metrics=None):
+        with open(self.path, 'a') as file:
+            print(json.dumps([runner.iter, metrics]), file=file)
+
+
+def both(folder, resume, fatal=None):
+    """Train two processes that share their gradients; each ends before a step, if it is given."""
+    def process(rank):
+        os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME='lo')
+        torch.distributed.init_process_group('gloo', f'file://{folder}/store{fatal}{resume}', rank=rank, world_size=2)
+        cfg = config(folder / 'work', accumulated=4, launcher='pytorch', checkpoint=dict(save_best=None))
+        use_gloo(cfg)
+        train(cfg, resume, lambda runner: fatal and runner.register_hook(Steps(fatal)))
+
+    folder.mkdir(exist_ok=True)
+    first = os.fork()
+    if not first:
+        os._exit(abs(forked(process, 1)))
+    ended = forked(process, 0)
+    return ended, os.waitpid(first, 0)[1] and ended
+
+
+def test_gradients_between_updates_are_those_of_all_processes(tmp_path):
+    assert both(tmp_path / 'whole', False) == (0, 0)
+    assert both(tmp_path / 'killed', False, fatal=11)[0] == signal.SIGKILL  # after the checkpoint at 9, of windows of 4
+    assert both(tmp_path / 'killed', 'auto') == (0, 0)
+    got, expected = (final(tmp_path / name / 'work') for name in ('killed', 'whole'))
+    assert not same(got['optimizer'], expected['optimizer'])
+    assert not [name for name in same(got['state_dict'], expected['state_dict']) if 'running' not in name]
+
+
+@pytest.mark.parametrize('changed', [dict(save_best=None), dict(save_best='other'), dict(rule='less')])
+def test_another_best_than_before_keeps_the_file_of_the_old_one(changed, run, tmp_path):
+    work = stopped(tmp_path / 'work', fatal=7)  # after the validation at 4
+    old, = work.glob('best_score_*.pth')
+    before = old.read_bytes()
+    metrics = Metrics(tmp_path / 'metrics')
+    assert forked(train, config(work, checkpoint=changed), 'auto', lambda runner: runner.register_hook(metrics)) == 0
+    assert old.read_bytes() == before
+    assert not same(final(work)['state_dict'], final(run)['state_dict'])
+    assert not same(final(work)['optimizer'], final(run)['optimizer'])
+    if not changed.get('save_best', 'score'):
+        assert list(work.glob('best_*')) == [old]
+        return
+    metric, sign = changed.get('save_best', 'score'), -1 if 'rule' in changed else 1
+    since = {step: sign * scores[metric] for step, scores in map(json.loads, metrics.path.read_text().splitlines())}
+    assert list(since) == [8, 12]
+    expected = f'best_{metric}_iter_{max(since, key=since.get)}.pth'
+    assert {path.name for path in work.glob('best_*')} == {old.name, expected}
+
+
+def start_file(path, model, **other):
+    torch.save(dict(state_dict=fill(model, seed=3).state_dict(), **other), path)
+    return str(path)
+
+
+def test_training_starts_from_load_from_whole_or_not_at_all(tmp_path, capsys):
+    """And says so before it builds its data."""
+    def refused(name, state):
+        torch.save(state, tmp_path / f'{name}.pth')
+        cfg = config(tmp_path / 'work', load_from=str(tmp_path / f'{name}.pth'))
+        cfg.train_dataloader.dataset.type = 'NoSuchData'
+        with pytest.raises(SystemExit):
+            with cli.one_message():
+                cli.build_runner(cfg).train()
+        return capsys.readouterr().err
+
+    state = fill(ToyModel(), seed=3).state_dict()
+    assert '4 of the 11 tensors of ToyModel were not filled' in refused('cut', {
+        name: value for name, value in state.items() if not name.startswith('large') and 'running' not in name})
+    assert 'stem.weight: 3x4x3x3 in the file, 4x4x3x3 in the module' in refused(
+        'narrow', fill(ToyModel(channels=3)).state_dict())
+    assert '1 tensors for which ToyModel has no place' in refused('more', {**state, 'head.scale': torch.ones(2)})
+    merged = merge(ToyModel())
+    assert merged.state_dict().keys() == state.keys()  # nothing to merge in it: a file of weights, for what follows
+    path = start_file(tmp_path / 'weights.pth', ToyModel(), meta=dict(epoch=1, iter=2))
+    assert 'weights.pth holds weights, not the state of a training run, so there is nothing to resume. To start from ' \
+        'these weights, set load_from' in refusal(config(tmp_path / 'work', load_from=path), capsys)
+    path = start_file(tmp_path / 'other.pth', nn.Linear(2, 2))
+    assert 'there is nothing to resume. Nor can training start from them: ' in refusal(
+        config(tmp_path / 'work', load_from=path), capsys)
+
+
+class First(Hook):
+    """Writes down what the first step starts from."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if not self.path.exists():
+            torch.save(dict(iter=runner.iter, state_dict=runner.model.state_dict()), self.path)
+
+
+@pytest.mark.parametrize('resume', [False, 'auto'])
+def test_classes_of_ones_own_and_all_else_of_load_from(resume, tmp_path):
+    """An empty work dir with --resume is no other than without."""
+    path = start_file(tmp_path / 'start.pth', ToyModel(classes=5), message_hub=dict(), meta=dict(), optimizer=dict())
+    cfg = config(tmp_path / 'work', load_from=path, custom_hooks=[AVERAGED])
+    assert forked(train, cfg, resume, lambda runner: runner.register_hook(First(tmp_path / 'first.pth'))) == 0
+    first, start = (torch.load(tmp_path / f'{name}.pth')['state_dict'] for name in ('first', 'start'))
+    for name, value in first.items():
+        assert (value.shape != start[name].shape) if name.startswith('head') else torch.equal(value, start[name]), name
+    log = log_of(tmp_path / 'work')
+    assert re.search(r'2  for another number of classes, so left new\n +head\.weight\n +head\.bias', log)
+
+
+def test_resumed_runs_no_longer_need_load_from(tmp_path):
+    """Nor is it looked at: the file may be gone."""
+    path = start_file(tmp_path / 'start.pth', ToyModel())
+    work = stopped(tmp_path / 'work', fatal=5, load_from=path)
+    assert forked(train, config(tmp_path / 'whole', load_from=path)) == 0
+    os.remove(path)
+    assert forked(train, config(work, load_from=path), 'auto') == 0
+    assert not same(final(work), final(tmp_path / 'whole'))
 
 
 def test_a_damaged_checkpoint_is_not_replaced_by_one_of_a_run_before(run, tmp_path):

@@ -50,13 +50,14 @@ class ToyScenes(Dataset):
 class ToyModel(BaseModel):
     """A large kernel, BatchNorm and dropout."""
 
-    def __init__(self, channels=4):
+    def __init__(self, channels=4, classes=2):
         super().__init__()
         self.stem = nn.Conv2d(4, channels, 3, padding=1)
         self.large = DepthwiseConv2d(channels, 13)
         self.norm = nn.BatchNorm2d(channels)
         self.drop = nn.Dropout2d(0.3)
-        self.head = nn.Linear(channels, 2)
+        self.head = nn.Linear(channels, classes)
+        self.head.num_classes = classes
 
     def forward(self, inputs, label, mode='tensor'):
         x = torch.stack(list(inputs))
@@ -76,10 +77,10 @@ class ToyMetric(BaseMetric):
         self.results += [float(sample['logits'][sample['label']]) for sample in data_samples]
 
     def compute_metrics(self, results):
-        return dict(score=float(np.sin(1e4 * np.sum(results))))
+        return dict(score=float(np.sin(1e4 * np.sum(results))), other=float(np.cos(2e4 * np.sum(results))))
 
 
-def config(work_dir, by_epoch=False, workers=0, steps=12, channels=4, checkpoint=None, **changes):
+def config(work_dir, by_epoch=False, workers=0, steps=12, channels=4, checkpoint=None, accumulated=1, **changes):
     """A run of ``steps`` iterations, or of three epochs of four."""
     unit = dict(by_epoch=by_epoch)
     loader = dict(batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0,
@@ -94,7 +95,7 @@ def config(work_dir, by_epoch=False, workers=0, steps=12, channels=4, checkpoint
         else dict(max_iters=steps, val_interval=4, **unit),
         val_cfg=dict(),
         val_evaluator=dict(type='ToyMetric'),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=accumulated),
         param_scheduler=[dict(type='LinearLR', start_factor=0.1, begin=0, end=4, by_epoch=False),
                          dict(type='PolyLR', eta_min=0, power=1.0, begin=4, end=12, by_epoch=False)],
         default_hooks=dict(

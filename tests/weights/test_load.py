@@ -1,3 +1,4 @@
+import copy
 import logging
 from argparse import Namespace
 from collections import OrderedDict
@@ -5,7 +6,9 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,6 +16,7 @@ from mmlk.backbones import ConvNeXt, HorNet, RepLKNet
 from mmlk.reparam import merge
 from mmlk.weights import Report, WeightsError, load
 
+from tests.test_training import shrink_model
 from tests.weights.conftest import TINY, Segmentor, assert_same, randomise, snapshot
 
 XL = dict(large_kernel_sizes=(7, 7, 5, 5), layers=(1, 1, 2, 1), channels=(4, 8, 12, 16), small_kernel=None,
@@ -310,11 +314,12 @@ def test_a_file_of_a_deeper_arch_does_not_pass_for_the_modules_own(tmp_path):
     torch.save({name: torch.zeros(shape, dtype=torch.half) for name, shape in shapes.items()}, tmp_path / 'small.pth')
     net = ConvNeXt('T')
     before = snapshot(net)
-    with pytest.raises(WeightsError, match='has blocks for which ConvNeXt has no place') as failed:
+    with pytest.raises(WeightsError, match='tensors for which ConvNeXt has no place') as failed:
         load(net, tmp_path / 'small.pth')
     assert 'the file looks like ConvNeXt-S, the module is ConvNeXt-T' in str(failed.value)
     assert_same(net.state_dict(), before)
-    assert load(net, tmp_path / 'small.pth', strict=False).hints
+    report = load(net, tmp_path / 'small.pth', strict=False)
+    assert report.hints and not report.complete and not report.missing
     shallow = ConvNeXt('S', out_indices=(0, 1))  # its own first stages, which T has as well
     assert not load(shallow, tmp_path / 'small.pth').missing
 
@@ -333,3 +338,132 @@ def test_values_of_another_shape_that_the_module_can_resize(tmp_path):
     torch.save({**donor.state_dict(), name: torch.ones(4, 8, 1, 1)}, tmp_path / 'wrong.pth')
     with pytest.raises(WeightsError, match=f'{name}: 4x8x1x1 in the file'):
         load(net, tmp_path / 'wrong.pth')
+
+
+def leaner(**changes):
+    """A change of a network that keeps every name and shape it has, and drops others."""
+    return lambda: RepLKNet({**TINY, **changes})
+
+
+@pytest.mark.parametrize('make, said', [
+    (leaner(small_kernel=None), 'build it with small_kernel=3'),
+    (leaner(layers=(1, 1, 1, 1)), r'stages\.2\.blocks ends at 1 in the module and holds 2 in the file, which is of a '),
+    (lambda: RepLKNet(TINY, norm_cfg=dict(type='GN', num_groups=1)), 'see its norm_cfg'),
+])
+def test_a_part_of_the_module_takes_no_more_than_it_has(tmp_path, trained, make, said):
+    """Each target has a place for none of the names, and a tensor of the file for every one of its own."""
+    torch.save({'model': classifier(trained.state_dict())}, tmp_path / 'w.pth')
+    target = make()
+    message = refused(target, tmp_path / 'w.pth', said)
+    assert '0  missing' in message and '0  wrong shape' in message
+    report = load(target, tmp_path / 'w.pth', strict=False)
+    lost = set(trained.state_dict()) - set(target.state_dict())
+    assert set(report.misplaced) == {name for name in lost if not name.endswith('num_batches_tracked')}
+    assert not report.complete and 'head.weight' in report.unexpected
+
+
+def test_norms_of_maps_are_left_out_only_with_the_maps(tmp_path):
+    torch.save(randomise(RepLKNet(XL), 1).state_dict(), tmp_path / 'w.pth')
+    assert load(RepLKNet(XL, out_indices=(3, 1)), tmp_path / 'w.pth').complete
+    refused(RepLKNet({**XL, 'norm_intermediate_features': False}), tmp_path / 'w.pth', r'stages\.0\.norm\.weight')
+
+
+def test_heads_of_a_whole_model_are_parts_too(tmp_path):
+    """One that the model lacks may be left over, a layer of one that it has may not."""
+    source = randomise(Segmentor(), 1)
+    source.auxiliary_head = nn.Conv2d(16, 5, 1)
+    torch.save(source.state_dict(), tmp_path / 'w.pth')
+    assert load(Segmentor(), tmp_path / 'w.pth').complete
+    source.decode_head.append(nn.Conv2d(5, 5, 1))
+    torch.save(prefixed('module.', source.state_dict()), tmp_path / 'w.pth')
+    for wrap in (nn.Module.eval, nn.DataParallel, torch.compile):
+        refused(wrap(Segmentor()), tmp_path / 'w.pth', r'in parts that the module has\n +decode_head\.2\.weight')
+
+
+def test_backbones_of_others_have_parts(tmp_path):
+    """A file of a deeper ResNet is refused, but by the net that has its first stages alone."""
+    torchvision = pytest.importorskip('torchvision')
+    with torch.device('meta'):
+        deep = torchvision.models.resnet.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 3, 2], width_per_group=64)
+    state = {name: torch.ones(value.shape, dtype=value.dtype) for name, value in deep.state_dict().items()}
+    torch.save(state, tmp_path / 'w.pth')
+    shallow = torchvision.models.resnet18()
+    refused(shallow, tmp_path / 'w.pth', 'layer3 ends at 1 in the module and holds 2 in the file')
+    del shallow.layer3, shallow.layer4, shallow.fc
+    assert load(shallow, tmp_path / 'w.pth').complete
+
+
+def test_a_stem_is_adapted_in_a_whole_model_too_and_for_rgb_alone(tmp_path, trained):
+    torch.save(whole(trained.state_dict()), tmp_path / 'w.pth')
+    model = Segmentor(in_channels=5)
+    refused(model, tmp_path / 'w.pth', 'adapt_stem=True makes kernels for this one of those for RGB')
+    assert load(model, tmp_path / 'w.pth', adapt_stem=True).resized == ['backbone.stem.0.conv.weight']
+    kernel = trained.stem[0].conv.weight
+    torch.testing.assert_close(model.backbone.stem[0].conv.weight, kernel[:, [0, 1, 2, 0, 1]] * 3 / 5)
+    torch.save(RepLKNet(TINY, in_channels=4).state_dict(), tmp_path / 'four.pth')
+    refused(RepLKNet(TINY, in_channels=5), tmp_path / 'four.pth', 'stem.0.conv.weight: 4x4x3x3 in', adapt_stem=True)
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / 'other.pth')
+    refused(nn.Linear(2, 2), tmp_path / 'other.pth', 'not that of Linear', adapt_stem=True)
+
+
+# config: layers that are for a number of classes
+HEADS = {
+    'upernet_replknet31b_ade20k': {'decode_head.conv_seg', 'auxiliary_head.conv_seg'},
+    'mask_rcnn_replknet31b_coco': {'roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg',
+                                   'roi_head.mask_head.conv_logits'},
+    'cascade_mask_rcnn_replknet31b_coco': {
+        f'roi_head.{layer}' for i in range(3)
+        for layer in (f'bbox_head.{i}.fc_cls', f'bbox_head.{i}.fc_reg', f'mask_head.{i}.conv_logits')},
+    'fcos_replknet31b_coco': {'bbox_head.conv_cls'},
+}
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_heads_for_another_number_of_classes(tmp_path, repo, name):
+    """What is left new is what the number of classes is the size of; a change of any width is refused."""
+    pytest.importorskip('mmseg')
+    pytest.importorskip('mmdet')
+    cfg = Config.fromfile(str(repo / 'configs' / f'{name}.py'))
+
+    def build(classes=None, width=0):
+        model = copy.deepcopy(cfg.model)
+        shrink_model(model)
+        for head in heads(model):
+            head.num_classes = classes or head.num_classes
+            widths = 'fc_out_channels', 'feat_channels', 'channels', 'conv_out_channels'
+            key = next(key for key in widths if key in head)
+            head[key] += width
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            return MODELS.build(model)
+
+    def heads(model):
+        if 'decode_head' in model:
+            return [model.decode_head, model.auxiliary_head]
+        if 'roi_head' not in model:
+            return [model.bbox_head]
+        boxes, masks = model.roi_head.bbox_head, model.roi_head.mask_head
+        return [*(boxes if isinstance(boxes, list) else [boxes]), *(masks if isinstance(masks, list) else [masks])]
+
+    torch.save({'state_dict': randomise(build(), 1).state_dict()}, tmp_path / 'w.pth')
+    model = randomise(build(classes=21), 2)
+    before = snapshot(model)
+    refused(model, tmp_path / 'w.pth', 'were not filled')
+    report = load(model, tmp_path / 'w.pth', other_classes=True)
+    assert {key.rpartition('.')[0] for key in report.new} == HEADS[name] and report.complete
+    state = torch.load(tmp_path / 'w.pth')['state_dict']
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key] if key in report.new else state[key]), key
+    refused(build(width=32), tmp_path / 'w.pth', 'were not filled', other_classes=True)
+
+
+def test_a_number_of_outputs_that_is_none_of_classes_is_refused(tmp_path):
+    for outputs, theirs in ((5, 6), (6, 11), (20, 9)):  # as many as classes, one more, four boxes of each
+        source, target = (nn.ModuleDict(dict(backbone=nn.Linear(3, 3), head=nn.Linear(3, size)))
+                          for size in (theirs, outputs))
+        target['head'].num_classes = 5
+        torch.save(source.state_dict(), tmp_path / 'w.pth')
+        assert load(target, tmp_path / 'w.pth', other_classes=True).new == ['head.weight', 'head.bias']
+        target['head'].num_classes = 4 if outputs == 6 else 7
+        refused(target, tmp_path / 'w.pth', '2 of the 4 tensors', other_classes=True)
+        del target['head'].num_classes
+        refused(target, tmp_path / 'w.pth', '2 of the 4 tensors', other_classes=True)
