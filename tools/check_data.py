@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mmlk.datasets.audit import audit
 from mmlk.datasets.check import missing
+from mmlk.datasets.settings import conflicts
 from mmlk.engine.cli import add_config_options, read_config
 
 EXAMPLES = 5  # lines shown of each kind of problem
@@ -31,8 +32,11 @@ def main() -> None:
     if problems:
         sys.exit('\n\n'.join(map(str, problems)))
 
-    reports = audit(cfg, track=lambda items, total, what: track(items, description=what, total=total))
     console = Console(highlight=False, markup=False)
+    contradictions = conflicts(cfg)
+    for problem in contradictions:
+        console.print(f'PROBLEM: {problem}', soft_wrap=True)
+    reports = audit(cfg, track=lambda items, total, what: track(items, description=what, total=total))
     for report in reports:
         console.print('\n' + ', '.join(report.where))
         table = Table('', '', show_header=False)
@@ -42,18 +46,26 @@ def main() -> None:
             if lines:
                 table.add_row(str(len(lines)), f'PROBLEM: {kind}')
         console.print(table)
+        if report.shares:
+            console.print('Shares of pixels: ' + ', '.join(
+                f'{_printable(name)} {100 * share:.2f} %' for name, share in report.shares.items()), soft_wrap=True)
+        for note in report.notes:
+            console.print(f'Note: {_printable(note)}', soft_wrap=True)
         if report.unchecked:
             console.print(f'Not checked: {report.unchecked}')
         for kind, lines in report.problems.items():
             for line in lines[:EXAMPLES]:
-                # File names and JSON may hold anything, terminal control codes among it.
-                shown = ''.join(letter if letter.isprintable() else '?' for letter in line)
-                console.print(f'{kind}: {shown}', soft_wrap=True)
+                console.print(f'{kind}: {_printable(line)}', soft_wrap=True)
             if len(lines) > EXAMPLES:
                 console.print(f'{kind}: ... and {len(lines) - EXAMPLES} more')
-    found = sum(len(lines) for report in reports for lines in report.problems.values())
+    found = len(contradictions) + sum(len(lines) for report in reports for lines in report.problems.values())
     console.print(f'Problems found: {found}.' if found else 'No problem found.')
     sys.exit(1 if found else 0)
+
+
+def _printable(text: str) -> str:
+    """File names and JSON may hold anything, terminal control codes among it."""
+    return ''.join(letter if letter.isprintable() else '?' for letter in text)
 
 
 if __name__ == '__main__':
