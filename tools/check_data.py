@@ -12,6 +12,7 @@ from rich.table import Table
 from mmlk._text import one_line, printable
 from mmlk.datasets.audit import audit
 from mmlk.datasets.check import missing
+from mmlk.datasets.settings import conflicts
 from mmlk.engine.cli import add_config_options, read_config
 
 EXAMPLES = 5  # lines shown of each kind of problem
@@ -32,8 +33,11 @@ def main() -> None:
     if problems:
         sys.exit(printable('\n\n'.join(map(str, problems))))
 
-    reports = audit(cfg, track=lambda items, total, what: track(items, description=what, total=total))
     console = Console(highlight=False, markup=False)
+    contradictions = conflicts(cfg)
+    for problem in contradictions:
+        console.print(f'PROBLEM: {problem}', soft_wrap=True)
+    reports = audit(cfg, track=lambda items, total, what: track(items, description=what, total=total))
     for report in reports:
         console.print('\n' + ', '.join(report.where))
         table = Table('', '', show_header=False)
@@ -43,6 +47,11 @@ def main() -> None:
             if lines:
                 table.add_row(str(len(lines)), f'PROBLEM: {kind}')
         console.print(table)
+        if report.shares:
+            console.print('Shares of pixels: ' + ', '.join(
+                f'{one_line(name)} {100 * share:.2f} %' for name, share in report.shares.items()), soft_wrap=True)
+        for note in report.notes:
+            console.print(f'Note: {one_line(note)}', soft_wrap=True)
         if report.unchecked:
             console.print(f'Not checked: {one_line(report.unchecked)}')
         for kind, lines in report.problems.items():
@@ -51,7 +60,7 @@ def main() -> None:
                 console.print(f'{kind}: {one_line(line)}', soft_wrap=True)
             if len(lines) > EXAMPLES:
                 console.print(f'{kind}: ... and {len(lines) - EXAMPLES} more')
-    found = sum(len(lines) for report in reports for lines in report.problems.values())
+    found = len(contradictions) + sum(len(lines) for report in reports for lines in report.problems.values())
     console.print(f'Problems found: {found}.' if found else 'No problem found.')
     sys.exit(1 if found else 0)
 

@@ -1,9 +1,10 @@
 """Test a segmentor or a detector: ``python tools/test.py CONFIG CHECKPOINT``."""
 import argparse
+import os.path as osp
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from mmlk._types import is_a
+from mmlk._types import is_a, type_name
 from mmlk.datasets.check import datasets, evaluators
 from mmlk.engine.cli import (add_common_arguments, build_runner, fail, find_checkpoint, is_detection, load_config,
                              one_message, preflight)
@@ -30,11 +31,14 @@ def apply_options(cfg, args):
         if 'visualization' not in (cfg.get('default_hooks') or {}):
             fail("--show-dir needs a 'visualization' hook in the config's default_hooks")
         cfg.default_hooks.visualization.draw = True
+        folder = osp.abspath(args.show_dir)  # a relative one would be put below the work dir
         if is_detection(cfg):
-            cfg.default_hooks.visualization.test_out_dir = args.show_dir
+            cfg.default_hooks.visualization.test_out_dir = folder
         else:
             cfg.default_hooks.visualization.interval = 1
-            cfg.visualizer.save_dir = args.show_dir
+            others = [backend for backend in cfg.visualizer.get('vis_backends') or []
+                      if type_name(backend) != 'LocalVisBackend']
+            cfg.visualizer.vis_backends = [*others, dict(type='LocalVisBackend', img_save_dir=folder)]
     if args.out:
         if not is_detection(cfg):
             metrics = [metric for _, metric in evaluators(cfg, 'test') if is_a(metric, 'IoUMetric', 'METRICS', 'mmseg')]

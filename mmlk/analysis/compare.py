@@ -38,8 +38,9 @@ METRICS = {'segmentation': {'mIoU': ('mIoU', 1.0)},
            'detection': {'box AP': ('coco/bbox_mAP', 100.0), 'mask AP': ('coco/segm_mAP', 100.0)}}
 #: Faults that :func:`mmlk.datasets.audit.audit` finds and that stop a training or falsify a test.
 FATAL = ('category out of range', 'class unknown to the file', 'colours for labels', 'dataset cannot be loaded',
-         'image file missing', 'image without annotation', 'label out of range', 'malformed file', 'no classes',
-         'no images', 'sizes differ', 'unreadable annotation', 'unreadable image')
+         'image file missing', 'image without annotation', 'label out of range', 'label that a head lacks',
+         'malformed file', 'masks of 0 and 255', 'no classes', 'no images', 'nothing but the ignored label',
+         'pipeline fails', 'sizes differ', 'unreadable annotation', 'unreadable image')
 # What data sets are called in their usual folders; elsewhere a folder may hold others in their layout.
 _USUAL = {('ADE20KDataset', 'ADEChallengeData2016'): 'ADE20K', ('CityscapesDataset', 'cityscapes'): 'Cityscapes',
           ('PascalVOCDataset', 'VOC2012'): 'Pascal VOC 2012', ('CocoDataset', 'coco'): 'COCO'}

@@ -1,6 +1,7 @@
 """Open every image and annotation that a config's datasets name, and count what is wrong with them.
 
-The files are taken for untrusted: whatever cannot be read becomes a finding, never an exception.
+Files are read by the loading steps of the dataset's own pipeline. They are taken for untrusted: whatever cannot be read
+becomes a finding, never an exception.
 """
 import copy
 import json
@@ -9,27 +10,35 @@ import os.path as osp
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from mmlk._types import type_name
-from mmlk.datasets.check import SPLITS, datasets
+from mmlk.datasets.check import SPLITS, build, datasets
+from mmlk.datasets.samples import fault, leaves
+from mmlk.datasets.settings import Head, heads, steps, use_of
 
 Track = Callable[[Iterable, int, str], Iterable]
+
+# How a whole file ends, by how it begins. Bytes may follow.
+_ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89PNG\r\n\x1a\n': b'IEND\xaeB`\x82'}
 
 
 @dataclass
 class Report:
     """What was found in one dataset.
 
-    ``where`` lists the places of the config that use it. ``counts`` are facts by name, ``problems`` one line
-    per case by kind of problem. ``unchecked`` says why nothing was checked, where that is so.
+    ``where`` lists the places of the config that use it. ``counts`` are facts by name, ``shares`` the parts of all
+    pixels that classes and the ignored label have, ``notes`` what may be meant so, and ``problems`` one line per case
+    by kind of problem. ``unchecked`` says why nothing was checked, where that is so.
     """
     where: List[str]
     unchecked: str = ''
     counts: Dict[str, int] = field(default_factory=dict)
+    shares: Dict[str, float] = field(default_factory=dict)
+    notes: List[str] = field(default_factory=list)
     problems: Dict[str, List[str]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -49,17 +58,22 @@ def audit(cfg: dict, splits: Sequence[str] = SPLITS,
     for split in splits:
         for where, dataset in datasets(cfg, split):
             same = [report for known, report in reports if _files_of(known) == _files_of(dataset)]
-            if same:
-                same[0].where.append(where)
-                continue
-            report = Report([where])
-            reports.append((dataset, report))
+            report = same[0] if same else Report([])
+            report.where.append(where)
             try:
-                _audit(_build(dataset, cfg.get('default_scope')), dataset, report,
-                       lambda items, total: track(items, total, where))
+                if not same:
+                    reports.append((dataset, report))
+                    _audit(cfg, dataset, report, lambda items, total: track(items, total, where))
+                if not any(kind in report.problems for kind in _BROKEN):
+                    _put_through(cfg, where, split, dataset, report)
             except Exception as error:  # the dataset's own code, fed with files that may be anything
                 report.problems['dataset cannot be loaded'].append(_say(error))
     return [report for _, report in reports]
+
+
+# With these, the dataset's own code fails on what has been told already.
+_BROKEN = ('dataset cannot be loaded', 'no images', 'malformed entry', 'malformed file', 'malformed box',
+           'unreadable annotations', 'id used twice', 'image not listed', 'category out of range')
 
 
 def _files_of(dataset: dict) -> dict:
@@ -67,30 +81,130 @@ def _files_of(dataset: dict) -> dict:
     return {key: value for key, value in dataset.items() if key not in beside}
 
 
-def _build(dataset: dict, scope: Optional[str]):
-    """The stock dataset itself, its files unread: it knows its suffixes, classes and label rules best."""
-    from mmengine.registry import DATASETS
-    with DATASETS.switch_scope_and_registry(scope) as registry:
-        return registry.build(dict(copy.deepcopy(dataset), pipeline=[], lazy_init=True))
-
-
-def _audit(dataset, config: dict, report: Report, track: Callable[[Iterable, int], Iterable]) -> None:
+def _audit(cfg: dict, config: dict, report: Report, track: Callable[[Iterable, int], Iterable]) -> None:
     """Fill a report, by the class whose way of reading the files the dataset has kept."""
+    scope = cfg.get('default_scope')
+    dataset = build(config, scope)
+    if dataset is None:
+        report.unchecked = f'{type_name(config)} cannot be built without its samples'
+        return
     readers = {next(kind.__name__ for kind in type(dataset).__mro__ if method in vars(kind))
                for method in ('load_data_list', 'parse_data_info')}
     classes = list(dataset.metainfo.get('classes') or ())
-    if hasattr(dataset, 'reduce_zero_label') and hasattr(dataset, 'seg_map_suffix'):
-        _audit_segmentation(dataset, classes, report, track)
+    loaders = Loaders.of(config, scope)
+    if hasattr(dataset, 'reduce_zero_label') and hasattr(dataset, 'seg_map_suffix') and scope != 'mmdet':
+        _audit_segmentation(dataset, classes, report, track, loaders, heads(cfg))
     elif readers == {'CocoDataset'}:
-        with_mask = any(step.get('with_mask') for step in config.get('pipeline', []))
-        _audit_coco(dataset, classes, with_mask, report, track)
+        with_mask = any(step.get('with_mask') for _, step in steps(config.get('pipeline') or (), ''))
+        _audit_coco(dataset, classes, with_mask, report, track, loaders)
     else:
         report.unchecked = (f'{type_name(config)} reads its files in its own way; only segmentation datasets '
                             'of mmseg and COCO instances of mmdet can be checked')
 
 
-def _say(error: Exception) -> str:
-    return f'{type(error).__name__}: {error}'
+def _put_through(cfg: dict, where: str, split: str, config: dict, report: Report) -> None:
+    """A sample goes through the whole pipeline, that of this use of the dataset."""
+    from mmengine.registry import DATASETS
+    if not config.get('pipeline'):
+        return
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        built = registry.build(copy.deepcopy(dict(config)))
+    for dataset in leaves(built):
+        why = fault(dataset, use_of(cfg, split))
+        if why and not any(path in why for lines in report.problems.values() for path in _first_words(lines)):
+            report.problems['pipeline fails'].append(f'{where}: {why}')
+
+
+def _first_words(lines: Sequence[str]) -> Iterator[str]:
+    return (line.partition(' ')[0] for line in lines if '/' in line.partition(' ')[0])
+
+
+class Loaders(NamedTuple):
+    """The loading steps of a pipeline. ``labels`` is None where it has none that loads label maps."""
+    image: Any
+    labels: Any = None
+
+    @classmethod
+    def of(cls, dataset: dict, scope: Optional[str]) -> 'Loaders':
+        """Those of a dataset's config; without a pipeline, mmcv's and mmseg's own."""
+        from mmengine.registry import TRANSFORMS
+        listed = [step for _, step in steps(dataset.get('pipeline') or (), '')]
+        images, labels = ([step for step in listed if type_name(step).startswith('Load') and what in type_name(step)]
+                          for what in ('Image', 'Annotations'))
+        with TRANSFORMS.switch_scope_and_registry(scope) as registry:
+            if not listed or not (labels or scope == 'mmdet'):
+                labels = [dict(type='LoadAnnotations')]
+            return cls(*(registry.build(copy.deepcopy(dict(found[0]))) if found else None
+                         for found in (images or [dict(type='LoadImageFromFile')], labels)))
+
+    def image_size(self, sample: dict) -> Tuple[int, int]:
+        """Height and width of an image as the pipeline loads it.
+
+        Raises:
+            Exception: It cannot be read to its end.
+        """
+        given = {key: value for key, value in sample.items() if key not in ('instances', 'seg_map_path')}
+        loaded = self.image(given)
+        check_end(sample['img_path'])
+        if loaded['img'].dtype == np.uint8 and _has_numbers_of_32_bits(sample['img_path']):
+            raise ValueError('its pixels are numbers of 32 bits, of no known range')
+        return tuple(loaded['img'].shape[:2])
+
+    def read_labels(self, sample: dict) -> Tuple[np.ndarray, bool]:
+        """A label map as it is in the file, and True; or, by a loader that is not mmseg's, as loaded, and False.
+
+        Raises:
+            Exception: It cannot be read.
+        """
+        import mmcv
+        from mmengine import fileio
+        if not hasattr(self.labels, 'imdecode_backend') or not _is_stock(self.labels):
+            given = dict(copy.deepcopy(sample), seg_fields=[])
+            return np.asarray(self.labels(given)['gt_seg_map']), False
+        content = fileio.get(sample['seg_map_path'], backend_args=self.labels.backend_args)
+        labels = mmcv.imfrombytes(content, flag='unchanged', backend=self.labels.imdecode_backend)
+        return (labels[..., 0] if labels.ndim == 3 and labels.shape[2] == 1 else labels), True
+
+
+def _is_stock(loader: Any) -> bool:
+    return type(loader).__module__.partition('.')[0] in ('mmseg', 'mmdet', 'mmcv', 'mmlk') and (
+        type(loader).__name__ == 'LoadAnnotations')
+
+
+def check_end(path: str) -> None:
+    """Refuse a local file that does not go to its end, of which decoders show a part.
+
+    Raises:
+        ValueError: It is truncated or damaged.
+    """
+    if not osp.isfile(path):
+        return
+    with open(path, 'rb') as file:
+        head = file.read(8)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 8))
+        tail = file.read()
+    end = next((end for begin, end in _ENDS.items() if head.startswith(begin)), b'')
+    if not tail.endswith(end):  # cut off, or more bytes follow; a small picture within the file has such an end too
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except Exception as error:  # Pillow's decoders raise about anything on a broken file
+            raise ValueError(f'is truncated or damaged ({error})') from error
+
+
+def _has_numbers_of_32_bits(path: str) -> bool:
+    if not path.lower().endswith(('.tif', '.tiff')):
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.mode in ('I', 'F')
+    except Exception:  # of more bands than Pillow knows
+        return False
+
+
+def _say(error: Exception, path: str = '') -> str:
+    """The error in one line, without the path that the line begins with."""
+    return ' '.join(f'{type(error).__name__}: {error}'.replace(f'{path} ', '').split())
 
 
 def _in_threads(function: Callable, items: Sequence, track: Callable[[Iterable, int], Iterable]) -> Iterator:
@@ -99,36 +213,38 @@ def _in_threads(function: Callable, items: Sequence, track: Callable[[Iterable, 
         yield from track(pool.map(function, items), len(items))
 
 
-def _image_size(path: str) -> Tuple[int, int]:
-    """Height and width of an image that decodes to its end, turned as its EXIF data says, like mmcv does."""
-    with Image.open(path) as image:
-        image.load()
-        if image.mode in ('I', 'F'):
-            raise ValueError('its pixels are numbers of 32 bits, of no known range')
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return image.size if turned else image.size[::-1]
-
-
-def _audit_segmentation(dataset, classes: List[str], report: Report, track) -> None:
+def _audit_segmentation(dataset, classes: List[str], report: Report, track, loaders: Loaders,
+                        model: Sequence[Head] = ()) -> None:
     samples = dataset.load_data_list()
     problems = report.problems
     if not samples:
         problems['no images'].append(f'no *{dataset.img_suffix} under {dataset.data_prefix.get("img_path")}')
     if not classes:
         problems['no classes'].append('neither the dataset class nor metainfo=dict(classes=...) names them')
-    legal = _legal_labels(dataset, len(classes)) if classes else np.ones(256, bool)
+    limits = {'': len(classes) or 256, **{head.where: head.ids for head in model if head.ids < len(classes)}}
+    loaded_as = _loaded_as(dataset)
 
-    def check(sample: dict) -> List[Tuple[str, str]]:
-        return list(_check_sample(sample['img_path'], sample.get('seg_map_path'), legal))
+    def check(sample: dict) -> Tuple[List[Tuple[str, str]], Optional[np.ndarray], np.ndarray]:
+        return _check_sample(sample, loaders, limits, loaded_as, dataset.ignore_index)
 
-    for found in _in_threads(check, samples, track):
+    pixels = np.zeros(256, np.int64)  # by label after loading
+    values = np.zeros(256, np.int64)  # in the files
+    unlabelled = 0
+    for found, counts, raw in _in_threads(check, samples, track):
         for kind, line in found:
             problems[kind].append(line)
+        if counts is not None:
+            pixels += counts
+            values += raw
+            unlabelled += counts[dataset.ignore_index] == counts.sum()
 
     named = {osp.normpath(sample['seg_map_path']) for sample in samples if sample.get('seg_map_path')}
     report.counts['classes'] = len(classes)
     report.counts['images'] = len(samples)
     report.counts['annotations'] = len(named) - len(problems.get('image without annotation', ()))
+    if unlabelled:
+        report.counts['annotations with the ignored label only'] = int(unlabelled)
+    _count_pixels(classes, dataset.ignore_index, pixels, values, report)
     if named and not dataset.ann_file:  # a list of names may leave files out on purpose
         for folder, _, names in os.walk(dataset.data_prefix['seg_map_path'], followlinks=True):
             for name in sorted(names):
@@ -137,51 +253,96 @@ def _audit_segmentation(dataset, classes: List[str], report: Report, track) -> N
                     problems['annotation without image'].append(path)
 
 
-def _legal_labels(dataset, num_classes: int) -> np.ndarray:
-    """Which of the 256 values a label file may hold, (256,) bool, by the steps of mmseg's LoadAnnotations."""
+def _count_pixels(classes: List[str], ignored: int, pixels: np.ndarray, values: np.ndarray, report: Report) -> None:
+    """Shares of the classes, and what they say: of masks of 0 and 255, 255 is ignored in training, and unnoticed."""
+    total = pixels.sum()
+    if not total or not classes:
+        return
+    report.shares = {str(name): pixels[number] / total for number, name in enumerate(classes)}
+    report.shares[f'ignored ({ignored})'] = pixels[ignored] / total
+    absent = [name for number, name in enumerate(classes) if not pixels[number]]
+    held = np.flatnonzero(values).tolist()
+    if pixels[ignored] == total:
+        report.problems['nothing but the ignored label'].append(
+            f'the files hold {", ".join(map(str, held[:8]))}, which after loading is {ignored} throughout: nothing '
+            'would be learnt')
+    elif 255 in held and set(held) <= {0, 255} and len(classes) > 1:
+        report.problems['masks of 0 and 255'].append(
+            f'the files hold 0 and 255 alone, and 255 is the ignored label, so that {absent[-1]} never occurs: it '
+            f'would not be learnt, with an accuracy of nan. Save the masks with labels from 0 to {len(classes) - 1}')
+    elif absent:
+        more = ', ...' if len(absent) > 8 else ''
+        report.notes.append(f'{len(absent)} of {len(classes)} classes never occur: {", ".join(map(str, absent[:8]))}{more}')
+
+
+def _loaded_as(dataset) -> np.ndarray:
+    """What mmseg's LoadAnnotations makes of each of the 256 values of a label file, (256,) int."""
     label = np.arange(256)
     if dataset.reduce_zero_label:
         label = np.where((label == 0) | (label == 255), 255, label - 1)
     mapping = dataset.label_map or {}
-    label = np.array([mapping.get(value, value) for value in label.tolist()])
-    return (label < num_classes) | (label == dataset.ignore_index)
+    return np.array([mapping.get(value, value) for value in label.tolist()])
 
 
-def _check_sample(img_path: str, ann_path: Optional[str], legal: np.ndarray) -> Iterator[Tuple[str, str]]:
-    """(kind of problem, line) for an image and its label file."""
-    size = None
+def _check_sample(sample: dict, loaders: Loaders, limits: Dict[str, int], loaded_as: np.ndarray, ignored: int
+                  ) -> Tuple[List[Tuple[str, str]], Optional[np.ndarray], np.ndarray]:
+    """An image and its label file.
+
+    Args:
+        sample: What the dataset says of them.
+        loaders: The pipeline's.
+        limits: How many labels there are for the dataset, under ``''``, and for heads that have fewer.
+        loaded_as: What becomes of the values of a file, (256,).
+        ignored: The label that is.
+
+    Returns:
+        (kind of problem, line) of each; pixels by label after loading, (256,), None if it cannot be read; and pixels by
+        value in the file.
+    """
+    found: List[Tuple[str, str]] = []
+    img_path, ann_path, size = sample['img_path'], sample.get('seg_map_path'), None
+    nothing = np.zeros(256, np.int64)
     try:
-        size = _image_size(img_path)
-    except Exception as error:  # Pillow's decoders raise about anything on a broken file
-        yield 'unreadable image', f'{img_path} ({_say(error)})'
+        size = loaders.image_size(sample)
+    except Exception as error:  # decoders raise about anything on a broken file
+        found.append(('unreadable image', f'{img_path} ({_say(error, img_path)})'))
     if ann_path is None:
-        return
+        return found, None, nothing
     if not osp.exists(ann_path):
-        yield 'image without annotation', f'{img_path} (no {ann_path})'
-        return
+        return [*found, ('image without annotation', f'{img_path} (no {ann_path})')], None, nothing
     try:
-        with Image.open(ann_path) as picture:
-            labels = np.asarray(picture)
+        labels, raw = loaders.read_labels(sample)
     except Exception as error:
-        yield 'unreadable annotation', f'{ann_path} ({_say(error)})'
-        return
+        return [*found, ('unreadable annotation', f'{ann_path} ({_say(error)})')], None, nothing
     if labels.ndim != 2:
-        yield 'colours for labels', f'{ann_path} has {labels.shape[2]} channels; expected one, of label ids'
-        return
+        return [*found, ('colours for labels', f'{ann_path} has {labels.shape[-1]} channels; expected one, of label '
+                         'ids')], None, nothing
     if size not in (None, labels.shape):
-        yield 'sizes differ', f'{ann_path} is {_by(labels.shape)}, its image {_by(size)} (HxW)'
-    wrong = [value for value in np.unique(labels).tolist()
-             if not (0 <= value < 256 and value == int(value) and legal[int(value)])]
-    if wrong:
-        shown = ', '.join(map(str, wrong[:8])) + (', ...' if len(wrong) > 8 else '')
-        yield 'label out of range', f'{ann_path} holds {shown}'
+        found.append(('sizes differ', f'{ann_path} is {_by(labels.shape)}, its image {_by(size)} (HxW)'))
+    values, counts = np.unique(labels, return_counts=True)
+    fits = np.array([0 <= value < 256 and value == int(value) for value in values.tolist()], bool)
+    kept, counts = values[fits].astype(int), counts[fits]
+    after = loaded_as[kept] if raw else kept
+    wrong = {'': values[~fits].tolist()}
+    for head, limit in limits.items():
+        bad = kept[(after >= limit) & (after != ignored)].tolist()
+        wrong[head] = [value for value in wrong.get(head, []) + bad if head == '' or value not in wrong['']]
+    for head, bad in wrong.items():
+        if bad:
+            shown = ', '.join(map(str, sorted(bad)[:8])) + (', ...' if len(bad) > 8 else '')
+            found.append(('label that a head lacks', f'{ann_path} holds {shown}; {head} has {limits[head]} classes')
+                         if head else ('label out of range', f'{ann_path} holds {shown}'))
+    pixels, by_value = nothing.copy(), nothing.copy()
+    np.add.at(by_value, kept, counts)
+    np.add.at(pixels, after, counts)
+    return found, pixels, by_value
 
 
 def _by(size: Sequence[int]) -> str:
     return 'x'.join(map(str, size))
 
 
-def _audit_coco(dataset, classes: List[str], with_mask: bool, report: Report, track) -> None:
+def _audit_coco(dataset, classes: List[str], with_mask: bool, report: Report, track, loaders: Loaders) -> None:
     problems = report.problems
     try:
         with open(dataset.ann_file, encoding='utf-8') as file:
@@ -216,11 +377,11 @@ def _audit_coco(dataset, classes: List[str], with_mask: bool, report: Report, tr
     def check(image: dict) -> Optional[Tuple[str, str]]:
         path, size = osp.join(folder, image['file_name']), (image['height'], image['width'])
         try:
-            found = _image_size(path)
-        except FileNotFoundError:
-            return 'image file missing', path
+            found = loaders.image_size(dict(img_path=path))
         except Exception as error:
-            return 'unreadable image', f'{path} ({_say(error)})'
+            if not osp.exists(path):
+                return 'image file missing', path
+            return 'unreadable image', f'{path} ({_say(error, path)})'
         if found != size:
             return 'sizes differ', f'{path} is {_by(found)}, listed as {_by(size)} (HxW)'
         return None

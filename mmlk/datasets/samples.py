@@ -79,8 +79,8 @@ def _packed_wrong(steps: List[Any], results: Any, use: str) -> Optional[str]:
             'Resize; or set format_only=True in IoUMetric')
     size, original = labels.data.shape[-2:], sample.metainfo.get('ori_shape', ())[:2]
     if use == 'train' and torch.is_tensor(image) and image.shape[-2:] != size:
-        return (f'the image is {_by(image.shape[-2:])} at the end of the pipeline, and its label map {_by(size)} (HxW): '
-                'LoadImageFromFile and LoadAnnotations come first, then what changes the size')
+        return (f'the image is {_by(image.shape[-2:])} at the end of the pipeline, and its label map {_by(size)} '
+                '(HxW): LoadImageFromFile and LoadAnnotations come first, then what changes the size')
     if use == 'evaluate' and original and tuple(original) != tuple(size):
         return (f'the label map is {_by(size)} at the end of the pipeline, and predictions are made {_by(original)} '
                 '(HxW), as the file is: LoadAnnotations must come after Resize')

@@ -1,5 +1,5 @@
 from .distributed import CPUDistributedDataParallel, FSDPStrategy
-from .hooks import BatchSizeHook, CheckLabelsHook, MemoryFormatHook, MergeBranchesHook
+from .hooks import BatchSizeHook, CheckLabelsHook, CheckSamplesHook, MemoryFormatHook, MergeBranchesHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .precision import BFloat16OptimWrapper
 from .resuming import CheckpointError, CheckpointHook
@@ -7,5 +7,5 @@ from .runner import ResumableRunner
 from .sparsity import DynamicSparsityHook
 
 __all__ = ['BFloat16OptimWrapper', 'BatchSizeHook', 'CPUDistributedDataParallel', 'CheckLabelsHook', 'CheckpointError',
-           'CheckpointHook', 'DynamicSparsityHook', 'FSDPStrategy', 'LayerDecayOptimWrapperConstructor', 'MemoryFormatHook',
-           'MergeBranchesHook', 'ResumableRunner']
+           'CheckSamplesHook', 'CheckpointHook', 'DynamicSparsityHook', 'FSDPStrategy',
+           'LayerDecayOptimWrapperConstructor', 'MemoryFormatHook', 'MergeBranchesHook', 'ResumableRunner']

@@ -6,8 +6,9 @@ import os
 import os.path as osp
 import sys
 import traceback
+import warnings
 from contextlib import contextmanager
-from typing import Iterator, NoReturn, Sequence
+from typing import Iterator, NoReturn, Optional, Sequence
 
 from mmengine.config import Config, DictAction
 
@@ -68,6 +69,7 @@ def read_config(path: str, cfg_options: dict = None) -> Config:
     for module in (checkpoints, handlers, loading):
         module.guard()
     guard_logs()
+    _hush()
     if not osp.isfile(path):
         fail(f'no config at {path}')
     try:
@@ -145,10 +147,20 @@ def build_runner(cfg: Config):
         fail(f'{cfg.filename}: {error}')
 
 
+def _hush() -> None:
+    """Without warnings of the toolboxes about their own and others' code, unless Python was asked for some (-W)."""
+    if sys.warnoptions:
+        return
+    for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
+        warnings.simplefilter('ignore', category)
+    for text in (r'[\s\S]*deprecated', 'The draw is False', 'Default ``avg_non_ignore`` is False'):
+        warnings.filterwarnings('ignore', message=text)
+
+
 @contextmanager
 def one_message() -> Iterator[None]:
-    """End the program with one message where a run meets weights, checkpoints or data that cannot be used, or a full
-    disk."""
+    """End the program with one message where a run meets weights, checkpoints or data that cannot be used, a full disk,
+    or a setting that mmlk refuses, wherever in the run that is."""
     from mmlk.engine.resuming import CheckpointError, disk_is_full
     from mmlk.weights import WeightsError
     logging.raiseExceptions = False  # else each line that does not fit on the disk prints a traceback
@@ -165,6 +177,25 @@ def one_message() -> Iterator[None]:
         fail(str(error).splitlines()[-1].rpartition('DataError: ')[2])
     except json.JSONDecodeError as error:
         fail(f'an annotation file is not JSON: {error}; tools/check_data.py says which')
+    except (RuntimeError, TypeError, ValueError) as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        fail(str(refusal))
+
+
+def _refusal(error: BaseException) -> Optional[BaseException]:
+    """The error that a ``raise`` of mmlk's own began with, not one that its code ran into; None if there is none.
+
+    mmengine gives a TypeError of a hook anew, which leaves the first one as the context.
+    """
+    import mmlk
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and frames[-1].filename.startswith(osp.join(osp.dirname(mmlk.__file__), '')):
+            return error if (frames[-1].line or '').startswith('raise ') else None
+        error = error.__context__ if isinstance(error, TypeError) else None
+    return None
 
 
 def is_detection(cfg: Config) -> bool:

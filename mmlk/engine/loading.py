@@ -1,16 +1,13 @@
 """Images and label maps in a run: what cannot be right is an error that names the file."""
-import os
 import os.path as osp
 from typing import Optional, Sequence
 
+import numpy as np
 from mmcv import transforms
 from mmcv.transforms import TRANSFORMS
 from PIL import Image
 
-from mmlk.datasets.audit import is_number, points_fault, runs_fault
-
-# How a whole file ends, by how it begins.
-_ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89PNG\r\n\x1a\n': b'IEND\xaeB`\x82'}
+from mmlk.datasets.audit import check_end, is_number, points_fault, runs_fault
 
 
 class DataError(ValueError):
@@ -25,8 +22,8 @@ class LoadImageFromFile(transforms.LoadImageFromFile):
     eight, and without the alpha channel (but OpenCV darkens the transparent parts of a TIFF).
 
     Raises:
-        DataError: The image cannot be decoded to its end; or its label map, a PNG of mmseg's, is of another size
-            or has 16 bits, of which mmseg takes the lower eight; or its masks and boxes are none.
+        DataError: The image cannot be decoded to its end; or its label map, one of mmseg's, is of another size or
+            holds a label above 255, of which mmseg takes the lower eight bits; or its masks and boxes are none.
     """
 
     def transform(self, results: dict) -> Optional[dict]:
@@ -35,8 +32,10 @@ class LoadImageFromFile(transforms.LoadImageFromFile):
             loaded = super().transform(results)
         except Exception as error:  # cv2's own, mmcv's assertion, OSError
             raise DataError(f'{path} cannot be read as an image ({" ".join(str(error).split())})') from error
-        if loaded is not None and osp.isfile(path):
-            _check_end(path)
+        try:
+            check_end(path)
+        except ValueError as error:
+            raise DataError(f'{path} {error}') from error
         if loaded is not None and labels and 'seg_fields' in results and osp.isfile(labels):  # one of mmseg
             _check_labels(labels, loaded['img'].shape[:2])
         if loaded is not None:
@@ -44,31 +43,18 @@ class LoadImageFromFile(transforms.LoadImageFromFile):
         return loaded
 
 
-def _check_end(path: str) -> None:
-    with open(path, 'rb') as file:
-        head = file.read(8)
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 8))
-        tail = file.read()
-    end = next((end for begin, end in _ENDS.items() if head.startswith(begin)), b'')
-    if not tail.endswith(end):  # cut off, or more bytes follow; a small picture within the file has such an end too
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except Exception as error:  # Pillow's decoders raise about anything on a broken file
-            raise DataError(f'{path} is truncated or damaged ({error})') from error
-
-
 def _check_labels(path: str, size: tuple) -> None:
-    """Refuse a PNG by its header (RFC 2083, 4.1.1)."""
-    with open(path, 'rb') as file:
-        head = file.read(26)
-    if head[:8] != b'\x89PNG\r\n\x1a\n' or len(head) < 26:
+    """Refuse what is not as large as its image, and labels that do not fit into mmseg's eight bits."""
+    try:
+        with Image.open(path) as picture:  # reads no more than the header
+            found = picture.size[::-1]
+            largest = np.asarray(picture).max() if picture.mode[0] in 'IF' else 255
+    except Exception:  # not a format of Pillow's: the loader of the pipeline may know it, or says why not
         return
-    width, height = (int.from_bytes(head[place:place + 4], 'big') for place in (16, 20))
-    if (height, width) != tuple(size):
-        raise DataError(f'{path} is {height}x{width}, its image {size[0]}x{size[1]} (HxW)')
-    if (head[24], head[25]) == (16, 0):
-        raise DataError(f'{path} has 16 bits for a label; expected 8')
+    if found != tuple(size):
+        raise DataError(f'{path} is {found[0]}x{found[1]}, its image {size[0]}x{size[1]} (HxW)')
+    if largest > 255:
+        raise DataError(f'{path} holds label {largest}; mmseg reads eight bits, 0 to 255')
 
 
 def _check_instances(path: str, instances: Sequence[dict], size: tuple) -> None:

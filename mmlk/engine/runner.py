@@ -9,7 +9,7 @@ from mmengine.dist import broadcast_object_list, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner, find_latest_checkpoint
 
@@ -49,6 +49,21 @@ class ResumableRunner(Runner):
     """
 
     _seed_given: Optional[bool] = None
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """As mmengine's, but the console is spared the config, which is hundreds of lines, and the list of hooks; both
+        are in the log file."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler) and _not_for_the_console not in handler.filters:
+                handler.addFilter(_not_for_the_console)
+        return logger
+
+    def dump_config(self) -> None:
+        """Write the config into the work dir, and tell where it is."""
+        super().dump_config()
+        name = osp.basename(self.cfg.filename) if self.cfg.filename is not None else f'{self.timestamp}.py'
+        self.logger.info(f'the whole config is in {osp.join(self.work_dir, name)}')
 
     def register_hook(self, hook: Union[Hook, Dict], priority: Optional[Union[str, int]] = None) -> None:
         """Take mmlk's checkpoint hook for mmengine's."""
@@ -187,3 +202,7 @@ class ResumableRunner(Runner):
         checkpoint = verify(path, model)
         check_state(path, checkpoint, self)
         return path, checkpoint['meta'].get('seed')
+
+
+def _not_for_the_console(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(('Config:\n', 'Hooks will be executed in the following order:'))

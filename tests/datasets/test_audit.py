@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mmlk.datasets.audit import _legal_labels, audit
+from mmlk.datasets.audit import _loaded_as, audit
 from mmlk.datasets.layouts import Plan, write
 from mmlk.datasets.scenes import CLASSES
 
@@ -24,7 +24,8 @@ def seg_config(root, classes=CLASSES, **changes):
 def coco_config(root, classes=CLASSES[1:]):
     dataset = dict(type='CocoDataset', data_root=str(root), ann_file='annotations/instances_train2017.json',
                    data_prefix=dict(img='train2017/'), metainfo=dict(classes=classes),
-                   pipeline=[dict(type='LoadAnnotations', with_bbox=True, with_mask=True)])
+                   pipeline=[dict(type='LoadImageFromFile'),
+                             dict(type='LoadAnnotations', with_bbox=True, with_mask=True), dict(type='PackDetInputs')])
     return Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dataset)))
 
 
@@ -127,7 +128,7 @@ def test_a_list_of_names_is_followed(ade20k):
 
 @pytest.mark.parametrize('reduce_zero_label', [False, True])
 @pytest.mark.parametrize('classes', [None, ['wall', 'sky', 'door'], ['floor', 'wall', 'sky', 'ceiling']])
-def test_legal_labels_are_what_mmseg_makes_of_them(reduce_zero_label, classes, tmp_path):
+def test_labels_become_what_mmseg_makes_of_them(reduce_zero_label, classes, tmp_path):
     """Against mmseg's own loader, on a picture that holds every value."""
     from mmseg.datasets import BaseSegDataset
     from mmseg.datasets.transforms import LoadAnnotations
@@ -141,8 +142,117 @@ def test_legal_labels_are_what_mmseg_makes_of_them(reduce_zero_label, classes, t
     loaded = LoadAnnotations()(dict(
         seg_map_path=str(tmp_path / 'all.png'), reduce_zero_label=reduce_zero_label,
         label_map=dataset.label_map, seg_fields=[]))['gt_seg_map'].ravel()
-    number = len(dataset.metainfo['classes'])
-    np.testing.assert_array_equal(_legal_labels(dataset, number), (loaded < number) | (loaded == 255))
+    np.testing.assert_array_equal(_loaded_as(dataset), loaded)
+
+
+def save_labels(root, values, number=None):
+    """Write one array over all label maps of the training set, or over one."""
+    for path in sorted((root / 'annotations' / 'training').iterdir())[:number]:
+        Image.fromarray(np.resize(values, SIZE)).save(path)
+
+
+def test_shares_of_pixels(ade20k):
+    save_labels(ade20k, np.array([0, 1, 1, 2], np.uint8))  # reduce_zero_label
+    (report,) = audit(seg_config(ade20k))
+    assert report.shares == {'ground': 0.5, 'disc': 0.25, 'ring': 0, 'square': 0, 'bar': 0, 'cross': 0,
+                             'ignored (255)': 0.25}
+    assert report.notes == ['4 of 6 classes never occur: ring, square, bar, cross'] and not report.problems
+
+
+def test_masks_of_0_and_255_are_told(ade20k):
+    """255 is ignored: a training would see one class, and end with an IoU of 0 and an accuracy of nan."""
+    save_labels(ade20k, np.array([0, 255, 255], np.uint8))
+    cfg = seg_config(ade20k, classes=('background', 'vessel'))
+    cfg.train_dataloader.dataset.reduce_zero_label = False
+    (line,) = problems_of(cfg)['masks of 0 and 255']
+    assert 'vessel never occurs' in line and 'labels from 0 to 1' in line
+    cfg.train_dataloader.dataset.reduce_zero_label = True
+    (line,) = problems_of(cfg)['nothing but the ignored label']
+    assert 'hold 0, 255, which after loading is 255 throughout' in line
+    save_labels(ade20k, np.array([0, 1, 255], np.uint8), number=1)
+    cfg.train_dataloader.dataset.reduce_zero_label = False
+    (report,) = audit(cfg)
+    assert not report.problems and not report.notes
+
+
+def test_labels_are_compared_with_the_heads(ade20k):
+    cfg = seg_config(ade20k)
+    cfg.model = dict(decode_head=dict(num_classes=6), auxiliary_head=[dict(num_classes=6), dict(num_classes=5)])
+    save_labels(ade20k, np.array([1, 6], np.uint8), number=1)
+    save_labels(ade20k, np.array([1, 5], np.uint8))
+    save_labels(ade20k, np.array([1, 6], np.uint8), number=1)
+    (line,) = problems_of(cfg)['label that a head lacks']
+    assert line.endswith('ADE_train_00000001.png holds 6; model.auxiliary_head.1 has 5 classes')
+
+
+def test_16_bits_are_read_as_in_training(ade20k):
+    """Ids that fit eight bits are the same in sixteen; check and training agree on those that do not."""
+    from mmlk.engine.loading import DataError, LoadImageFromFile
+    save_labels(ade20k, np.array([1, 6], np.uint16))
+    assert not problems_of(seg_config(ade20k))
+    path = ade20k / 'annotations' / 'training' / 'ADE_train_00000003.png'
+    image = ade20k / 'images' / 'training' / 'ADE_train_00000003.jpg'
+    sample = dict(img_path=str(image), seg_map_path=str(path), seg_fields=[])
+    assert LoadImageFromFile().transform(dict(sample))['img_shape'] == SIZE
+    Image.fromarray(np.full(SIZE, 257, np.uint16)).save(path)
+    (line,) = problems_of(seg_config(ade20k))['label out of range']
+    assert line == f'{path} holds 257'
+    with pytest.raises(DataError, match='ADE_train_00000003.png holds label 257; mmseg reads eight bits'):
+        LoadImageFromFile().transform(dict(sample))
+
+
+def test_files_are_read_by_the_pipeline(ade20k):
+    """A TIFF of five bands, which Pillow cannot read and a training with tifffile can."""
+    tifffile = pytest.importorskip('tifffile')
+    pipeline = [dict(type='LoadImageFromFile', color_type='unchanged', imdecode_backend='tifffile'),
+                dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+    for path in sorted((ade20k / 'images' / 'training').iterdir()):
+        tifffile.imwrite(path.with_suffix('.tif'), np.zeros((*SIZE, 5), np.uint16), photometric='minisblack',
+                         planarconfig='contig')
+    cfg = seg_config(ade20k, img_suffix='.tif', pipeline=pipeline)
+    (report,) = audit(cfg)
+    assert not report.problems and report.counts['images'] == 8
+    whole = path.with_suffix('.tif').read_bytes()
+    path.with_suffix('.tif').write_bytes(whole[:-400])
+    assert list(problems_of(cfg)) == ['unreadable image']
+
+
+def test_a_loader_of_ones_own_is_asked(ade20k):
+    from mmseg.datasets.transforms import LoadAnnotations
+    from mmseg.registry import TRANSFORMS
+
+    @TRANSFORMS.register_module(force=True)
+    class LoadShiftedAnnotations(LoadAnnotations):
+
+        def transform(self, results):
+            results['gt_seg_map'] = np.full(SIZE, 5)
+            return results
+
+    save_labels(ade20k, np.array([99], np.uint8))
+    steps = [dict(type='LoadImageFromFile'), dict(type='LoadShiftedAnnotations'), dict(type='PackSegInputs')]
+    (report,) = audit(seg_config(ade20k, pipeline=steps))
+    assert report.shares['cross'] == 1 and 'label out of range' not in report.problems
+
+
+@pytest.mark.parametrize('steps, told', [
+    (['LoadImageFromFile', 'LoadAnnotations', 'PackSegInputs'], None),
+    (['LoadImageFromFile', 'LoadAnnotations'], 'the last step of the pipeline must be PackSegInputs'),
+    (['PhotoMetricDistortion', 'LoadImageFromFile', 'LoadAnnotations', 'PackSegInputs'],
+     'LoadImageFromFile comes first'),
+])
+def test_a_sample_goes_through_the_whole_pipeline(ade20k, steps, told):
+    problems = problems_of(seg_config(ade20k, pipeline=[dict(type=name) for name in steps]))
+    assert (not problems) if told is None else told in problems['pipeline fails'][0]
+
+
+def test_a_test_set_without_labels_is_told(ade20k):
+    cfg = seg_config(ade20k, pipeline=[dict(type=name) for name in ('LoadImageFromFile', 'PackSegInputs')])
+    cfg.train_dataloader.dataset.data_prefix = dict(img_path='images/training')
+    cfg = Config(dict(default_scope='mmseg', test_dataloader=cfg.train_dataloader,
+                      test_evaluator=dict(type='IoUMetric')))
+    assert 'set format_only=True' in problems_of(cfg)['pipeline fails'][0]
+    cfg.test_evaluator.format_only = True
+    assert not problems_of(cfg)
 
 
 def test_sound_coco_data_counts_right(coco):
