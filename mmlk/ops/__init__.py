@@ -1,5 +1,6 @@
 """Operators, in pure torch: importing them needs no OpenMMLab package."""
 from .backends import list_backends
+from .choice import use_backend
 from .circular import circular_conv
 from .depthwise import DepthwiseConv2d, depthwise_conv2d, replace_depthwise
 from .global_filter import global_filter2d
@@ -7,4 +8,4 @@ from .layout import set_memory_format
 from .parc import ParC, ParCOperator, insert_parc
 
 __all__ = ['DepthwiseConv2d', 'ParC', 'ParCOperator', 'circular_conv', 'depthwise_conv2d', 'global_filter2d',
-           'insert_parc', 'list_backends', 'replace_depthwise', 'set_memory_format']
+           'insert_parc', 'list_backends', 'replace_depthwise', 'set_memory_format', 'use_backend']

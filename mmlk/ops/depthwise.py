@@ -1,23 +1,25 @@
 """Depthwise convolution with large kernels: a function, a module that is an ``nn.Conv2d``, a verb to swap it in."""
 from functools import partial, wraps
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .backends import Backend, Problem, get
+from .backends import Backend, Problem, get, remembered
 from .backends.base import given_dtypes
 from .backends.native import conv2d_same, plain_gradients
-from .choice import choose, choose_gradients, choose_training
+from .choice import attempt, choose, choose_gradients, choose_training, insisted_backend
 from .layout import exporting
 
 
 def _run(step: str, method: Backend, problem: Problem, x: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
-         grad: Optional[Tensor] = None):
+         grad: Optional[Tensor] = None, owner: Optional[Tensor] = None):
     """One step (one of ``STEPS``) by one backend."""
-    if step in ('inference', 'forward'):
-        return getattr(method, step)(x, weight, bias, problem)
+    if step == 'inference':
+        return method.inference(x, weight, bias, problem, owner)
+    if step == 'forward':
+        return method.forward(x, weight, bias, problem)
     if step == 'grad_input':
         return method.grad_input(grad, weight, problem)
     if step == 'grad_weight':
@@ -40,59 +42,80 @@ def _in_given_dtypes(function):
     return wrapped
 
 
+# ``owner`` is the parameter of which autocast has made a weight, or the weight itself; its address tells whose meeting
+# with a problem this is.
 @_in_given_dtypes
-def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str],
+def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str], owner: Tensor,
              step: str = 'forward') -> Tensor:
     """The output, by ``step`` 'inference' or 'forward'."""
     problem = Problem.of(x, weight)
 
     def run(method):
-        return _run(step, method, problem, x, weight, bias)
+        return _run(step, method, problem, x, weight, bias, owner=owner)
 
-    return run(get(backend, problem) if backend else choose(step, problem, run)[0])
+    if backend:
+        return run(get(backend, problem))
+    return attempt(run, choose(step, problem, run, weight=owner.data_ptr())[0], problem)
 
 
 @_in_given_dtypes
-def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor],
-              backend: Optional[str]) -> Tuple[Tensor, Dict[str, Backend], List[Tensor]]:
+def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str],
+              owner: Tensor) -> Tuple[Tensor, Dict[str, Backend], List[Tensor]]:
     """The output, the backends of each step, and what one of them left for its gradients."""
-    problem = Problem.of(x, weight)
+    problem, kept = Problem.of(x, weight), []
     if backend:
         method = get(backend, problem)
-        methods = {'training': method} if method.keeps else {'forward': method, 'gradients': method}
-    else:  # how long the gradients take does not depend on the values of the output's, which are still to come
-        methods = choose_training(problem, lambda step, method: _run(step, method, problem, x, weight, bias, grad=x))
-    kept = []
-    if 'training' in methods:
-        return methods['training'].forward(x, weight, bias, problem, kept), methods, kept
-    return methods['forward'].forward(x, weight, bias, problem), methods, kept
+        if not method.keeps:
+            return method.forward(x, weight, bias, problem), {'forward': method, 'gradients': method}, kept
+        return method.forward(x, weight, bias, problem, kept), {'training': method}, kept
+    # how long the gradients take does not depend on the values of the output's, which are still to come
+    methods = choose_training(problem, lambda step, method: _run(step, method, problem, x, weight, bias, grad=x),
+                              owner.data_ptr())
+
+    def run(method):
+        kept.clear()
+        if 'training' in methods and method.keeps:
+            return method.forward(x, weight, bias, problem, kept)
+        return method.forward(x, weight, bias, problem)
+
+    out = attempt(run, methods.get('training') or methods['forward'], problem)
+    if 'training' in methods and not kept:  # it failed
+        methods = {'gradients': get('native', problem)}
+    return out, methods, kept
 
 
 @_in_given_dtypes
-def _gradients(grad: Tensor, x: Tensor, weight: Tensor, methods: Dict[str, Backend],
-               kept: Sequence[Tensor] = ()) -> Tuple[Optional[Tensor], Optional[Tensor]]:
-    """Those of the steps among ``methods``."""
+def _gradients(grad: Tensor, x: Tensor, weight: Tensor, methods: Dict[str, Backend], kept: Sequence[Tensor] = (),
+               insisted: bool = False) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Those of the steps among ``methods``; where these were not ``insisted`` on, another may step in."""
     problem = Problem.of(x, weight)
-    if 'training' in methods:
-        return methods['training'].gradients(grad, x, weight, problem, kept)
-    if 'gradients' in methods:
-        return methods['gradients'].gradients(grad, x, weight, problem)
-    return tuple(_run(step, methods[step], problem, x, weight, grad=grad) if step in methods else None
-                 for step in ('grad_input', 'grad_weight'))
+
+    def by(step):
+        def run(method):
+            if step == 'training':
+                return method.gradients(grad, x, weight, problem, *[kept] * method.keeps)
+            return _run(step, method, problem, x, weight, grad=grad)
+
+        return run(methods[step]) if insisted else attempt(run, methods[step], problem)
+
+    for step in ('training', 'gradients'):
+        if step in methods:
+            return by(step)
+    return tuple(by(step) if step in methods else None for step in ('grad_input', 'grad_weight'))
 
 
 @_in_given_dtypes
 def _gradient_methods(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
-                      for_weight: bool) -> Dict[str, Backend]:
-    """The backends for a backward pass of which the forward pass knew nothing."""
+                      for_weight: bool, owner: int) -> Dict[str, Backend]:
+    """The backends for a backward pass of which the forward pass knew nothing; ``owner`` is an address here."""
     problem = Problem.of(x, weight)
 
     def run(step, method):
         return _run(step, method, problem, x, weight, grad=grad)
 
     if for_input and for_weight:
-        return {'gradients': get(backend, problem)} if backend else choose_gradients(problem, run)[0]
-    return {step: get(backend, problem) if backend else choose(step, problem, partial(run, step))[0]
+        return {'gradients': get(backend, problem)} if backend else choose_gradients(problem, run, owner)[0]
+    return {step: get(backend, problem) if backend else choose(step, problem, partial(run, step), weight=owner)[0]
             for step in ['grad_input'] * for_input + ['grad_weight'] * for_weight}
 
 
@@ -109,19 +132,25 @@ def _batched(grad: Tensor) -> bool:
     return _transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
+class _Owner(NamedTuple):
+    """Keeps a tensor from becoming an input of the function."""
+
+    tensor: Tensor
+
+
 class _DepthwiseConv2d(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, x, weight, bias, backend):
+    def forward(ctx, x, weight, bias, backend, owner):
         learns = ctx.needs_input_grad[0] and ctx.needs_input_grad[1]
         # Where something packs what is saved, spectra are not: checkpointing is there to save memory, and asks that the
         # recomputation saves the same tensors, while the method may have been measured, and changed, in between.
         if learns and not _packs_saved_tensors():
-            out, ctx.methods, kept = _training(x, weight, bias, backend)
+            out, ctx.methods, kept = _training(x, weight, bias, backend, owner.tensor)
         else:
-            out, ctx.methods, kept = _forward(x, weight, bias, backend), None, ()
+            out, ctx.methods, kept = _forward(x, weight, bias, backend, owner.tensor), None, ()
         ctx.save_for_backward(x, weight, *kept)
-        ctx.backend = backend
+        ctx.backend, ctx.owner = backend, owner.tensor.data_ptr()
         return out
 
     @staticmethod
@@ -133,15 +162,15 @@ class _DepthwiseConv2d(torch.autograd.Function):
             grad_x, grad_w = plain_gradients(grad, x if for_weight else None, weight if for_input else None,
                                              Problem.of(x, weight))
         else:
-            methods = ctx.methods or _gradient_methods(grad, x, weight, ctx.backend, for_input, for_weight)
-            grad_x, grad_w = _gradients(grad, x, weight, methods, kept)
-        return grad_x, grad_w, _bias_gradient(grad) if for_bias else None, None
+            methods = ctx.methods or _gradient_methods(grad, x, weight, ctx.backend, for_input, for_weight, ctx.owner)
+            grad_x, grad_w = _gradients(grad, x, weight, methods, kept, ctx.backend is not None)
+        return grad_x, grad_w, _bias_gradient(grad) if for_bias else None, None, None
 
 
 # Under torch.compile the same two functions stand as operators of their own, which the compiler does not look into.
 @torch.library.custom_op('mmlk::depthwise_conv2d', mutates_args=())
 def _operator(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str]) -> Tensor:
-    return _forward(x, weight, bias, backend)
+    return _forward(x, weight, bias, backend or insisted_backend(), weight)
 
 
 @_operator.register_fake
@@ -152,7 +181,9 @@ def _(x, weight, bias, backend):
 @torch.library.custom_op('mmlk::depthwise_conv2d_backward', mutates_args=())
 def _backward_operator(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
                        for_weight: bool) -> Tuple[Tensor, Tensor]:
-    grads = _gradients(grad, x, weight, _gradient_methods(grad, x, weight, backend, for_input, for_weight))
+    backend = backend or insisted_backend()
+    methods = _gradient_methods(grad, x, weight, backend, for_input, for_weight, weight.data_ptr())
+    grads = _gradients(grad, x, weight, methods, (), backend is not None)
     return tuple(x.new_empty(0) if g is None else g for g in grads)
 
 
@@ -226,13 +257,18 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
                      backend: Optional[str] = None) -> Tensor:
     """Depthwise convolution, stride 1, dilation 1, output as large as the input.
 
+    Backends that go through a spectrum (``dft``, ``fft``, ``fft_pairs``) round relative to the largest value of a map:
+    one pixel of 1e5 in a map of N(0, 1) puts an error of 4e-4 everywhere else. For inputs that are scaled like this take
+    a direct one: ``with mmlk.ops.use_backend('padded'):`` (``'native'`` on a GPU), or ``MMLK_BACKEND=padded``. Without
+    gradients the images of a batch do not touch each other, except by ``backend='fft_pairs'``.
+
     Args:
         input: (N, C, H, W).
         weight: (C, 1, kh, kw); odd, even and rectangular kernels, larger than the map too.
         bias: (C,) or None.
-        backend: Name of the backend for all passes; None takes the fastest for each (:mod:`mmlk.ops.choice`). In
-            exported graphs (``torch.export``, ONNX, TorchScript) and under ``torch.func``'s transforms it is one plain
-            convolution either way.
+        backend: Name of the backend for all passes; None takes that of :func:`use_backend` or ``MMLK_BACKEND``, or else
+            the fastest for each (:mod:`mmlk.ops.choice`). In exported graphs (``torch.export``, ONNX, TorchScript) and
+            under ``torch.func``'s transforms it is one plain convolution either way.
 
     Returns:
         (N, C, H, W) in the input's memory format and dtype (autocast's under autocast).
@@ -240,7 +276,7 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
     Raises:
         ValueError: Shapes, dtypes or devices do not fit, or the named backend cannot run here (with its reason).
     """
-    kind = input.device.type
+    kind, owner = input.device.type, weight
     if kind != 'meta' and torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         input, weight = input.to(dtype), weight.to(dtype)
@@ -256,9 +292,12 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
         return conv2d_same(input, weight, bias, problem)
     if compiling:
         return _operator(input, weight, bias, backend)
+    backend = backend or insisted_backend()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
-        return _DepthwiseConv2d.apply(input, weight, bias, backend)
-    return _forward(input, weight, bias, backend, 'inference')
+        if weight.requires_grad:
+            remembered.learning(owner)
+        return _DepthwiseConv2d.apply(input, weight, bias, backend, _Owner(owner))
+    return _forward(input, weight, bias, backend, owner, 'inference')
 
 
 class DepthwiseConv2d(nn.Conv2d):

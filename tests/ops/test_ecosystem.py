@@ -154,7 +154,7 @@ def test_checkpointing_goes_on_when_the_method_changes_in_between(monkeypatch):
     plain = nn.functional.conv2d(x, weight, padding=6, groups=4)
     expected = torch.autograd.grad(plain.sin().square().sum(), (x, weight))
     names = iter(['native', 'fft'])  # in the forward pass, and measured to be faster before the recomputation
-    monkeypatch.setattr('mmlk.ops.depthwise.choose', lambda step, problem, run: (get(next(names), problem), ''))
+    monkeypatch.setattr('mmlk.ops.depthwise.choose', lambda step, problem, run, weight: (get(next(names), problem), ''))
     out = checkpoint(lambda *inputs: depthwise_conv2d(*inputs).sin(), x, weight, use_reentrant=False)
     for gradient, reference in zip(torch.autograd.grad(out.square().sum(), (x, weight)), expected):
         assert relative_error(gradient, reference) < 1e-5

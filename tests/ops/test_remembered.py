@@ -1,8 +1,9 @@
 """Kernel spectra kept for inference: equal outputs whatever happens to the weight, and bounded memory."""
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from mmlk.ops import DepthwiseConv2d, depthwise_conv2d
+from mmlk.ops import DepthwiseConv2d, choice, depthwise_conv2d
 from mmlk.ops.backends import Problem, get, remembered
 from mmlk.ops.reference import depthwise_conv2d_reference
 from tests.utils import relative_error
@@ -18,7 +19,7 @@ def forgotten():
 
 
 def held():
-    return [entry for entry in remembered._spectra.values() if entry is not None]
+    return [entry for entry in remembered._spectra.values() if entry.spectra]
 
 
 @pytest.mark.parametrize('backend', SPECTRAL)
@@ -74,6 +75,74 @@ def test_kept_from_the_second_meeting_on_and_then_not_taken_again(backend, monke
     for _ in range(3):  # while it learns, nothing is kept
         depthwise_conv2d(x, conv.weight, conv.bias, backend=backend)
     assert len(taken) == 3
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_under_autocast_the_parameter_is_the_key(monkeypatch, dtype):
+    x, convs, made = torch.randn(1, 4, 24, 24), [DepthwiseConv2d(4, 13) for _ in range(4)], []
+    plan = type(get('fft', Problem.of(x, convs[0].weight)).plan(Problem.of(x, convs[0].weight)))
+    of_kernel = plan.of_kernel
+    monkeypatch.setattr(plan, 'of_kernel', lambda self, weight: made.append(1) or of_kernel(self, weight))
+    with torch.no_grad(), torch.autocast('cpu', dtype=dtype):
+        for image in range(30):
+            outs = [depthwise_conv2d(x, conv.weight, conv.bias, backend='fft') for conv in convs]
+        assert len(made) == 8 and len(held()) == 4  # of 120 look-ups 112 hit
+        convs[0].weight.data.mul_(2)
+        out = depthwise_conv2d(x, convs[0].weight, convs[0].bias, backend='fft')
+        double = 2 * (outs[0].double() - convs[0].bias[:, None, None]) + convs[0].bias[:, None, None]
+        assert relative_error(out, double) < 2e-2
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+def test_nothing_is_held_of_a_weight_that_is_being_trained(autocast):
+    conv, x = DepthwiseConv2d(4, 13), torch.randn(2, 4, 24, 24, requires_grad=True)
+    optimizer = torch.optim.SGD(conv.parameters(), lr=0.1)
+
+    def block(x):
+        return depthwise_conv2d(x, conv.weight, conv.bias, backend='fft')
+
+    for step in range(6):
+        with torch.autocast('cpu', enabled=autocast):
+            out = checkpoint(block, x, use_reentrant=True)  # its forward pass is one without gradients
+        assert not held()
+        out.float().square().mean().backward()
+        if step % 2:  # of the gradients of two steps
+            optimizer.step()
+            optimizer.zero_grad()
+        assert not held()
+    with torch.no_grad():
+        for _ in range(2):
+            block(x)
+        assert len(held()) == 1
+        for _ in range(4):  # the average of a weight that is being trained
+            conv.weight.mul_(0.9)
+            block(x)
+            assert not held()
+        for _ in range(2):
+            block(x)
+    assert len(held()) == 1
+    block(x)  # a validation is over
+    assert not held()
+
+
+def test_weights_that_are_made_anew_hold_nothing():
+    x, weight = torch.randn(1, 4, 24, 24), torch.randn(4, 1, 13, 13)
+    for _ in range(6):
+        depthwise_conv2d(x, weight * 2, backend='fft')
+    assert not held() and len(remembered._keys) == len({key[-1] for key in remembered._spectra})
+
+
+def test_who_lost_a_race_holds_nothing(monkeypatch):
+    monkeypatch.setattr(choice, '_state', choice._State())
+    x, conv = torch.randn(2, 4, 40, 40), DepthwiseConv2d(4, 31)
+    worth = [backend for cost, backend in choice.candidates('inference', Problem.of(x, conv.weight))]
+    assert sum(backend.name in SPECTRAL for backend in worth) == 2
+    monkeypatch.setattr(choice, '_WORTH', 1e9)
+    with torch.no_grad():
+        for _ in range(4):
+            conv(x)
+        winner = choice.choose('inference', Problem.of(x, conv.weight))[0].name
+    assert [key[0] for key, entry in remembered._spectra.items() if entry.spectra] == [winner] * (winner in SPECTRAL)
 
 
 def test_images_of_ever_new_sizes_hold_nothing():

@@ -107,6 +107,7 @@ class Backend:
 
     name: str
     joint = False  #: whether ``gradients`` is less work than ``grad_input`` and ``grad_weight``
+    mixes = False  #: whether the images of a batch share their rounding errors
     keeps = False  #: whether ``forward`` takes a list ``keep``, to put in what makes ``gradients`` less work as ``kept``
 
     def can_run(self, problem: Problem) -> Tuple[bool, str]:
@@ -120,8 +121,10 @@ class Backend:
     def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem) -> Tensor:
         raise NotImplementedError
 
-    def inference(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem) -> Tensor:
-        """``forward`` where no gradient is wanted, and the weight is likely to come again."""
+    def inference(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+                  owner: Optional[Tensor] = None) -> Tensor:
+        """``forward`` where no gradient is wanted, and the weight, a cast of ``owner`` if there is one, is likely to
+        come again."""
         return self.forward(x, weight, bias, problem)
 
     def grad_input(self, grad: Tensor, weight: Tensor, problem: Problem) -> Tensor:

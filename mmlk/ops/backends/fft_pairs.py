@@ -2,7 +2,8 @@
 
 A real kernel leaves the parts apart, so one complex transform serves two images: no transposing copies, half as many
 passes over the memory as :mod:`.fft` takes. The price is that two images share their rounding errors, and what is not
-finite in one of them spoils the other. Images left over are paired with zeros.
+finite in one of them spoils the other: it is chosen for training alone, whose images share a loss anyway. Images left
+over are paired with zeros.
 """
 from math import log2
 
@@ -83,6 +84,7 @@ class _Plan(Plan):
 
 class FFTPairs(Spectral):
     name = 'fft_pairs'
+    mixes = True
 
     def plan(self, problem):
         return _Plan(problem)

@@ -1,8 +1,9 @@
 """Spectra of kernels that a network in inference uses again and again, so that each is taken once."""
 import threading
+import weakref
 from collections import OrderedDict
 from functools import lru_cache
-from typing import Callable, List, NamedTuple, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional, Set
 
 import torch
 from torch import Tensor
@@ -12,14 +13,17 @@ from .base import Problem, compute_dtype
 _BYTES, _ENTRIES = 512 << 20, 1024  # the least recently used go past either
 
 _lock = threading.Lock()
-_spectra: 'OrderedDict[tuple, Optional[_Entry]]' = OrderedDict()  # None where a problem was met and nothing is held
-_NOT_MET = object()
+_spectra: 'OrderedDict[tuple, _Entry]' = OrderedDict()
+_keys: Dict[int, Set[tuple]] = {}  # of each weight's entries
 
 
 class _Entry(NamedTuple):
+    """What is known of a weight with a problem; spectra are held where it has come again unchanged."""
+
+    owner: 'weakref.ref[Tensor]'
     version: Optional[int]
-    marks: Tensor
-    spectra: List[Tensor]
+    marks: Optional[Tensor] = None
+    spectra: Optional[List[Tensor]] = None
 
 
 @lru_cache(maxsize=256)
@@ -36,45 +40,73 @@ def _marks(weight: Tensor) -> Tensor:
     return torch.mm(_directions(taps.shape[1], taps.dtype), taps.t())
 
 
-def remembered(backend: str, problem: Problem, weight: Tensor, make: Callable[[], List[Tensor]]) -> List[Tensor]:
+def _put(key: tuple, entry: _Entry) -> None:
+    with _lock:
+        _spectra[key] = entry
+        _spectra.move_to_end(key)
+        _keys.setdefault(key[-1], set()).add(key)
+        held = sum(map(_size, _spectra.values())) if entry.spectra else 0
+        while held > _BYTES or len(_spectra) > _ENTRIES:
+            held -= _size(_pop(next(iter(_spectra))))
+
+
+def _pop(key: tuple) -> _Entry:
+    keys = _keys[key[-1]]
+    keys.discard(key)
+    if not keys:
+        del _keys[key[-1]]
+    return _spectra.pop(key)
+
+
+def remembered(backend: str, problem: Problem, weight: Tensor, make: Callable[[], List[Tensor]],
+               owner: Optional[Tensor] = None) -> List[Tensor]:
     """``make()``, or what it gave when the same problem last came with the same weight.
 
-    A weight may be changed in ways that leave no trace, through ``.data`` say, so its version does not tell all, and to
-    compare all its values takes a tenth of the convolution's time. Two random projections of each channel are compared
-    as well: what moves neither of them beyond rounding moves the output no further. A problem is remembered from its
-    second meeting on, so images of ever new sizes hold nothing; and on CPUs only, for a GPU would have to wait for the
-    comparison.
+    ``owner`` is the parameter of which autocast has made ``weight``: the same tensor each time, where the cast is a new
+    one. A parameter may be changed in ways that leave no trace, through ``.data`` say, so its version does not tell
+    all, and to compare all its values takes a tenth of the convolution's time. Two random projections of each channel
+    are compared as well: what moves neither of them beyond rounding moves the output no further. Spectra are held from
+    the second meeting with an unchanged parameter on, so neither images of ever new sizes nor a weight that is being
+    trained hold any (:func:`learning`); and on CPUs only, for a GPU would have to wait for the comparison.
     """
     if problem.device.type != 'cpu':
         return make()
-    key = backend, problem, weight.data_ptr()
+    owner = weight if owner is None else owner
+    key = backend, problem, id(owner)
+    version = None if owner.is_inference() else owner._version
     with _lock:
-        entry = _spectra.get(key, _NOT_MET)
-        if entry is _NOT_MET:
-            _spectra[key] = None
-            while len(_spectra) > _ENTRIES:
-                _spectra.popitem(last=False)
-        else:
+        entry = _spectra.get(key)
+        if entry is not None:
             _spectra.move_to_end(key)
-    if entry is _NOT_MET:
+    if entry is None or entry.owner() is not owner or entry.version != version:
+        _put(key, _Entry(weakref.ref(owner), version))
         return make()
-    version, marks = None if weight.is_inference() else weight._version, _marks(weight)
-    if entry is None or entry.version != version or not torch.equal(entry.marks, marks):
-        entry = _Entry(version, marks, make())
-        with _lock:
-            _spectra[key] = entry
-            _spectra.move_to_end(key)
-            held = sum(map(_size, _spectra.values()))
-            while held > _BYTES:
-                held -= _size(_spectra.popitem(last=False)[1])
+    marks = _marks(owner)
+    if entry.marks is not None and not torch.equal(entry.marks, marks):
+        _put(key, entry._replace(marks=marks, spectra=None))
+        return make()
+    if entry.spectra is None:
+        entry = entry._replace(marks=marks, spectra=make())
+        _put(key, entry)
     return entry.spectra
 
 
-def forget() -> None:
-    """Let go of every remembered spectrum."""
+def learning(owner: Tensor) -> None:
+    """Let go of a weight's spectra, for its gradient is about to be taken."""
+    if id(owner) in _keys:
+        with _lock:
+            for key in list(_keys.get(id(owner), ())):
+                _pop(key)
+
+
+def forget(problem: Optional[Problem] = None, keep: Optional[str] = None) -> None:
+    """Let go of every remembered spectrum, or of a problem's by other backends than ``keep``."""
     with _lock:
-        _spectra.clear()
+        for key in list(_spectra):
+            if problem is None or key[1] == problem and key[0] != keep:
+                _pop(key)
 
 
-def _size(entry: Optional[_Entry]) -> int:
-    return 0 if entry is None else sum(t.numel() * t.element_size() for t in (entry.marks, *entry.spectra))
+def _size(entry: _Entry) -> int:
+    tensors = (*(() if entry.marks is None else (entry.marks, )), *(entry.spectra or ()))
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -116,9 +116,10 @@ class Spectral(Backend):
     transforms = {'inference': (2, 0), 'forward': (2, 1), 'grad_input': (2, 1), 'grad_weight': (2, 1),
                   'gradients': (3, 2), 'training': (4, 2)}
 
-    def inference(self, x, weight, bias, problem):
+    def inference(self, x, weight, bias, problem, owner=None):
         plan = self.plan(problem)
-        taps = remembered(self.name, problem, weight, lambda: [plan.of_kernel(weight[part]) for part in plan.chunks])
+        taps = remembered(self.name, problem, weight, lambda: [plan.of_kernel(weight[part]) for part in plan.chunks],
+                          owner)
         return self._forward(plan, x, taps, bias, problem)
 
     def forward(self, x, weight, bias, problem, keep: Optional[list] = None):
