@@ -372,9 +372,10 @@ def test_gradients_between_updates_are_those_of_all_processes(tmp_path):
     assert not [name for name in same(got['state_dict'], expected['state_dict']) if 'running' not in name]
 
 
+@pytest.mark.parametrize('fatal, validated', [(7, [8, 12]), (11, [12])])
 @pytest.mark.parametrize('changed', [dict(save_best=None), dict(save_best='other'), dict(rule='less')])
-def test_another_best_than_before_keeps_the_file_of_the_old_one(changed, run, tmp_path):
-    work = stopped(tmp_path / 'work', fatal=7)  # after the validation at 4
+def test_another_best_than_before_keeps_the_file_of_the_old_one(changed, fatal, validated, run, tmp_path):
+    work = stopped(tmp_path / 'work', fatal)
     old, = work.glob('best_score_*.pth')
     before = old.read_bytes()
     metrics = Metrics(tmp_path / 'metrics')
@@ -387,7 +388,7 @@ def test_another_best_than_before_keeps_the_file_of_the_old_one(changed, run, tm
         return
     metric, sign = changed.get('save_best', 'score'), -1 if 'rule' in changed else 1
     since = {step: sign * scores[metric] for step, scores in map(json.loads, metrics.path.read_text().splitlines())}
-    assert list(since) == [8, 12]
+    assert list(since) == validated
     expected = f'best_{metric}_iter_{max(since, key=since.get)}.pth'
     assert {path.name for path in work.glob('best_*')} == {old.name, expected}
 
