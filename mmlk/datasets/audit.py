@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mmlk._types import type_name
-from mmlk.datasets.check import SPLITS, build, datasets
+from mmlk.datasets.check import SPLITS, build, datasets, without_prints
 from mmlk.datasets.samples import fault, leaves
 from mmlk.datasets.settings import Head, heads, steps, use_of
 
@@ -107,7 +107,7 @@ def _put_through(cfg: dict, where: str, split: str, config: dict, report: Report
     from mmengine.registry import DATASETS
     if not config.get('pipeline'):
         return
-    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+    with without_prints(), DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         built = registry.build(copy.deepcopy(dict(config)))
     for dataset in leaves(built):
         why = fault(dataset, use_of(cfg, split))

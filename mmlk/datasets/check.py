@@ -151,7 +151,7 @@ def build(dataset: dict, scope: Optional[str]) -> Optional[Any]:
 
 @contextlib.contextmanager
 def without_prints() -> Iterator[None]:
-    """Without what toolboxes print as they are imported: that optional packages of theirs are not installed."""
+    """Without what toolboxes print as they are imported and read annotations."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 

@@ -163,7 +163,7 @@ class MemoryFormatHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Set it on ``model.backbone``."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = network_of(runner.model)
         if not isinstance(getattr(model, 'backbone', None), nn.Module):
             raise ValueError('MemoryFormatHook sets the memory format of model.backbone; '
                              f'{type(model).__name__} has none')

@@ -51,8 +51,8 @@ class ResumableRunner(Runner):
     _seed_given: Optional[bool] = None
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
-        """As mmengine's, but the console is spared the config, which is hundreds of lines, and the list of hooks; both
-        are in the log file."""
+        """As mmengine's, but the console is spared what is hundreds of lines: the config, the list of hooks, and the
+        options of each parameter. They are in the log file."""
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler) and _not_for_the_console not in handler.filters:
@@ -205,4 +205,5 @@ class ResumableRunner(Runner):
 
 
 def _not_for_the_console(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(('Config:\n', 'Hooks will be executed in the following order:'))
+    long = ('Config:\n', 'Hooks will be executed in the following order:', 'paramwise_options -- ')
+    return not str(record.msg).startswith(long)

@@ -55,9 +55,11 @@ def test_the_console_is_spared_the_config(tmp_path, capsys):
     cfg = config(tmp_path)
     runner = ResumableRunner.from_cfg(cfg)
     runner.logger.info('a line of the run')
+    runner.logger.info('paramwise_options -- stem.bias:weight_decay=0.0')
     shown = capsys.readouterr().out
     assert 'a line of the run' in shown and 'the whole config is in' in shown
     assert 'Config:\n' not in shown and 'Hooks will be executed' not in shown and 'train_dataloader' not in shown
+    assert 'paramwise_options' not in shown
     (log, ) = tmp_path.glob('*/*.log')
     assert 'Config:\n' in log.read_text() and 'Hooks will be executed' in log.read_text()
     (path, ) = tmp_path.glob('*.py')
