@@ -169,7 +169,7 @@ def test_interpreted_kernels_equal_the_reference(interpreted, case):
 
 
 @needs_triton
-def test_strides_do_not_show_and_nothing_is_laid_anew_twice(interpreted):
+def test_interpreted_strides_do_not_show_and_nothing_is_laid_anew_twice(interpreted):
     assert interpreted[1] and [name for name, holds in interpreted[1].items() if not holds] == []
 
 
