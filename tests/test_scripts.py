@@ -128,8 +128,12 @@ case "$*" in
     "-c import importlib.metadata"*) grep "^${{@: -1}} " $state/packages | cut -d " " -f 2 | grep . ;;
     "-c import sys; print("*) echo python3.11-dev ;;
     *Python.h*) [ ! -e $state/no_headers ] ;;
+    "- "*/mmlk-mmcv/source) exec {python} "$@" ;;
+    *"-c requirements.txt "*/mmlk-mmcv/source) cp -r "${{@: -1}}" $state/compiled; [ ! -e $state/broken ] ;;
     - | "- "*) [ -e $state/up_to_date ] ;;
     "tools/doctor.py --ops"*) [ -e $state/ops ] ;;
+    *" cache list "*) ! [ -e $state/cached ] || echo wheels/onedl_mmcv.whl ;;
+    *" download "*) [ ! -e $state/sources ] || tar -czf "${{@: -2:1}}/mmcv.tar.gz" -C $state sources ;;
     *" torch torchvision") sed -i "/^torch /d" $state/packages; echo "torch 2.12.1" >>$state/packages ;;
     *--no-cache-dir*) touch $state/ops ;;
     *"install -r "*) [ ! -e $state/offline ] || {{ echo "no network here"; exit 1; }} ;;
@@ -142,7 +146,7 @@ esac
 def environment(stage, tmp_path):
     """A virtual environment whose python is a stand-in, with nothing in it; returns its folder."""
     (tmp_path / 'packages').touch()
-    stage.add('python', PYTHON.format(state=tmp_path))
+    stage.add('python', PYTHON.format(state=tmp_path, python=sys.executable))
     return tmp_path
 
 
@@ -165,6 +169,41 @@ def test_install_puts_torch_first_then_mmcv_then_the_rest(stage, environment):
                          ['-r', 'requirements.txt'], ['--no-deps', '--no-build-isolation', '-e', '.']]
     assert stage.calls[-1] == ['python', 'tools/doctor.py']
     assert 'for the CPU' in done.stdout and 'installed and proved' in done.stdout
+
+
+@pytest.mark.parametrize('broken', [False, True])
+def test_mmcv_is_compiled_from_files_that_include_its_sources(stage, environment, broken):
+    """One file of nearly all operators of a folder, or the sources as they are where anything about that fails."""
+    folder = environment / 'sources' / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+    (folder / 'cpu').mkdir(parents=True)
+    names = [f'op_{number}.cpp' for number in range(9)]
+    for name in names:
+        (folder / name).touch()
+        (folder / 'cpu' / name).touch()
+    (folder / 'cpu' / 'psamask.cpp').touch()
+    (environment / 'ops').touch()
+    if broken:
+        (environment / 'broken').touch()
+    done = install(stage, environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    compiled = environment / 'compiled' / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+    assert sorted(path.name for path in compiled.glob('*.cpp')) == ['united_0.cpp', 'united_1.cpp']
+    assert sorted(path.name for path in (compiled / 'cpu').glob('*.cpp')) == ['psamask.cpp', 'united_0.cpp']
+    for place in (compiled, compiled / 'cpu'):
+        lines = [line for path in place.glob('united_*.cpp') for line in path.read_text().splitlines()]
+        assert sorted(lines) == [f'#include "parts/{name}"' for name in names]
+        assert sorted(path.name for path in (place / 'parts').iterdir()) == names
+    plain = ['-v', '--no-build-isolation', '-c', 'requirements.txt', 'onedl-mmcv']
+    assert (plain in pip_calls(stage)) == broken
+    assert not (environment / 'mmlk-mmcv').exists()
+
+
+def test_a_wheel_that_pip_has_kept_is_taken(stage, environment):
+    for name in ('ops', 'cached', 'sources'):
+        (environment / name).touch()
+    assert install(stage, environment).returncode == 0
+    assert pip_calls(stage)[3] == ['-v', '--no-build-isolation', '-c', 'requirements.txt', 'onedl-mmcv']
+    assert not any('download' in call for call in stage.calls)
 
 
 def test_the_classic_stack_has_its_own_pins(stage, environment):
