@@ -3,7 +3,7 @@ from typing import Optional
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -114,7 +114,9 @@ class MemoryFormatHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Set it on ``model.backbone``."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
         if not isinstance(getattr(model, 'backbone', None), nn.Module):
             raise ValueError('MemoryFormatHook sets the memory format of model.backbone; '
                              f'{type(model).__name__} has none')

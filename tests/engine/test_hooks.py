@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.model import BaseModel, BaseTTAModel
 from torch import nn
 
 from mmlk.ops import set_memory_format
@@ -73,3 +74,23 @@ def test_memory_format_hook_refuses():
         set_memory_format(nn.Identity(), 'fastest', 'fastest')
     with pytest.raises(ValueError, match='Linear has none'):
         HOOKS.build(dict(type='mmlk.MemoryFormatHook')).before_run(SimpleNamespace(model=nn.Linear(1, 1)))
+
+
+def test_memory_format_reaches_a_backbone_inside_test_time_augmentation():
+    class Augmented(BaseTTAModel):
+
+        def merge_preds(self, data_samples_list):
+            return data_samples_list
+
+    class Model(BaseModel):
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            return self.backbone(inputs)
+
+    model = Model()
+    model.backbone = nn.Conv2d(3, 3, 1)
+    x, seen = torch.zeros(1, 3, 4, 5), []
+    HOOKS.build(dict(type='mmlk.MemoryFormatHook', memory_format='channels_last')).before_run(
+        SimpleNamespace(model=Augmented(module=model)))
+    model.backbone.register_forward_pre_hook(lambda module, args: seen.append(is_channels_last(args[0])))
+    assert model.backbone(x).is_contiguous() and seen == [True]
