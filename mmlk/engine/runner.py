@@ -16,7 +16,6 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmlk.registry import RUNNERS
 from mmlk.weights import WeightsError
 
-from .detectors import prepare_detector
 from .repeatable import SeedHook, seed_samples
 from .resuming import CheckpointError, CheckpointHook, find_resumable, replacing, verify
 
@@ -64,11 +63,6 @@ class ResumableRunner(Runner):
         if self._seed_given and not deterministic and get_device() == 'cpu':
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs, and takes time
-
-    def wrap_model(self, model_wrapper_cfg: Optional[Dict], model: torch.nn.Module) -> torch.nn.Module:
-        """As mmengine's, of a detector that is prepared for testing and for bfloat16."""
-        prepare_detector(model)
-        return super().wrap_model(model_wrapper_cfg, model)
 
     def train(self) -> torch.nn.Module:
         """Launch training; to resume, first find what from."""
