@@ -5,14 +5,11 @@ channels_last, transposed or expanded one they make wrong results without an err
 it). On a CPU they are compiled for float32 and float64, and nowhere for bfloat16. All calls of mmcv go through the
 attributes of that one module, so each function there is replaced by one that converts its arguments first.
 """
-import importlib.abc
-import importlib.machinery
-import sys
 from functools import wraps
 from types import ModuleType
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Tuple
 
-_NAME = 'mmcv._ext'
+from mmlk._after_import import after_import
 
 
 def _readable(tensor: Any) -> Any:
@@ -67,31 +64,9 @@ def _guard(extension: ModuleType) -> None:
             setattr(extension, name, guarded(function))
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Guards the extension once somebody imports it."""
-
-    def find_spec(self, name: str, path: Optional[Sequence[str]],
-                  target: Optional[ModuleType] = None) -> Optional[importlib.machinery.ModuleSpec]:
-        if name != _NAME:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                _guard(module)
-
-            spec.loader.exec_module = exec_module
-        return spec
-
-
 def guard() -> None:
     """Guard mmcv's compiled operators in this process, whether they are imported already or later.
 
     Nothing is imported here, and nothing happens where mmcv has no compiled operators.
     """
-    if _NAME in sys.modules:
-        _guard(sys.modules[_NAME])
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    after_import('mmcv._ext', _guard)

@@ -17,7 +17,6 @@ from mmengine.structures import InstanceData, PixelData
 from torch import nn
 from torchvision.ops import roi_align
 
-from mmlk.engine.detectors import prepare_detector
 from mmlk.engine.hooks import MemoryFormatHook
 from mmlk.ops import DepthwiseConv2d, set_memory_format
 from mmlk.registry import MODELS
@@ -58,7 +57,6 @@ def build(name):
     for part in model.values():  # norms of several processes at once, which one process builds as BatchNorm
         replace_sync_bn(part)
     net = fill(MODELS.build(model)).eval()
-    prepare_detector(net)
     if hasattr(net, 'roi_head'):
         scale_maps(net)
     return net, as_written(net)

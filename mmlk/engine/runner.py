@@ -18,7 +18,6 @@ from mmlk.weights import WeightsError, load
 from mmlk.weights.load import compare
 
 from .checkpoints import forget_program
-from .detectors import prepare_detector
 from .repeatable import GradientsHook, SeedHook, seed_samples
 from .resuming import CheckpointError, check_state, find_resumable, replacing, safe_hook, verify
 
@@ -84,11 +83,6 @@ class ResumableRunner(Runner):
         if self._seed_given and not deterministic and get_device() == 'cpu':
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs, and takes time
-
-    def wrap_model(self, model_wrapper_cfg: Optional[Dict], model: torch.nn.Module) -> torch.nn.Module:
-        """As mmengine's, of a detector that is prepared for testing and for bfloat16."""
-        prepare_detector(model)
-        return super().wrap_model(model_wrapper_cfg, model)
 
     def train(self) -> torch.nn.Module:
         """Launch training; first find what to resume from, or see that what to start from fits."""

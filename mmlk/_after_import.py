@@ -1,0 +1,35 @@
+"""What is done to modules of other packages once somebody imports them; nothing is imported for that."""
+import importlib.abc
+import importlib.machinery
+import sys
+from types import ModuleType
+from typing import Callable, Dict, Optional, Sequence
+
+_actions: Dict[str, Callable[[ModuleType], None]] = {}
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+
+    def find_spec(self, name: str, path: Optional[Sequence[str]],
+                  target: Optional[ModuleType] = None) -> Optional[importlib.machinery.ModuleSpec]:
+        if name not in _actions:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _actions[name](module)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+def after_import(name: str, action: Callable[[ModuleType], None]) -> None:
+    """Call ``action`` with the module of this full name: now if it is imported already, else right after its import."""
+    _actions[name] = action
+    if sys.modules.get(name) is not None:  # None stands for a module that may not be imported
+        action(sys.modules[name])
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
