@@ -2,12 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-<<<<<<< HEAD
 from mmengine.hooks import EMAHook
-from mmengine.model import BaseTTAModel
-=======
 from mmengine.model import BaseModel, BaseTTAModel
->>>>>>> h-attack
 from torch import nn
 
 from mmlk.engine.hooks import network_of
@@ -84,7 +80,6 @@ def test_memory_format_hook_refuses():
         HOOKS.build(dict(type='mmlk.MemoryFormatHook')).before_run(SimpleNamespace(model=nn.Linear(1, 1)))
 
 
-<<<<<<< HEAD
 def test_the_network_is_found_in_any_wrappers():
     class Augmented(BaseTTAModel):
         def merge_preds(self, data_samples_list):
@@ -121,7 +116,8 @@ def test_averaged_weights_are_what_is_merged(averaging, update_buffers):
     for hook in runner._hooks:
         hook.after_test_epoch(runner)
     assert relative_error(model(x), expected) < 1e-6
-=======
+
+
 def test_memory_format_reaches_a_backbone_inside_test_time_augmentation():
     class Augmented(BaseTTAModel):
 
@@ -140,4 +136,3 @@ def test_memory_format_reaches_a_backbone_inside_test_time_augmentation():
         SimpleNamespace(model=Augmented(module=model)))
     model.backbone.register_forward_pre_hook(lambda module, args: seen.append(is_channels_last(args[0])))
     assert model.backbone(x).is_contiguous() and seen == [True]
->>>>>>> h-attack
