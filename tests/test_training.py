@@ -50,6 +50,8 @@ def shrink_steps(pipeline):
 def shrink_model(model):
     family = model.backbone.type[len('mmlk.'):]
     model.backbone.update(init_cfg=None, drop_path_rate=0.1, arch=copy.deepcopy(TINY[family]))
+    if family == 'MobileNetV2':
+        model.backbone.dilations = (1, 1, (2, 1, 2), (4, 1))  # the arch has fewer blocks than the config's
     channels = list(MODELS.build(dict(type=f'mmlk.{family}', arch=model.backbone.arch)).out_channels)
     if 'neck' in model:
         model.neck.update(in_channels=channels, out_channels=16)
