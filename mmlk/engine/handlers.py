@@ -13,19 +13,30 @@ from mmengine.fileio.handlers import YamlHandler as _YamlHandler
 from mmlk.engine.loading import DataError
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data, and tuples, which mmengine writes."""
+
+
+_Loader.add_constructor('tag:yaml.org,2002:python/tuple',
+                        lambda loader, node: tuple(loader.construct_sequence(node, deep=True)))
+
+
 class YamlHandler(_YamlHandler):
     """mmengine's, for plain data."""
 
     def load_from_fileobj(self, file: Any, **kwargs) -> Any:
-        """The content, of dicts, lists, text, numbers and dates.
+        """The content, of dicts, lists, tuples, text, numbers and dates.
 
         Raises:
             DataError: It is no YAML, or holds another type.
         """
+        loader = _Loader(file)
         try:
-            return yaml.safe_load(file)
+            return loader.get_single_data()
         except yaml.YAMLError as error:
             raise DataError(f'a YAML file cannot be read as plain data: {" ".join(str(error).split())}') from error
+        finally:
+            loader.dispose()
 
 
 class PickleHandler(_PickleHandler):

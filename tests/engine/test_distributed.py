@@ -401,7 +401,7 @@ def test_fsdp_and_accumulated_gradients_resumed_equal_one_process(job):
     # Micro-batches have statistics of their own, whoever accumulates them: norms keep theirs here.
     cfg.model.backbone.norm_eval = True
     for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
-        head.norm_cfg = dict(type='GN', num_groups=4)
+        head.update(norm_cfg=dict(type='GN', num_groups=4), num_classes=150)  # of the other config's dataset
     cfg.param_scheduler = None
     cfg.work_dir = str(job / 'shares')
     cfg.optim_wrapper.update(constructor='mmlk.LayerDecayOptimWrapperConstructor', accumulative_counts=2,

@@ -78,8 +78,11 @@ def test_a_config_that_is_not_python_is_refused_unread(tmp_path, monkeypatch, co
     assert not mark.exists()
 
 
+@pytest.mark.parametrize('in_a_tool', [False, True])
 @pytest.mark.parametrize('suffix', ['.json', '.yaml'])
-def test_what_the_refusal_advises_works(tmp_path, suffix):
+def test_what_the_refusal_advises_works(request, tmp_path, suffix, in_a_tool):
+    if in_a_tool:
+        request.getfixturevalue('guarded')
     cfg = Config.fromfile(str(REPO / DEMO))
     cfg.dump(tmp_path / f'c{suffix}')
     with pytest.raises(config.ConfigError) as error:
