@@ -30,13 +30,10 @@ class YamlHandler(_YamlHandler):
         Raises:
             DataError: It is no YAML, or holds another type.
         """
-        loader = _Loader(file)
         try:
-            return loader.get_single_data()
+            return _Loader(file).get_single_data()
         except yaml.YAMLError as error:
             raise DataError(f'a YAML file cannot be read as plain data: {" ".join(str(error).split())}') from error
-        finally:
-            loader.dispose()
 
 
 class PickleHandler(_PickleHandler):

@@ -13,7 +13,8 @@ from mmlk.weights.identify import identify
 from tests.weights.conftest import TINY
 
 FAMILIES = {name: sys.modules[family.__module__].ARCHS for name, family in sorted(MODELS.module_dict.items())
-            if isinstance(family, type) and issubclass(family, BaseBackbone) and hasattr(sys.modules[family.__module__], 'ARCHS')}
+            if isinstance(family, type) and issubclass(family, BaseBackbone)
+            and hasattr(sys.modules[family.__module__], 'ARCHS')}
 
 
 def build(family, arch, **kwargs):
