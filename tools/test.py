@@ -94,7 +94,7 @@ def main():
     preflight(cfg, ('test', ))
     checkpoint = find_checkpoint(args.checkpoint)
     from mmlk import weights
-    from mmlk.engine.hooks import network_of
+    from mmlk.engine.network import network_of
     runner = build_runner(cfg)
     if args.out and is_detection(cfg):
         from mmdet.evaluation import DumpDetResults

@@ -3,7 +3,6 @@ from typing import Optional
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -12,17 +11,11 @@ from mmlk.analysis.heads import classes_of
 from mmlk.datasets.samples import fault, leaves
 from mmlk.datasets.settings import use_of
 from mmlk.engine.loading import DataError
+from mmlk.engine.network import network_of
 from mmlk.engine.resuming import CheckpointError
 from mmlk.ops import set_memory_format
 from mmlk.registry import HOOKS
 from mmlk.reparam import merge
-
-
-def network_of(model: nn.Module) -> nn.Module:
-    """The segmentor or detector in a runner's model, which data parallelism and test-time augmentation may wrap."""
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
 
 
 @HOOKS.register_module()

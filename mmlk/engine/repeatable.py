@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from .network import network_of
 
 GRADIENTS = 'gradients'  # key of a checkpoint
 _STEP, _EPOCH, _SAMPLE = range(3)  # streams of random numbers that never meet
@@ -57,8 +58,7 @@ def _is_between(runner: Runner) -> bool:
 
 
 def _trained(runner: Runner) -> Dict[str, nn.Parameter]:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in network_of(runner.model).named_parameters() if parameter.requires_grad}
 
 
 @torch.no_grad()

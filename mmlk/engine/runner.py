@@ -10,7 +10,6 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner, find_latest_checkpoint
 
 from mmlk.registry import RUNNERS
@@ -18,6 +17,7 @@ from mmlk.weights import WeightsError, load
 from mmlk.weights.load import compare
 
 from .checkpoints import forget_program
+from .network import network_of
 from .repeatable import GradientsHook, SeedHook, seed_samples
 from .resuming import CheckpointError, check_state, find_resumable, replacing, safe_hook, verify
 
@@ -118,8 +118,7 @@ class ResumableRunner(Runner):
             forget_program(checkpoint)
             return checkpoint
         load(self.model, filename, other_classes=True)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        checkpoint = dict(state_dict=model.state_dict())
+        checkpoint = dict(state_dict=network_of(self.model).state_dict())
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         self._has_loaded = True
         return checkpoint
@@ -177,7 +176,7 @@ class ResumableRunner(Runner):
 
     def _find_checkpoint(self) -> Tuple[Optional[str], Optional[int]]:
         """The checkpoint to resume from and its seed, as far as there is one on the local disk."""
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = network_of(self.model)
         path = self._load_from
         if path is None or self._resume == 'auto':
             hook = next((hook for hook in self.hooks if isinstance(hook, _CheckpointHook)), None)

@@ -13,12 +13,13 @@ import torch
 from mmengine.dist import all_reduce, broadcast
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmlk.registry import HOOKS
+
+from .network import network_of
 
 SPARSITY = 'dynamic_sparsity'  # in a checkpoint
 _LEAST_PRUNE_RATE = 0.005  # what the cosine falls to
@@ -171,7 +172,7 @@ class DynamicSparsityHook(Hook):
 
     def _sparse_weights(self, model: nn.Module) -> Dict[str, nn.Parameter]:
         """The weights by their name in the module."""
-        model = model.module if is_model_wrapper(model) else model
+        model = network_of(model)
         try:
             module = model.get_submodule(self.module)
         except AttributeError:
@@ -224,7 +225,7 @@ class DynamicSparsityHook(Hook):
 
     def _snip(self, model: nn.Module, data_batch: dict) -> List[Tensor]:
         """``|w dL/dw|`` on one batch, flat, in the order of the weights; the model itself stays as it is."""
-        model = copy.deepcopy(model.module if is_model_wrapper(model) else model)
+        model = copy.deepcopy(network_of(model))
         model.zero_grad()
         # Preprocessing may write into the batch. A compiled train_step is an attribute, bound to the original.
         type(model).train_step(model, copy.deepcopy(data_batch), optim_wrapper=_GradientsOnly())

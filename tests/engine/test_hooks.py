@@ -6,7 +6,7 @@ from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel, BaseTTAModel
 from torch import nn
 
-from mmlk.engine.hooks import network_of
+from mmlk.engine.network import network_of
 from mmlk.ops import set_memory_format
 from mmlk.registry import HOOKS
 from mmlk.reparam import ReparamLargeKernel, merge
