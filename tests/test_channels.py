@@ -11,11 +11,11 @@ from mmengine.structures import PixelData
 from PIL import Image
 
 from mmlk.analysis import bands, cam, complexity, erf, latency, panels
+from mmlk.deploy.export import export
+from mmlk.deploy.merging import merge_checkpoint
 from mmlk.engine.cli import build_runner
-from mmlk.engine.export import export
 from mmlk.engine.hooks import CheckLabelsHook
 from mmlk.engine.loading import DataError
-from mmlk.engine.merging import merge_checkpoint
 from mmlk.reparam import merge
 from tests.test_training import CONFIGS, shrink_model
 from tests.utils import fill, relative_error

@@ -12,10 +12,10 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmlk.analysis.compare import Entry, check, read_study
 from mmlk.analysis.complexity import build
 from mmlk.datasets.check import datasets
 from mmlk.datasets.scenes import CLASSES, PALETTE
+from mmlk.studies.compare import Entry, check, read_study
 from mmlk.weights.catalog import CATALOG, FAMILIES
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'

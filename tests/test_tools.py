@@ -21,8 +21,8 @@ from PIL import Image
 
 from mmlk._types import type_of
 from mmlk.datasets.layouts import Plan, write
-from mmlk.engine import merging
-from mmlk.engine.merging import merge_checkpoint
+from mmlk.deploy import merging
+from mmlk.deploy.merging import merge_checkpoint
 from mmlk.weights.read import read
 
 REPO = Path(__file__).resolve().parent.parent

@@ -25,13 +25,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import mmlk
 from mmlk._types import scoped_name, type_name
-from mmlk.analysis import compare, erf, report
+from mmlk.analysis import erf
 from mmlk.analysis.bands import in_channels
 from mmlk.analysis.complexity import build, count, parse_size
 from mmlk.analysis.latency import PARTS
 from mmlk.analysis.panels import predict_some, side_by_side
 from mmlk.datasets.audit import audit
 from mmlk.engine.cli import add_config_options, fail, find_checkpoint, preflight, read_config
+from mmlk.studies import compare, report
 from mmlk.weights import WeightsError
 
 MIM = Path(mmlk.__file__).parent / '.mim'

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from mmlk._types import type_name, type_of
 from mmlk.datasets.check import datasets
+from mmlk.engine.heads import classes_of, labels_of, names_by_label
 
 from .bands import viewable
 from .classifiers import CLASSES, Classifier, class_names, open_image
-from .heads import classes_of, labels_of, names_by_label
 from .shape_bias import pixels
 
 if TYPE_CHECKING:

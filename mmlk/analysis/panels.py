@@ -228,7 +228,7 @@ def predict_some(cfg, checkpoint: str, number: int, score: float = 0.3,
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import DATASETS, MODELS, init_default_scope
 
-    from mmlk.analysis.heads import names_by_label
+    from mmlk.engine.heads import names_by_label
     from mmlk.weights import load
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     dataset = DATASETS.build(cfg.test_dataloader.dataset)

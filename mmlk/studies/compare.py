@@ -30,8 +30,8 @@ from mmlk._types import scoped_name, type_name, with_paths
 from mmlk.analysis import erf, latency, zoo
 from mmlk.analysis.complexity import check_backbone
 from mmlk.analysis.panels import distinct_palette
-from mmlk.analysis.report import Cell, Column
 from mmlk.datasets.check import LAYOUTS, SPLITS, datasets, evaluators, layout_of
+from mmlk.studies.report import Cell, Column
 
 #: What a config's accuracy is called, and where a test's figures have it.
 METRICS = {'segmentation': {'mIoU': ('mIoU', 1.0)},

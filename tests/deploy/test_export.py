@@ -11,8 +11,8 @@ from mmengine.config import Config
 
 from mmlk.analysis import cam
 from mmlk.analysis.erf import packaged_photographs
-from mmlk.engine import formats
-from mmlk.engine.export import Comparison, default_size, export
+from mmlk.deploy import formats
+from mmlk.deploy.export import Comparison, default_size, export
 from mmlk.ops import global_filter2d
 from mmlk.weights import WeightsError
 from tests.test_training import CONFIGS, shrink_model

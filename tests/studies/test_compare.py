@@ -11,10 +11,11 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mmlk.analysis import compare, zoo
+from mmlk.analysis import zoo
 from mmlk.analysis.panels import Scene, side_by_side
-from mmlk.analysis.report import Cell, Column, Line, References, Report, cited, escape, plot
 from mmlk.datasets.layouts import Plan, write
+from mmlk.studies import compare
+from mmlk.studies.report import Cell, Column, Line, References, Report, cited, escape, plot
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REFERENCES = References(ROOT / 'configs' / 'references.yml')
