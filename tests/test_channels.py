@@ -11,9 +11,9 @@ from mmengine.structures import PixelData
 from PIL import Image
 
 from mmlk.analysis import bands, cam, complexity, erf, latency, panels
+from mmlk.cli.prepare import build_runner
 from mmlk.deploy.export import export
 from mmlk.deploy.merging import merge_checkpoint
-from mmlk.engine.cli import build_runner
 from mmlk.engine.hooks import CheckLabelsHook
 from mmlk.engine.loading import DataError
 from mmlk.reparam import merge

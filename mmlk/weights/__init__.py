@@ -1,6 +1,20 @@
 """Weights: where they are, how they are read safely, and that they really fill the module."""
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import WeightsError
-from .load import Report, load
-from .pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from .loading import Report, load
+    from .pretrained import Pretrained
 
 __all__ = ['Pretrained', 'Report', 'WeightsError', 'load']
+
+
+def __getattr__(name: str) -> Any:
+    # These import PyTorch and OpenMMLab, which a list of the catalogue does not need.
+    if name in ('Report', 'load'):
+        return getattr(import_module('mmlk.weights.loading'), name)
+    if name == 'Pretrained':
+        return import_module('mmlk.weights.pretrained').Pretrained
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

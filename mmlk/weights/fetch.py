@@ -14,7 +14,6 @@ from typing import Optional, Union
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
-from mmengine.logging import print_log
 from rich.progress import (BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn,
                            TransferSpeedColumn)
 
@@ -42,6 +41,11 @@ class _Redirect(urllib.request.HTTPRedirectHandler):
         if urlsplit(req.full_url).scheme == 'https' and urlsplit(newurl).scheme != 'https':
             raise urllib.error.URLError(f'redirected from https to {newurl}')
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _log(message: str) -> None:
+    from mmengine.logging import print_log  # not above: to list the catalogue takes no OpenMMLab package
+    print_log(message, logger='current')
 
 
 def cache_dir() -> Path:
@@ -145,7 +149,7 @@ def download(url: str, target: Path, sha256: str = '') -> Path:
                 os.replace(part, target)
                 _discard(part)
                 known = 'as published' if sha256 else 'no reference is known'
-                print_log(f'{target}: sha256 {got}, {known}', logger='current')
+                _log(f'{target}: sha256 {got}, {known}')
     elif sha256 and not digest(target).startswith(sha256.lower()):
         raise WeightsError(f'{target} has another sha256 than the published {sha256}...; delete it to '
                            'download it again, or pass its path to use it as it is')
@@ -165,7 +169,7 @@ def _discard(part: Path) -> None:
 
 def _receive(url: str, part: Path, target: Path, sha256: str) -> None:
     """Fill ``part``, over as many connections as it takes."""
-    print_log(f'downloading {url} to {target}', logger='current')
+    _log(f'downloading {url} to {target}')
     failed = 0
     while True:
         before = part.stat().st_size if part.exists() else 0

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from mmlk.datasets.audit import points_fault
 from mmlk.engine import DynamicSparsityHook
-from mmlk.engine.cli import one_message
+from mmlk.cli.prepare import one_message
 from mmlk.engine.hooks import MemoryFormatHook
 from tests.engine.toy import config
 
@@ -69,7 +69,7 @@ def test_the_console_is_spared_the_config(tmp_path, capsys):
 
 @pytest.mark.parametrize('arguments, shown', [([], ''), (['-W', 'default'], 'DeprecationWarning: old')])
 def test_warnings_of_toolboxes_are_not_shown(arguments, shown, repo):
-    code = ('import warnings; from mmlk.engine.cli import _hush; _hush(); import warnings as w; '
+    code = ('import warnings; from mmlk.cli.prepare import _hush; _hush(); import warnings as w; '
             'w.warn("old", DeprecationWarning); w.warn("`x` will be deprecated"); w.warn("old", FutureWarning); '
             'from mmlk.datasets.check import build; '
             'build(dict(type="BaseSegDataset", metainfo=dict(classes=("a", ))), "mmseg"); '
