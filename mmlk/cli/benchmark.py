@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
-    from mmlk.analysis.latency import Network, Row, Variant
-    from mmlk.analysis.zoo import Result
+    from mmlk.analysis.latency import KnownResult, LatencyNetwork, LatencyRow, Variant
 
 TIMM = 'timm:'
 PARTS, MODES = ('backbone', 'model'), ('inference', 'training')  # of mmlk.analysis.latency, which imports PyTorch
@@ -57,7 +56,7 @@ def find_device(name: str) -> 'torch.device':
     return device
 
 
-def find_networks(args: argparse.Namespace, size: Tuple[int, int]) -> List['Network']:
+def find_networks(args: argparse.Namespace, size: Tuple[int, int]) -> List['LatencyNetwork']:
     """The networks to measure; ends the program with one message about the first that cannot be measured."""
     from mmlk.analysis import latency
     from mmlk.cli.prepare import read_config
@@ -66,9 +65,9 @@ def find_networks(args: argparse.Namespace, size: Tuple[int, int]) -> List['Netw
         try:
             if not source.startswith(TIMM):
                 name = osp.splitext(osp.basename(source))[0]
-                networks.append(latency.from_config(read_config(source, args.cfg_options), name, args.part))
+                networks.append(latency.latency_from_config(read_config(source, args.cfg_options), name, args.part))
             elif args.part == 'backbone':
-                networks.append(latency.from_timm(source[len(TIMM):], size))
+                networks.append(latency.latency_from_timm(source[len(TIMM):], size))
             else:
                 raise ValueError('--part model is of segmentors and detectors; a timm model is a backbone')
         except ValueError as error:
@@ -80,7 +79,8 @@ def find_networks(args: argparse.Namespace, size: Tuple[int, int]) -> List['Netw
     return networks
 
 
-def build(networks: Sequence['Network'], sources: Sequence[str], device: 'torch.device') -> List['torch.nn.Module']:
+def build(networks: Sequence['LatencyNetwork'], sources: Sequence[str],
+          device: 'torch.device') -> List['torch.nn.Module']:
     """A module for each network, on the device; ends the program with one message about the first that fails."""
     import torch
     modules = []
@@ -93,8 +93,8 @@ def build(networks: Sequence['Network'], sources: Sequence[str], device: 'torch.
     return modules
 
 
-def measure(networks: Sequence['Network'], modules: Sequence['torch.nn.Module'], args: argparse.Namespace,
-            variants: Sequence['Variant'], size: Tuple[int, int], device: 'torch.device') -> List['Row']:
+def measure(networks: Sequence['LatencyNetwork'], modules: Sequence['torch.nn.Module'], args: argparse.Namespace,
+            variants: Sequence['Variant'], size: Tuple[int, int], device: 'torch.device') -> List['LatencyRow']:
     """The rows of all modes. The progress bar is drawn between calls, never during one."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -111,13 +111,13 @@ def measure(networks: Sequence['Network'], modules: Sequence['torch.nn.Module'],
                 progress.update(task, advance=1, total=total, description=text)
                 progress.refresh()
 
-            rows += latency.measure(networks, modules, variants, mode, size, args.batch, device, args.turns,
-                                    args.warmup, tick)
+            rows += latency.measure_latency(networks, modules, variants, mode, size, args.batch, device, args.turns,
+                                            args.warmup, tick)
             progress.remove_task(task)
     return rows
 
 
-def table(rows: Sequence['Row'], mode: str) -> 'Table':
+def table(rows: Sequence['LatencyRow'], mode: str) -> 'Table':
     """A rich table of the rows of one mode."""
     from rich import box
     from rich.table import Table
@@ -138,8 +138,8 @@ def table(rows: Sequence['Row'], mode: str) -> 'Table':
     return drawn
 
 
-def save(rows: Sequence['Row'], results: Mapping[str, 'Result'], args: argparse.Namespace, size: Tuple[int, int],
-         device: 'torch.device', title: str) -> None:
+def save(rows: Sequence['LatencyRow'], results: Mapping[str, 'KnownResult'], args: argparse.Namespace,
+         size: Tuple[int, int], device: 'torch.device', title: str) -> None:
     """Write benchmark.json and benchmark.png."""
     import torch
 
@@ -156,7 +156,7 @@ def save(rows: Sequence['Row'], results: Mapping[str, 'Result'], args: argparse.
                               tf32_convolutions=torch.backends.cudnn.allow_tf32,
                               tf32_products=torch.backends.cuda.matmul.allow_tf32)
     (args.out / 'benchmark.json').write_text(json.dumps(report, indent=1) + '\n')
-    latency.plot(rows, results, title).savefig(args.out / 'benchmark.png', dpi=110)
+    latency.plot_latency(rows, results, title).savefig(args.out / 'benchmark.png', dpi=110)
 
 
 def run(args: argparse.Namespace) -> None:

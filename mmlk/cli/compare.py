@@ -21,7 +21,7 @@ from mmlk.cli.options import (DEVICE_HELP, add_config_options, add_device, check
                               fail)
 
 if TYPE_CHECKING:
-    from mmlk.studies.compare import Entry, Run, Study
+    from mmlk.studies.compare import ComparedModel, Run, Study
 
 PARTS = ('backbone', 'model')  # of mmlk.analysis.latency, which imports PyTorch
 STEPS = ('latency', 'erf', 'predictions')
@@ -64,7 +64,7 @@ def check(args: argparse.Namespace) -> None:
     args.out = args.out or Path('work_dirs', Path(args.configs[0]).stem if len(args.configs) == 1 else 'compare')
 
 
-def read_entries(args: argparse.Namespace) -> Tuple[List['Entry'], Optional['Study']]:
+def read_entries(args: argparse.Namespace) -> Tuple[List['ComparedModel'], Optional['Study']]:
     """The models to compare, with the options put into their configs; and the study, if that is what was given.
 
     Raises:
@@ -83,13 +83,14 @@ def read_entries(args: argparse.Namespace) -> Tuple[List['Entry'], Optional['Stu
     checkpoints = dict(pair.partition('=')[::2] for pair in args.checkpoints)
     entries = []
     for name, path in named:
-        entry = compare.Entry(name, path, read_config(path, args.cfg_options), checkpoints.pop(Path(path).stem, None))
+        entry = compare.ComparedModel(name, path, read_config(path, args.cfg_options),
+                                      checkpoints.pop(Path(path).stem, None))
         entries.append(entry)
     if checkpoints:
         raise ValueError(f"--checkpoints: there is no config {', '.join(checkpoints)} among those compared")
     for entry in entries:
         compare.use_data(entry.cfg, args.data_root, names)
-    compare.check(entries)
+    compare.check_models(entries)
     for entry in entries:
         if args.budget is not None:
             compare.use_budget(entry.cfg, args.budget)
@@ -97,14 +98,15 @@ def read_entries(args: argparse.Namespace) -> Tuple[List['Entry'], Optional['Stu
         start = entry.cfg.model.backbone.get('init_cfg') or {}
         if args.train and not entry.checkpoint and scoped_name(start) == 'mmlk.Pretrained':
             find_checkpoint(start['checkpoint'])  # now, not when the runs before it have taken hours
-    units = {entry.path: compare.length(entry.cfg)[1] for entry in entries if args.train and not entry.checkpoint}
+    units = {entry.path: compare.training_length(entry.cfg)[1] for entry in entries
+             if args.train and not entry.checkpoint}
     if args.budget is not None and len(set(units.values())) > 1:
         raise ValueError('one budget needs one unit: '
                          + '; '.join(f'{path} counts in {unit}' for path, unit in units.items()))
     return entries, studies[0] if len(studies) == 1 and len(args.configs) == 1 else None
 
 
-def find_runs(entries: Sequence['Entry'], args: argparse.Namespace) -> List['Run']:
+def find_runs(entries: Sequence['ComparedModel'], args: argparse.Namespace) -> List['Run']:
     """The runs that the options ask for, in the state that an earlier call left them in."""
     from mmlk.studies import compare
     runs = []
@@ -160,12 +162,12 @@ def write_report(args: argparse.Namespace) -> None:
         counted = steps.count_all(entries, size)
         steps.check_files([run.entry for run in runs if not run.finished])
         steps.carry_out(runs)
-    except (ValueError, compare.Failed) as error:
+    except (ValueError, compare.RunFailed) as error:
         fail(str(error))
 
     title, caption, cites, references = contents.describe_all(entries, study, args)
     columns, cells = compare.accuracy(entries, runs, steps.MIM)
-    lines = [report.Line(entry.name, entry.path, cells[entry.name], cites[entry.name]) for entry in entries]
+    lines = [report.StudyRow(entry.name, entry.path, cells[entry.name], cites[entry.name]) for entry in entries]
     contents.add_counts(lines, columns, counted, size)
     if 'latency' not in args.skip:
         contents.add_latency(lines, columns, entries, size, args)
@@ -181,6 +183,6 @@ def write_report(args: argparse.Namespace) -> None:
                  settings={key: value if isinstance(value, (int, list, dict, type(None))) else str(value)
                            for key, value in vars(args).items()},
                  runs=[dict(model=run.entry.name, seed=run.seed, folder=str(run.folder), **run.state) for run in runs])
-    made = report.Report(title, lines, columns, caption, facts)
+    made = report.StudyReport(title, lines, columns, caption, facts)
     contents.write(made, study, references, runs, args)
     CONSOLE.print(f'\n{made.markdown()}\n\nreport.md, report.json, table.tex, references.bib and pictures: {args.out}')

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Optional
 from mmlk.cli.options import add_config_options, add_device, check_device, check_minimum, fail
 
 if TYPE_CHECKING:
-    from mmlk.analysis.erf import Network
+    from mmlk.analysis.erf import ErfNetwork
 
 TIMM = 'timm:'
 
@@ -66,7 +66,7 @@ def file_name(name: str) -> str:
     return re.sub(r'[^\w.+-]', '_', name)
 
 
-def build(config: str, checkpoint: Optional[str], args: argparse.Namespace) -> 'Network':
+def build(config: str, checkpoint: Optional[str], args: argparse.Namespace) -> 'ErfNetwork':
     """A network with its weights loaded, random ones without a checkpoint."""
     import torch
 
@@ -75,9 +75,9 @@ def build(config: str, checkpoint: Optional[str], args: argparse.Namespace) -> '
     from mmlk.weights import load
     torch.manual_seed(args.seed)
     if config.startswith(TIMM):
-        network = erf.from_timm(config[len(TIMM):], initialise=checkpoint is None)
+        network = erf.erf_from_timm(config[len(TIMM):], initialise=checkpoint is None)
     else:
-        network = erf.from_config(read_config(config, args.cfg_options), initialise=checkpoint is None)
+        network = erf.erf_from_config(read_config(config, args.cfg_options), initialise=checkpoint is None)
     if checkpoint:
         load(network.backbone, checkpoint)
     return network
@@ -119,7 +119,8 @@ def run(args: argparse.Namespace) -> None:
         if channels not in images:
             images[channels] = [erf.read_image(path, args.size, channels) for path in paths]
         try:
-            fields[name] = erf.measure(network, track(images[channels], description=escape(name)), stage, args.device)
+            fields[name] = erf.measure_erf(network, track(images[channels], description=escape(name)), stage,
+                                           args.device)
         except ValueError as error:
             fail(f'{name}: {error}')
         np.save(os.path.join(args.out, f'{file_name(name)}.npy'), fields[name].scores)

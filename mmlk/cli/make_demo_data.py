@@ -32,10 +32,10 @@ def run(args: argparse.Namespace) -> None:
         fail(f"--size must be at least 32 32, got {' '.join(map(str, args.size))}")
     from rich.progress import track
 
-    from mmlk.datasets.layouts import NotOurs, Plan, write
-    plan = Plan(args.layout, args.seed, args.train, args.val, tuple(args.size))
+    from mmlk.datasets.layouts import DemoPlan, NotOurs, write_demo
+    plan = DemoPlan(args.layout, args.seed, args.train, args.val, tuple(args.size))
     try:
-        written = write(plan, args.out, args.overwrite, lambda items, what: track(items, description=what))
+        written = write_demo(plan, args.out, args.overwrite, lambda items, what: track(items, description=what))
     except NotOurs as error:
         sys.exit(f'{error}.\nGive an empty or a new folder as --out, or --overwrite to write there anyway.')
     except (OSError, ImportError) as error:

@@ -73,9 +73,9 @@ def inspect(source: str) -> None:
     from mmlk.weights.fetch import find
     from mmlk.weights.identify import identify
     from mmlk.weights.layouts import find_tensors, fit
-    from mmlk.weights.read import read
+    from mmlk.weights.read import read_weights
     path = find(source)
-    payload = read(path)
+    payload = read_weights(path)
     layout = find_tensors(payload, path)
     tensors = layout.tensors
     names = list(tensors)

@@ -21,7 +21,7 @@ from mmlk.studies.display import CONSOLE, progress, track
 from mmlk.studies.steps import MIM
 
 
-def add_counts(lines: Sequence[report.Line], columns: Dict[str, report.Column], counted: Mapping[str, Complexity],
+def add_counts(lines: Sequence[report.StudyRow], columns: Dict[str, report.Column], counted: Mapping[str, Complexity],
                size: Tuple[int, int]) -> None:
     """Add the columns of parameters and multiply-adds, and a cell to the lines of all models that were counted.
 
@@ -41,7 +41,7 @@ def add_counts(lines: Sequence[report.Line], columns: Dict[str, report.Column], 
             line.cells['macs'] = report.Cell((found.macs, ), 'counted here', how)
 
 
-def add_latency(lines: Sequence[report.Line], columns: Dict[str, report.Column], entries: Sequence[compare.Entry],
+def add_latency(lines: Sequence[report.StudyRow], columns: Dict[str, report.Column], entries: Sequence[compare.ComparedModel],
                 size: Tuple[int, int], args: Namespace) -> None:
     """Add latency and memory. What an earlier call measured is used if the models, the size and the machine are the
     same."""
@@ -54,7 +54,7 @@ def add_latency(lines: Sequence[report.Line], columns: Dict[str, report.Column],
     def compute():
         with progress(MofNCompleteColumn()) as bar:
             task = bar.add_task('latency', total=None)
-            return compare.measure_latency(
+            return compare.compare_latency(
                 entries, args.part, size, args.turns, device,
                 lambda text, total: bar.update(task, advance=1, total=total, description=text))
 
@@ -72,7 +72,7 @@ def add_latency(lines: Sequence[report.Line], columns: Dict[str, report.Column],
             line.cells['memory'] = report.Cell((row['peak_memory_bytes'], ), 'measured here', how)
 
 
-def add_erf(lines: Sequence[report.Line], columns: Dict[str, report.Column], entries: Sequence[compare.Entry],
+def add_erf(lines: Sequence[report.StudyRow], columns: Dict[str, report.Column], entries: Sequence[compare.ComparedModel],
             runs: Sequence[compare.Run], paths: Sequence[Path], args: Namespace) -> None:
     """Add the area ratios of the effective receptive fields on the images at ``paths``, and write erf.png."""
     columns.update({f'erf{t:g}': report.Column(f'ERF {t:.0%} (%)', 1, 0.01) for t in erf.THRESHOLDS})
@@ -80,7 +80,7 @@ def add_erf(lines: Sequence[report.Line], columns: Dict[str, report.Column], ent
     for line, entry in zip(lines, entries):
         checkpoint = next((run.checkpoint for run in runs if run.entry is entry), None)
         try:
-            found, fields[line.name] = compare.measure_erf(
+            found, fields[line.name] = compare.measure_model_erf(
                 entry, checkpoint, paths, args.erf_size, args.device, args.out / 'erf' / entry.stem,
                 lambda images: track(images, f'{line.name}: receptive field'))
         except ValueError as error:
@@ -96,7 +96,7 @@ def add_erf(lines: Sequence[report.Line], columns: Dict[str, report.Column], ent
         erf.heat_maps(fields).savefig(args.out / 'erf.png', dpi=110)
 
 
-def draw_predictions(entries: Sequence[compare.Entry], runs: Sequence[compare.Run], args: Namespace) -> None:
+def draw_predictions(entries: Sequence[compare.ComparedModel], runs: Sequence[compare.Run], args: Namespace) -> None:
     """Write predictions.png, of the models that have weights; nothing is written if none has.
 
     Raises:
@@ -110,7 +110,7 @@ def draw_predictions(entries: Sequence[compare.Entry], runs: Sequence[compare.Ru
         side_by_side(predictions, classes, palette).savefig(args.out / 'predictions.png', dpi=110)
 
 
-def describe_all(entries: Sequence[compare.Entry], study: Optional[compare.Study], args: Namespace) -> tuple:
+def describe_all(entries: Sequence[compare.ComparedModel], study: Optional[compare.Study], args: Namespace) -> tuple:
     """The words of the report.
 
     Returns:
@@ -137,7 +137,7 @@ def describe_all(entries: Sequence[compare.Entry], study: Optional[compare.Study
     return title, caption, cites, references
 
 
-def write(made: report.Report, study: Optional[compare.Study], references: report.References,
+def write(made: report.StudyReport, study: Optional[compare.Study], references: report.References,
           runs: Sequence[compare.Run], args: Namespace) -> None:
     """Write report.md, report.json, table.tex, references.bib and results.png into the folder ``args.out``."""
     latex = made.latex()
@@ -145,7 +145,8 @@ def write(made: report.Report, study: Optional[compare.Study], references: repor
     accuracies = [key for key in made.shown if key.startswith(tuple(
         metric for metrics in compare.METRICS.values() for metric in metrics))]
     if accuracies:
-        report.plot(made, accuracies[0], ('parameters', 'macs', 'latency')).savefig(args.out / 'results.png', dpi=110)
+        figure = report.plot_study(made, accuracies[0], ('parameters', 'macs', 'latency'))
+        figure.savefig(args.out / 'results.png', dpi=110)
     pictures = [name for name in ('results.png', 'predictions.png', 'erf.png') if (args.out / name).is_file()]
     text = [f'# {made.title}', '']
     if study:

@@ -7,7 +7,7 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 import mmlk
 from mmlk.analysis.bands import in_channels
-from mmlk.analysis.complexity import Complexity, build, count
+from mmlk.analysis.complexity import Complexity, build_on_meta, count
 from mmlk.datasets.audit import audit
 from mmlk.studies import compare
 from mmlk.studies.display import CONSOLE, progress, track
@@ -15,7 +15,7 @@ from mmlk.studies.display import CONSOLE, progress, track
 MIM = Path(mmlk.__file__).parent / '.mim'
 
 
-def check_files(entries: Sequence[compare.Entry]) -> None:
+def check_files(entries: Sequence[compare.ComparedModel]) -> None:
     """Read every file of the models' datasets, each dataset once.
 
     Raises:
@@ -39,7 +39,7 @@ def check_files(entries: Sequence[compare.Entry]) -> None:
                                  + '\nMend or remove these files; tools/check_data.py lists all of them')
 
 
-def count_all(entries: Sequence[compare.Entry], size: Tuple[int, int]) -> Dict[str, Complexity]:
+def count_all(entries: Sequence[compare.ComparedModel], size: Tuple[int, int]) -> Dict[str, Complexity]:
     """Parameters and multiply-adds by model, for one image of ``size`` (height and width in pixels). This also finds
     models that cannot be built, before anything is trained.
 
@@ -49,7 +49,7 @@ def count_all(entries: Sequence[compare.Entry], size: Tuple[int, int]) -> Dict[s
     counted = {}
     for entry in track(entries, 'counting'):
         try:
-            counted[entry.name] = count(build(entry.cfg), size, in_channels(entry.cfg))
+            counted[entry.name] = count(build_on_meta(entry.cfg), size, in_channels(entry.cfg))
         except NotImplementedError as error:
             CONSOLE.print(f'{entry.name} cannot be counted: {error}')
         except Exception as error:  # a foreign model's own
@@ -61,7 +61,7 @@ def carry_out(runs: Sequence[compare.Run]) -> None:
     """Train and test the runs that are not finished.
 
     Raises:
-        compare.Failed: a training or a test ended with an error.
+        compare.RunFailed: a training or a test ended with an error.
     """
     left = [run for run in runs if not run.finished]
     if len(left) < len(runs):

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 from .errors import WeightsError
 
 if TYPE_CHECKING:
-    from .loading import Report, load
+    from .loading import LoadReport, load
     from .pretrained import Pretrained
 
-__all__ = ['Pretrained', 'Report', 'WeightsError', 'load']
+__all__ = ['LoadReport', 'Pretrained', 'WeightsError', 'load']
 
 
 def __getattr__(name: str) -> Any:
     # These import PyTorch and OpenMMLab, which a list of the catalogue does not need.
-    if name in ('Report', 'load'):
+    if name in ('LoadReport', 'load'):
         return getattr(import_module('mmlk.weights.loading'), name)
     if name == 'Pretrained':
         return import_module('mmlk.weights.pretrained').Pretrained
