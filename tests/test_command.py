@@ -82,7 +82,7 @@ for arguments in [['--help'], ['--version'], *([name, '--help'] for name in COMM
         main(arguments)
     except SystemExit as end:
         assert not end.code, arguments
-    heavy = {*sys.modules} & {'torch', 'torchvision', 'timm', 'numpy', 'matplotlib', 'mmengine', 'mmcv', 'mmdet', 'mmseg'}
+    heavy = {*sys.modules} & {'torch', 'timm', 'numpy', 'matplotlib', 'mmengine', 'mmcv', 'mmdet', 'mmseg'}
     assert not heavy, f'{arguments} imported {heavy}'
 '''
 

@@ -41,8 +41,8 @@ def add_counts(lines: Sequence[report.StudyRow], columns: Dict[str, report.Colum
             line.cells['macs'] = report.Cell((found.macs, ), 'counted here', how)
 
 
-def add_latency(lines: Sequence[report.StudyRow], columns: Dict[str, report.Column], entries: Sequence[compare.ComparedModel],
-                size: Tuple[int, int], args: Namespace) -> None:
+def add_latency(lines: Sequence[report.StudyRow], columns: Dict[str, report.Column],
+                entries: Sequence[compare.ComparedModel], size: Tuple[int, int], args: Namespace) -> None:
     """Add latency and memory. What an earlier call measured is used if the models, the size and the machine are the
     same."""
     device = torch.device(args.device)
@@ -72,8 +72,8 @@ def add_latency(lines: Sequence[report.StudyRow], columns: Dict[str, report.Colu
             line.cells['memory'] = report.Cell((row['peak_memory_bytes'], ), 'measured here', how)
 
 
-def add_erf(lines: Sequence[report.StudyRow], columns: Dict[str, report.Column], entries: Sequence[compare.ComparedModel],
-            runs: Sequence[compare.Run], paths: Sequence[Path], args: Namespace) -> None:
+def add_erf(lines: Sequence[report.StudyRow], columns: Dict[str, report.Column],
+            entries: Sequence[compare.ComparedModel], runs: Sequence[compare.Run], paths: Sequence[Path], args: Namespace) -> None:
     """Add the area ratios of the effective receptive fields on the images at ``paths``, and write erf.png."""
     columns.update({f'erf{t:g}': report.Column(f'ERF {t:.0%} (%)', 1, 0.01) for t in erf.THRESHOLDS})
     fields = {}

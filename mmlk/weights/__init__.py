@@ -1,4 +1,7 @@
-"""Weights: where they are, how they are read safely, and that they really fill the module."""
+"""Weights: where they are, how they are read safely, and that they really fill the module.
+
+Names that need PyTorch are imported when they are first used, so that the catalogue can be read without it.
+"""
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,6 @@ __all__ = ['LoadReport', 'Pretrained', 'WeightsError', 'load']
 
 
 def __getattr__(name: str) -> Any:
-    # These import PyTorch and OpenMMLab, which a list of the catalogue does not need.
     if name in ('LoadReport', 'load'):
         return getattr(import_module('mmlk.weights.loading'), name)
     if name == 'Pretrained':

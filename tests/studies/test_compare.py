@@ -407,7 +407,7 @@ def test_models_are_drawn_side_by_side_on_the_same_scenes():
 def refuse(monkeypatch, capsys, tmp_path):
     """The message with which the tool ends; it must end before anything is trained or measured."""
     def run(*arguments):
-        for name in ('measure_latency', 'measure_erf'):
+        for name in ('compare_latency', 'measure_model_erf'):
             monkeypatch.setattr(compare, name, lambda *_, **__: pytest.fail('long work'))
         monkeypatch.setattr(compare.Run, 'carry_out', lambda *_: pytest.fail('long work'))
         monkeypatch.chdir(ROOT)
