@@ -279,7 +279,7 @@ def test_compiled_operators_that_do_not_fit_torch_are_removed(stage, environment
         (environment / 'mmlk-mmcv-torch.txt').write_text(f'{torch}\n')
         (environment / name).touch()
         done = install(stage, environment, 'install.sh', *['--compiled-ops'] * compiled)
-        assert done.returncode == 0 and f'are for torch {torch} and not for torch 2.12.1: they are removed' in done.stdout
+        assert done.returncode == 0 and 'do not fit torch 2.12.1' in done.stdout
         calls = pip_calls(stage)
         assert calls[2] == WITHOUT and (calls[-1] == PLAIN) == compiled
         assert (environment / 'mmlk-mmcv-torch.txt').exists() == compiled

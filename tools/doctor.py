@@ -77,7 +77,7 @@ def pinned(distribution: str) -> str:
 def check_python(facts: Facts) -> Iterator[Problem]:
     if release(facts['python']) < (3, 9):
         yield Problem('problem',
-                      f'Python {facts["python"]} is too old: mmlk needs 3.9, the pinned packages 3.10',
+                      f'Python {facts["python"]} is too old: mmlk needs 3.9, the pinned packages 3.11',
                       f'PYTHON=python3.11 {INSTALL}')
 
 

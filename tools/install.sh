@@ -98,12 +98,12 @@ compile_jobs() {
     echo "$jobs"
 }
 
-# What an extension is compiled for here: cuda, cpu where there is no GPU, none where nvcc does not fit the GPU's torch.
+# What the operators are compiled for here: cuda (a GPU, or FORCE_CUDA=1), cpu, or none where nvcc is not that of torch.
 compile_target() {
     python - 2>/dev/null <<'PY'
-import re, subprocess, sys, torch
+import os, re, subprocess, sys, torch
 from torch.utils.cpp_extension import CUDA_HOME
-if not torch.cuda.is_available():
+if not torch.cuda.is_available() and os.environ.get('FORCE_CUDA') != '1':
     sys.exit(print('cpu'))
 told = CUDA_HOME and subprocess.run([CUDA_HOME + '/bin/nvcc', '--version'], capture_output=True, text=True).stdout
 release = re.search(r'release (\d+)', told or '')
@@ -175,8 +175,8 @@ for other in "${others[@]}"; do
 To use mmlk with the packages you have:  pip install -e . --no-deps --no-build-isolation
 For the pinned ones, in an environment of their own:  deactivate; bash tools/install.sh"
 done
-python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    fail "$ENV_DIR has $(python --version), and the pinned OpenMMLab packages need Python >= 3.10"
+python -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "$ENV_DIR has $(python --version), and the pinned packages need Python >= 3.11"
 
 echo "installing into $ENV_DIR ($(python --version))"
 torch_before=$(version_of torch)
@@ -207,12 +207,13 @@ step "1/$steps torch, mmcv, mmdet, mmseg and the rest (5 GB on disk; about 2 min
 torch=$(version_of torch)
 kind=$(operators)
 if [ "$kind" = compiled ] && { [ "$built_for" != "$torch" ] || ! works cpu; }; then
-    echo "mmcv's compiled operators here are for torch $built_for and not for torch $torch: they are removed"
+    echo "mmcv's compiled operators here do not fit torch $torch, or may have been compiled for another: they are removed"
     step "    mmcv without compiled operators (seconds)" without_operators
     kind=none
 fi
 if [ "$kind" = compiled ]; then
-    echo "2/$steps mmcv's compiled operators, which are here, are kept: torchvision's give way to them"
+    echo "2/$steps mmcv's compiled operators, which are here, are kept: torchvision's give way to them
+    (to have torchvision's:  pip uninstall -y $mmcv; bash tools/install.sh)"
 else
     step "2/$steps torchvision's kernels in place of mmcv's compiled operators (seconds)" python -m mmlk._mmcv_ext
 fi
