@@ -50,7 +50,7 @@ def test_the_overview_names_every_command(capsys):
 
 @pytest.mark.parametrize('arguments, message', [
     (['wieghts'], "error: there is no command 'wieghts'; did you mean weights? mmlk --help lists all commands"),
-    (['check_data', 'x.py'], "error: there is no command 'check_data'; did you mean check-data? "
+    (['shape_bias', 'x.py'], "error: there is no command 'shape_bias'; did you mean shape-bias? "
      'mmlk --help lists all commands'),
     (['--cfg-options'], "error: there is no command '--cfg-options'; mmlk --help lists all commands"),
     ([], 'error: mmlk needs a command; mmlk --help lists them'),
