@@ -171,8 +171,8 @@ def test_the_installed_command_runs_outside_the_checkout(built, tmp_path):
     (site / 'others.pth').write_text(sysconfig.get_path('purelib') + '\n')
     run.mkdir()
     outside = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-    subprocess.run([sys.executable, '-m', 'pip', '--python', environment, 'install', '--quiet', '--no-deps', '--no-index',
-                    built[1]], check=True, env=outside)
+    subprocess.run([sys.executable, '-m', 'pip', '--python', environment, 'install', '--quiet', '--no-deps',
+                    '--no-index', built[1]], check=True, env=outside)
 
     def call(*arguments):
         done = subprocess.run(list(map(str, arguments)), cwd=run, capture_output=True, text=True, env={

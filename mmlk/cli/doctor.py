@@ -14,7 +14,6 @@ import io
 import os
 import platform
 import re
-import sys
 import tempfile
 import warnings
 from pathlib import Path
