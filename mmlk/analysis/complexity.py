@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from mmlk._types import scoped_name
+from mmlk.engine.network import network_settings
 from mmlk.ops.global_filter import multiply_adds as transform_multiply_adds
 
 BOX_PROPOSALS = 1000
@@ -152,23 +152,6 @@ def parse_size(text: str) -> Tuple[int, int]:
     return int(found[2]), int(found[1])
 
 
-def is_ours(backbone: dict) -> bool:
-    """Whether a backbone's config, its ``type`` a name or a class, is of mmlk, and so takes ``merged``."""
-    return scoped_name(backbone).startswith('mmlk.')
-
-
-def check_backbone(cfg: Config) -> None:
-    """Refuse a config that has no backbone.
-
-    Raises:
-        ValueError: It has no ``model``, or that has no ``backbone``.
-    """
-    model = cfg.get('model')
-    if not isinstance(model, dict) or not isinstance(model.get('backbone'), dict) or 'type' not in model['backbone']:
-        raise ValueError("the config has no backbone: it needs model = dict(type=..., backbone=dict(type=...), ...), "
-                         'as a segmentor or detector of mmseg or mmdet')
-
-
 def build_on_meta(cfg: Config, merged: bool = True) -> nn.Module:
     """The model of a config on the meta device: shapes without values.
 
@@ -179,12 +162,9 @@ def build_on_meta(cfg: Config, merged: bool = True) -> nn.Module:
     Raises:
         ValueError: The config has no backbone.
     """
-    check_backbone(cfg)
-    model = copy.deepcopy(cfg.model)
-    if is_ours(model.backbone):
-        model.backbone.merged = merged
+    settings = network_settings(cfg, merged=merged)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), _EmptyOnMeta():
-        return MODELS.build(model).to('meta')
+        return MODELS.build(settings).to('meta')
 
 
 def count(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Complexity:
