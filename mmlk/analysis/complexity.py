@@ -22,7 +22,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +29,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from mmlk._torch_private import dispatch_mode
 from mmlk.engine.network import network_settings
 from mmlk.ops.global_filter import multiply_adds as transform_multiply_adds
 
@@ -236,7 +235,7 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **(dict(kwargs or {}, device='meta') if func is torch.empty else kwargs or {}))
 
 
-class _UnknownOperators(TorchDispatchMode):
+class _UnknownOperators(dispatch_mode()):
     """Collects operators that do real work and that PyTorch's counter takes for free: all that it has no formula for,
     but what is known to cost nothing."""
 
@@ -330,7 +329,8 @@ def _deformable_as_plain() -> ExitStack:
                                 ('modulated_deform_conv', 'ModulatedDeformConv2dFunction', modulated)):
         if f'mmcv.ops.{module}' in sys.modules:
             function = getattr(sys.modules[f'mmcv.ops.{module}'], name)
-            patches.enter_context(mock.patch.object(function, 'forward', staticmethod(plain)))
+            patches.callback(setattr, function, 'forward', vars(function)['forward'])
+            function.forward = staticmethod(plain)
     return patches
 
 

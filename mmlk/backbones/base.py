@@ -7,9 +7,9 @@ import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mmlk._torch_private import BatchNorm
 from mmlk.ops import set_memory_format
 from mmlk.reparam import MergeableBranches
 
@@ -127,7 +127,7 @@ class _StatisticsKept:
     """
 
     def __init__(self, module: nn.Module):
-        self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self.norms = [m for m in module.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
 
     def __enter__(self) -> None:
         self.before = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone())
@@ -296,7 +296,7 @@ class BaseBackbone(BaseModule):
                 module.eval()
             if self.norm_eval:
                 for module in self.modules():
-                    if isinstance(module, _BatchNorm):
+                    if isinstance(module, BatchNorm):
                         module.eval()
         return self
 
