@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmlk.analysis.erf import packaged_photographs
+from mmlk.datasets.images import packaged_photographs
 from mmlk.deploy import formats
 from mmlk.deploy.export import OutputComparison, default_size, export
 from mmlk.engine.network import build_network
