@@ -146,7 +146,7 @@ class BaseBackbone(BaseModule):
     """Base of the backbones: ``forward`` of (N, in_channels, H, W) gives one map per out index.
 
     A subclass calls ``super().__init__`` first, builds itself, and calls ``self.finish()`` last. It answers
-    ``parts``, ``layer_id`` and ``num_layers``.
+    ``parts``, ``layer_of`` and ``num_layers``.
 
     Args:
         stage_channels: Channels of every stage of the arch.
@@ -253,10 +253,15 @@ class BaseBackbone(BaseModule):
         parts = {part for stage in range(self.num_stages + 1) for part in self.parts(stage)}
         return not any(module in parts and name.startswith(f'{path}.') for path, module in self.named_modules())
 
+    def layer_of(self, name: str) -> int:
+        """What :meth:`layer_id` returns, for a name that the backbone has."""
+        raise NotImplementedError
+
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning-rate decay: 0 for the stem, up to ``num_layers``.
 
-        ``num_layers + 1`` is what a head has; a norm that only dense prediction adds may learn as fast.
+        A norm that only dense prediction adds, and that no pretraining fills, may have the depth of a head,
+        ``num_layers + 1``.
 
         Args:
             name: As in ``self.named_parameters()``.
@@ -264,20 +269,33 @@ class BaseBackbone(BaseModule):
         Raises:
             KeyError: The backbone has no such parameter.
         """
-        raise NotImplementedError
+        self._check_parameter(name)
+        return self.layer_of(name)
 
     def stage_id(self, name: str) -> int:
         """Depth of a parameter for stage-wise decay: 0 for the stem, i + 1 for stage i and the downsampling before it.
 
+        Args:
+            name: As in ``self.named_parameters()``.
+
         Raises:
             KeyError: The backbone has no such parameter.
         """
-        parameter = dict(self.named_parameters()).get(name)
-        for stage in range(self.num_stages + 1):
-            for part in self.parts(stage):
-                if any(parameter is p for p in part.parameters()):
-                    return stage
-        raise KeyError(f"{type(self).__name__} has no parameter '{name}'")
+        self._check_parameter(name)
+        stages = {part: stage for stage in range(self.num_stages + 1) for part in self.parts(stage)}
+        path = name.rpartition('.')[0]
+        while path:
+            module = self.get_submodule(path)
+            if module in stages:
+                return stages[module]
+            path = path.rpartition('.')[0]
+        raise KeyError(f"parameter '{name}' of {type(self).__name__} is in no stage")
+
+    def _check_parameter(self, name: str) -> None:
+        try:
+            self.get_parameter(name)  # unlike a search in named_parameters(), it takes no longer for more parameters
+        except AttributeError as error:
+            raise KeyError(f"{type(self).__name__} has no parameter '{name}'") from error
 
     def no_weight_decay(self) -> Set[str]:
         """Names of the parameters that weight decay would harm, as in timm: embeddings, and scales of several dimensions.
