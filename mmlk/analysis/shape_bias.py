@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence,
 import torch
 from torch import Tensor
 
-from mmlk.datasets.images import open_image, to_tensor
+from mmlk.datasets.images import SUFFIXES, open_image, to_tensor
 
 from .classifiers import CLASSES, Classifier
-from .erf import SUFFIXES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
