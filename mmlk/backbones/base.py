@@ -119,7 +119,7 @@ def check_kernels(arch: Dict[str, Any], key: str, small_kernel: Optional[int] = 
                          f'of {key} {tuple(kernels)}')
 
 
-class _StatisticsKept:
+class StatisticsKept:
     """Run without touching BatchNorm's running statistics: a recomputed forward must not count its batch twice.
 
     A graph that is kept is recomputed in every backward pass through it, in this one context: it can be entered again
@@ -322,5 +322,5 @@ class BaseBackbone(BaseModule):
         """``block(x)``, recomputed in backward when ``with_cp``; a compiler decides by itself what it recomputes."""
         if self.with_cp and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return checkpoint(block, x, use_reentrant=False,
-                              context_fn=lambda: (nullcontext(), _StatisticsKept(block)))
+                              context_fn=lambda: (nullcontext(), StatisticsKept(block)))
         return block(x)

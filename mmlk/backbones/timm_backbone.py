@@ -12,7 +12,7 @@ from mmlk.ops import DepthwiseConv2d, replace_depthwise
 from mmlk.registry import MODELS
 from mmlk.reparam.algebra import pad_kernel
 
-from .base import BaseBackbone, _StatisticsKept, check_kernels
+from .base import BaseBackbone, StatisticsKept, check_kernels
 
 _PREFIX = 'model.'
 _LARGE_KERNEL = dict(min_kernel=7, kernel_size=None, stages=None)
@@ -289,7 +289,7 @@ class TimmBackbone(BaseBackbone):
     # What runs outside of forward is a recomputation in backward, which must not count its batch twice.
     def _before_norm(self, norm: nn.Module, args: tuple) -> None:
         if norm.training and not self._in_forward:
-            self._held[norm] = _StatisticsKept(norm)
+            self._held[norm] = StatisticsKept(norm)
             self._held[norm].__enter__()
 
     def _after_norm(self, norm: nn.Module, args: tuple, out: Tensor) -> None:
