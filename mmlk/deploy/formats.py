@@ -37,8 +37,8 @@ FORMATS = {
 }
 OPSETS = (18, 23)  # of torch 2.12's exporter, whose operators are written in 18
 LIMIT = 2**31  # bytes of an ONNX file, which is one protobuf message
-# Minimum height and width, in pixels, for a file that takes several sizes. For smaller images the last map has a side of
-# less than three pixels, for which PyTorch's exporter makes special cases.
+# Minimum height and width, in pixels, for a file that takes several sizes. For smaller images the last map has a side
+# of less than three pixels, for which PyTorch's exporter makes special cases.
 LEAST_SIDE = 96
 
 
