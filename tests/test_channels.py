@@ -10,12 +10,15 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from PIL import Image
 
-from mmlk.analysis import bands, cam, complexity, erf, latency, panels
+from mmlk.analysis import cam, complexity, erf, latency, panels
 from mmlk.cli.prepare import build_runner
+from mmlk.datasets.images import open_bands, packaged_photographs, read_image, viewable
 from mmlk.deploy.export import export
 from mmlk.deploy.merging import merge_checkpoint
 from mmlk.engine.hooks import CheckLabelsHook
 from mmlk.engine.loading import DataError
+from mmlk.engine.network import build_network, in_channels
+from mmlk.preprocessors import IMAGENET_MEAN, IMAGENET_STD, Normalization
 from mmlk.reparam import merge
 from tests.test_training import CONFIGS, shrink_model
 from tests.utils import fill, relative_error
@@ -73,8 +76,8 @@ def case(request, tmp_path):
     channels, head = request.param
     write_data(tmp_path, channels)
     cfg = config(tmp_path, channels, head)
-    model = fill(cam.build(cfg)).eval()
-    model.data_preprocessor = cam.build(cfg).data_preprocessor  # its constants are not of the weights
+    model = fill(build_network(cfg)).eval()
+    model.data_preprocessor = build_network(cfg).data_preprocessor  # its constants are not of the weights
     found = SimpleNamespace(cfg=cfg, model=model, checkpoint=str(tmp_path / 'trained.pth'), folder=tmp_path,
                             channels=channels, head=head)
     logits, _ = expected(found)
@@ -125,11 +128,11 @@ def test_analyses(case):
 
     network = erf.erf_from_config(case.cfg, initialise=True)
     stage, _ = network.check(SIDE)
-    photographs = [erf.read_image(path, SIDE, case.channels) for path in erf.packaged_photographs()[:1]]
+    photographs = [read_image(path, SIDE, case.channels) for path in packaged_photographs()[:1]]
     assert photographs[0].shape == (SIDE, SIDE, case.channels)
     assert erf.measure_erf(network, photographs, stage).scores.shape == (SIDE, SIDE)
 
-    counted = complexity.count(complexity.build_on_meta(case.cfg), (SIDE, SIDE), bands.in_channels(case.cfg))
+    counted = complexity.count(complexity.build_on_meta(case.cfg), (SIDE, SIDE), in_channels(case.cfg))
     assert counted.parameters < sum(p.numel() for p in case.model.parameters())
     network = latency.latency_from_config(case.cfg, 'x', 'model')
     for mode in latency.MODES:
@@ -181,7 +184,7 @@ def test_a_mean_of_one_value_and_none(mean, tmp_path):
     write_data(tmp_path, 3)
     cfg = config(tmp_path, 3, 'softmax')
     cfg.model.data_preprocessor.update(type='SegDataPreProcessor', mean=mean, std=mean and [50.0])
-    model = fill(cam.build(cfg)).eval()
+    model = fill(build_network(cfg)).eval()
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'trained.pth')
     checkpoint, picture = str(tmp_path / 'trained.pth'), tmp_path / 'images' / '0.png'
     result = merge_checkpoint(cfg, checkpoint, str(tmp_path / 'merged.pth'), str(picture))
@@ -195,7 +198,7 @@ def test_a_mean_of_one_value_and_none(mean, tmp_path):
     assert relative_error(torch.jit.load(tmp_path / 'x.pt')(images)[1], logits) < 1e-5
     network = erf.erf_from_config(cfg, initialise=True)
     standard = torch.zeros(1, 3, SIDE, SIDE)  # an image of ImageNet's mean
-    pixels = standard + torch.tensor(erf.IMAGENET_MEAN)[:, None, None]
+    pixels = standard + torch.tensor(IMAGENET_MEAN)[:, None, None]
     with torch.no_grad():
         expected_maps = network.backbone((pixels - 100) / 50 if mean else pixels)
         assert relative_error(network.maps(standard)[3], expected_maps[-1]) < 1e-5
@@ -220,6 +223,36 @@ def test_preprocessors_of_any_number_of_channels(toolbox, name, channels):
     assert all(np.abs(out.numpy() - by_hand).max() < 1e-4 for out in found)
 
 
+@pytest.mark.parametrize('toolbox, name', [('mmseg', 'SegDataPreProcessor'), ('mmdet', 'DetDataPreprocessor')])
+@pytest.mark.parametrize('channels, settings', [
+    (3, dict(mean=[1, 2, 3], std=[4, 5, 6], bgr_to_rgb=True)), (3, dict(mean=[1, 2, 3], std=[4, 5, 6])), (3, {}),
+    (3, dict(bgr_to_rgb=True)), (1, dict(mean=[7], std=[8])), (5, dict(mean=[1, 2, 3, 4, 5], std=[2, 3, 4, 5, 6])),
+])
+def test_normalization_is_that_of_the_preprocessor(toolbox, name, channels, settings):
+    """Read from the config or from the module, for images that are RGB where mmcv's are BGR."""
+    pytest.importorskip(toolbox)
+    pad = dict(size_divisor=32) if toolbox == 'mmseg' else dict(pad_size_divisor=32)
+    settings = dict(type=f'mmlk.{name}', **settings, **pad)
+    with DefaultScope.overwrite_default_scope(toolbox):
+        preprocessor = MODELS.build(dict(settings))
+    image = torch.randint(0, 256, (channels, 32, 64), dtype=torch.uint8)
+    read_by_mmcv = image.flip(0) if channels == 3 else image
+    expected = preprocessor(dict(inputs=[read_by_mmcv], data_samples=None), False)['inputs'][0].float()
+    cfg = Config(dict(model=dict(data_preprocessor=settings)))
+    for read, source in ((Normalization.of_config, cfg), (Normalization.of_preprocessor, preprocessor)):
+        normalization = read(source, channels)
+        assert torch.allclose(normalization(image.float()), expected, atol=1e-5)
+        assert torch.equal(normalization(image.float()[None])[0], normalization(image.float()))
+
+
+def test_normalization_of_timm_and_of_imagenet():
+    usual = Normalization.of_timm(dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
+    assert usual == Normalization() == Normalization.imagenet() == Normalization.of_config(Config(dict(model={})))
+    assert Normalization.of_timm(dict(mean=(0.5, ) * 3, std=(0.5, ) * 3)) == ((127.5, ) * 3, (127.5, ) * 3, False)
+    assert Normalization.imagenet(4).mean == (*IMAGENET_MEAN, IMAGENET_MEAN[0])
+    assert Normalization.imagenet(1).std == (pytest.approx(sum(IMAGENET_STD) / 3), )
+
+
 @pytest.mark.parametrize('change, problem', [
     (dict(mean=[1, 2, 3, 4], std=[1, 2, 3]), 'mean and std must be of the same channels'),
     (dict(mean=[1, 2, 3, 4], std=None), 'mean and std must be of the same channels'),
@@ -240,15 +273,15 @@ def test_channels_of_files(tmp_path):
     tifffile.imwrite(tmp_path / 'five.tif', five, photometric='minisblack', planarconfig='contig')
     tifffile.imwrite(tmp_path / 'planes.tif', five.transpose(2, 0, 1).astype(np.uint16) << 8, photometric='minisblack')
     for name in ('five.tif', 'planes.tif'):
-        assert np.array_equal(bands.open_bands(tmp_path / name, 5), five)
-        assert np.array_equal(bands.viewable(tmp_path / name), five[..., :3])
+        assert np.array_equal(open_bands(tmp_path / name, 5), five)
+        assert np.array_equal(viewable(tmp_path / name), five[..., :3])
     colours = five[..., :3]
     Image.fromarray(colours).save(tmp_path / 'three.png')
-    assert np.array_equal(bands.open_bands(tmp_path / 'three.png', 3), colours)
-    assert np.array_equal(bands.open_bands(tmp_path / 'three.png', 7), colours[..., [0, 1, 2, 0, 1, 2, 0]])
-    grey = bands.open_bands(tmp_path / 'three.png', 1)
+    assert np.array_equal(open_bands(tmp_path / 'three.png', 3), colours)
+    assert np.array_equal(open_bands(tmp_path / 'three.png', 7), colours[..., [0, 1, 2, 0, 1, 2, 0]])
+    grey = open_bands(tmp_path / 'three.png', 1)
     assert np.abs(grey[..., 0] - colours @ [0.299, 0.587, 0.114]).max() <= 1
     (tmp_path / 'no.png').write_bytes(b'no image')
     for channels in (1, 3, 4):
         with pytest.raises(ValueError, match='no.png cannot be read as an image'):
-            bands.open_bands(tmp_path / 'no.png', channels)
+            open_bands(tmp_path / 'no.png', channels)

@@ -22,7 +22,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +29,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from mmlk._types import scoped_name
+from mmlk._torch_private import dispatch_mode
+from mmlk.engine.network import network_settings
 from mmlk.ops.global_filter import multiply_adds as transform_multiply_adds
 
 BOX_PROPOSALS = 1000
@@ -152,23 +151,6 @@ def parse_size(text: str) -> Tuple[int, int]:
     return int(found[2]), int(found[1])
 
 
-def is_ours(backbone: dict) -> bool:
-    """Whether a backbone's config, its ``type`` a name or a class, is of mmlk, and so takes ``merged``."""
-    return scoped_name(backbone).startswith('mmlk.')
-
-
-def check_backbone(cfg: Config) -> None:
-    """Refuse a config that has no backbone.
-
-    Raises:
-        ValueError: It has no ``model``, or that has no ``backbone``.
-    """
-    model = cfg.get('model')
-    if not isinstance(model, dict) or not isinstance(model.get('backbone'), dict) or 'type' not in model['backbone']:
-        raise ValueError("the config has no backbone: it needs model = dict(type=..., backbone=dict(type=...), ...), "
-                         'as a segmentor or detector of mmseg or mmdet')
-
-
 def build_on_meta(cfg: Config, merged: bool = True) -> nn.Module:
     """The model of a config on the meta device: shapes without values.
 
@@ -179,12 +161,9 @@ def build_on_meta(cfg: Config, merged: bool = True) -> nn.Module:
     Raises:
         ValueError: The config has no backbone.
     """
-    check_backbone(cfg)
-    model = copy.deepcopy(cfg.model)
-    if is_ours(model.backbone):
-        model.backbone.merged = merged
+    settings = network_settings(cfg, merged=merged)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), _EmptyOnMeta():
-        return MODELS.build(model).to('meta')
+        return MODELS.build(settings).to('meta')
 
 
 def count(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Complexity:
@@ -205,10 +184,16 @@ def count(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Comp
 
 
 def breakdown(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Node:
-    """As :func:`count`, module by module: the tree of all that the model holds, without an auxiliary head.
+    """Count as :func:`count` does, for every module of the model but the auxiliary head.
 
-    What runs outside of the forward of any child, the products of an attention for one, belongs to the module itself:
-    the counts of the children add up to no more than its own.
+    The count of a module includes those of its children, and what its own ``forward`` computes without them, such as
+    the matrix products of an attention.
+
+    Returns:
+        The root of the tree.
+
+    Raises:
+        NotImplementedError: As :func:`count`.
     """
     model = _meta_copy(model)
     image = torch.empty(1, in_channels, *size, device='meta')
@@ -233,7 +218,13 @@ def breakdown(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> 
 
 
 def compare_forms(training: Node, merged: Node, depth: int) -> Iterator[FormsLine]:
-    """The lines of a table of two forms of a model, parents before children, down to level ``depth``."""
+    """Yield the lines of a table that compares two forms of a model, parents before children.
+
+    Args:
+        training: The model with its branches not merged.
+        merged: The model with its branches merged.
+        depth: The last level of modules; the model itself is level 0.
+    """
     def lines(level: int, before: Optional[Node], after: Optional[Node]) -> Iterator[FormsLine]:
         node = before or after
         yield FormsLine(level, node.name, before, after)
@@ -256,7 +247,7 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **(dict(kwargs or {}, device='meta') if func is torch.empty else kwargs or {}))
 
 
-class _UnknownOperators(TorchDispatchMode):
+class _UnknownOperators(dispatch_mode()):
     """Collects operators that do real work and that PyTorch's counter takes for free: all that it has no formula for,
     but what is known to cost nothing."""
 
@@ -284,9 +275,10 @@ class _UnknownOperators(TorchDispatchMode):
 
 
 class _Meter:
-    """Says which module's forward, the innermost one, ran what a counter counts; it changes the model's forwards.
+    """Assigns what a counter counts to the module in whose ``forward`` it was computed, the innermost one.
 
-    Hooks would miss the heads whose ``forward`` mmseg and mmdet call by its name.
+    It replaces the ``forward`` of every module. Hooks would miss the heads of mmseg and mmdet, whose ``forward`` is
+    called by name.
     """
 
     def __init__(self, model: nn.Module, counter: FlopCounterMode):
@@ -300,7 +292,7 @@ class _Meter:
             module.forward = self._metered(name, module, module.forward)
 
     def settle(self) -> None:
-        """Give the innermost module what was counted since the last time."""
+        """Assign to the innermost running module what was counted since the last call."""
         total = self.counter.get_total_flops() // 2  # PyTorch counts a multiply-add as two
         self.macs[self._running[-1]] += total - self.counted
         self.counted = total
@@ -350,7 +342,8 @@ def _deformable_as_plain() -> ExitStack:
                                 ('modulated_deform_conv', 'ModulatedDeformConv2dFunction', modulated)):
         if f'mmcv.ops.{module}' in sys.modules:
             function = getattr(sys.modules[f'mmcv.ops.{module}'], name)
-            patches.enter_context(mock.patch.object(function, 'forward', staticmethod(plain)))
+            patches.callback(setattr, function, 'forward', vars(function)['forward'])
+            function.forward = staticmethod(plain)
     return patches
 
 

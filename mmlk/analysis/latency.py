@@ -14,7 +14,6 @@ No optimizer step is included, whose cost depends on the number of parameters al
 and of recomputing activations (``with_cp``) holds. Memory is what a call holds at most beyond what stood before it:
 activations, gradients and workspace, no weights.
 """
-import copy
 import functools
 import itertools
 import statistics
@@ -25,13 +24,10 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, NamedTuple, Op
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmlk.analysis import zoo
-from mmlk.analysis.bands import in_channels
-from mmlk.analysis.complexity import check_backbone, is_ours
+from mmlk.engine.network import build_network, check_backbone, in_channels
 from mmlk.ops.benchmark import peak_memory
 from mmlk.ops.choice import timed
 from mmlk.reparam import MergeableBranches, merge
@@ -42,7 +38,7 @@ if TYPE_CHECKING:
 PARTS, MODES = ('backbone', 'model'), ('inference', 'training')
 #: What makes a variant, alone or joined by ``+``; 'fp32' is none of them.
 SWITCHES = ('merged', 'amp', 'compiled')
-SHORT = 0.5  # seconds; a call that takes less runs once untimed before it is timed
+SHORT = 0.5  # seconds; a call that takes less is run once without being timed before each timing
 ANNOTATED_BOXES = 8  # on each image that a detector learns from
 
 
@@ -72,7 +68,14 @@ class Variant(NamedTuple):
 
 
 class LatencyNetwork(NamedTuple):
-    """A network to measure: ``build`` gives it in training form; ``kind`` is backbone, segmentor or detector."""
+    """A network to measure.
+
+    Args:
+        name: In the report.
+        build: Returns the network with its branches not merged.
+        kind: 'backbone', 'segmentor' or 'detector'.
+        in_channels: Channels of the image.
+    """
     name: str
     build: Callable[[], nn.Module]
     kind: str = 'backbone'
@@ -93,9 +96,18 @@ class Job(NamedTuple):
 
 @dataclass
 class LatencyRow:
-    """What was measured of one job: ``seconds`` turn by turn, ``memory`` in bytes, None where the system does not tell.
+    """What was measured of one network in one variant and mode.
 
-    ``failed`` says why a job has neither.
+    Args:
+        name: Of the network.
+        variant: Of the network, as text.
+        mode: 'inference' or 'training'.
+        batch: Images in a call.
+        parameters: Number of parameters.
+        recomputes: Whether activations are recomputed in backward (``with_cp``).
+        seconds: The time of a call, in each turn.
+        memory: Peak memory of a call in bytes; None if the system does not tell.
+        failed: Why there are neither times nor memory; None if there are.
     """
     name: str
     variant: str
@@ -145,7 +157,15 @@ class LatencyRow:
 
 
 class KnownResult(NamedTuple):
-    """A known accuracy: ``metric`` names the data set too; ``kind`` says how the zoo has it, ``source`` where from."""
+    """A known accuracy of a config.
+
+    Args:
+        metric: The name of the metric and of the data set.
+        value: In percent.
+        kind: One of the values of ``zoo.KINDS``, such as 'published'.
+        source: Where the value is from.
+        pretraining: Of the backbone.
+    """
     metric: str
     value: float
     kind: str
@@ -160,20 +180,14 @@ def latency_from_config(cfg: Config, name: str, part: str = 'backbone') -> Laten
         ValueError: The config has no backbone, or is neither a segmentor's nor a detector's and ``part`` is 'model'.
     """
     check_backbone(cfg)
-    scope, settings = cfg.get('default_scope'), copy.deepcopy(cfg.model)
-    if is_ours(settings.backbone):
-        settings.backbone.merged = False
+    scope = cfg.get('default_scope')
     kind = 'backbone'
     if part == 'model':
         kind = {'mmseg': 'segmentor', 'mmdet': 'detector'}.get(scope)
         if kind is None:
             raise ValueError("part 'model' is of segmentors and detectors, whose configs have default_scope = 'mmseg' "
                              f"or 'mmdet'; this one has {scope!r}")
-
-    def build() -> nn.Module:
-        with DefaultScope.overwrite_default_scope(scope):
-            return revert_sync_batchnorm(MODELS.build(settings if part == 'model' else settings.backbone))
-
+    build = functools.partial(build_network, cfg, part, merged=False)
     return LatencyNetwork(name, build, kind, in_channels(cfg))
 
 
@@ -193,10 +207,19 @@ def latency_from_timm(name: str, size: Tuple[int, int]) -> LatencyNetwork:
 
 def jobs(network: LatencyNetwork, module: nn.Module, variants: Sequence[Variant], mode: str, size: Tuple[int, int],
          batch: int, device: torch.device) -> Iterator[Job]:
-    """The calls to measure of one network, built in training form, on the device.
+    """Yield the calls to measure of one network.
 
-    Training knows no merged form, and where there are no branches merging changes nothing: variants that come out
-    alike are one.
+    Variants that would be the same are measured once: training has no merged form, and merging changes nothing in a
+    network without parallel branches.
+
+    Args:
+        network: What ``module`` was built from.
+        module: The network on the device, with its branches not merged.
+        variants: Those to measure.
+        mode: 'inference' or 'training'.
+        size: Height and width of the image in pixels.
+        batch: Images in a call.
+        device: A CPU or GPU.
     """
     mergeable = any(isinstance(m, MergeableBranches) and not m.merged for m in module.modules())
     if mode == 'training':
@@ -283,12 +306,22 @@ def _annotations(network: LatencyNetwork, module: nn.Module, batch: int, size: T
 
 def take_turns(calls: Sequence[Callable[[], object]], device: torch.device, turns: int,
                tick: Callable[[], object] = lambda: None) -> List[List[float]]:
-    """Seconds of every call in each turn, in which every call comes once; ``tick`` is called after each, untimed."""
+    """Time several functions in turns, so that a machine whose speed changes slows all of them alike.
+
+    Args:
+        calls: Functions without arguments.
+        device: The device that they run on; a GPU is synchronised.
+        turns: How often each function is timed.
+        tick: Called after each timing; its time is not counted.
+
+    Returns:
+        For each function, its seconds in each turn.
+    """
     samples: List[List[float]] = [[] for _ in calls]
     for _ in range(turns):
         for call, seconds in zip(calls, samples):
             if not seconds or seconds[-1] < SHORT:
-                call()  # the call before it has taken the caches and rearranged the heap
+                call()  # the function before it has filled the processor's caches with its own data
             seconds.append(timed(call, device))
             tick()
     return samples

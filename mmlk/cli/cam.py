@@ -49,11 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def is_image(text: str) -> bool:
     """Whether an argument is meant as an image or a folder of them."""
-    from mmlk.analysis import erf
-    return os.path.isdir(text) or text.lower().endswith(erf.SUFFIXES)
+    from mmlk.datasets.images import SUFFIXES
+    return os.path.isdir(text) or text.lower().endswith(SUFFIXES)
 
 
-def find_images(args: argparse.Namespace) -> List[Path]:
+def images_of(args: argparse.Namespace) -> List[Path]:
     """Paths of the images, each of which can be read.
 
     Raises:
@@ -62,15 +62,15 @@ def find_images(args: argparse.Namespace) -> List[Path]:
     """
     from rich.progress import track
 
-    from mmlk.analysis import classifiers, erf
+    from mmlk.datasets.images import find_images, open_image, packaged_photographs
     paths = []
     for text in args.inputs:
-        paths += erf.find_images(text) if os.path.isdir(text) else [Path(text)]
-    paths = (paths if args.inputs else erf.packaged_photographs())[:args.num_images]
+        paths += find_images(text) if os.path.isdir(text) else [Path(text)]
+    paths = (paths if args.inputs else packaged_photographs())[:args.num_images]
     for path in track(paths, 'reading images'):
         if not path.is_file():
             raise ValueError(f'there is no file {path}')
-        classifiers.open_image(path)
+        open_image(path)
     return paths
 
 
@@ -78,13 +78,14 @@ def build(args: argparse.Namespace) -> 'Subject':
     """The model to explain, with its weights loaded."""
     from mmlk.analysis import cam, classifiers
     from mmlk.cli.prepare import find_checkpoint, is_config, read_config
+    from mmlk.engine.network import build_network
     from mmlk.weights import load
     if args.checkpoint:
         find_checkpoint(args.checkpoint)
     if not is_config(args.config):
         return cam.ClassifierSubject(classifiers.build_classifier(args.config, args.checkpoint))
     cfg = read_config(args.config, args.cfg_options)
-    network = cam.build(cfg)
+    network = build_network(cfg)
     if args.checkpoint:
         load(network, args.checkpoint)
     else:
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
     if args.inputs and not is_image(args.inputs[0]):
         args.checkpoint, *args.inputs = args.inputs
     try:
-        paths = find_images(args)
+        paths = images_of(args)
         subject = build(args)
         layers = args.layer or [subject.default_layer]
         for name in layers:

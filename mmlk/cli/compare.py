@@ -133,9 +133,9 @@ def write_report(args: argparse.Namespace) -> None:
     check(args)
     from mmengine.logging import MMLogger
 
-    from mmlk.analysis import erf
     from mmlk.analysis.complexity import parse_size
     from mmlk.cli.prepare import preflight
+    from mmlk.datasets.images import find_images, packaged_photographs, read_image
     from mmlk.studies import compare, contents, report, steps
     from mmlk.studies.display import CONSOLE
     from mmlk.weights import WeightsError
@@ -146,10 +146,10 @@ def write_report(args: argparse.Namespace) -> None:
         size = parse_size(args.shape) if args.shape else compare.default_size(entries, steps.MIM)
         paths = []
         if 'erf' not in args.skip:
-            paths = erf.find_images(args.erf_images) if args.erf_images else erf.packaged_photographs()
+            paths = find_images(args.erf_images) if args.erf_images else packaged_photographs()
             paths = paths[:args.erf_num]
         for path in paths:
-            erf.read_image(path, 8)
+            read_image(path, 8)
     except ValueError as error:
         fail(str(error))
     for entry in {run.entry.name: run.entry for run in runs}.values():

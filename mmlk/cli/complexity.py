@@ -37,7 +37,7 @@ def measure(cfg: 'Config', size: Tuple[int, int]) -> Dict[str, 'Node']:
         size: Height and width of the image in pixels.
     """
     from mmlk.analysis import complexity
-    from mmlk.analysis.bands import in_channels
+    from mmlk.engine.network import in_channels
     from mmlk.reparam import MergeableBranches
     forms = {}
     for form in ('training', 'merged'):
@@ -97,13 +97,14 @@ def run(args: argparse.Namespace) -> None:
 
     from mmlk.analysis import complexity
     from mmlk.cli.prepare import read_config
+    from mmlk.engine.network import check_backbone
     try:
         size = complexity.parse_size(args.shape)
     except ValueError as error:
         fail(f'--shape: {error}')
     cfg = read_config(args.config, args.cfg_options)
     try:
-        complexity.check_backbone(cfg)
+        check_backbone(cfg)
     except ValueError as error:
         fail(f'{args.config}: {error}')
     forms = measure(cfg, size)

@@ -91,11 +91,12 @@ def run(args: argparse.Namespace) -> None:
 
     from mmlk.analysis import erf
     from mmlk.cli.prepare import find_checkpoint
+    from mmlk.datasets.images import find_images, packaged_photographs, read_image
     from mmlk.weights import WeightsError
     try:
-        paths = erf.find_images(args.images) if args.images else erf.packaged_photographs()
+        paths = find_images(args.images) if args.images else packaged_photographs()
         paths = paths[:args.num_images]
-        images = {3: [erf.read_image(path, args.size) for path in paths]}
+        images = {3: [read_image(path, args.size) for path in paths]}
     except ValueError as error:
         fail(str(error))
     networks = []
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         except WeightsError as error:
             fail(str(error))
         except ValueError as error:
-            fail(f'the backbone of {config} {error}')
+            fail(f'{config}: {error}')
     try:
         os.makedirs(args.out, exist_ok=True)
     except OSError as error:
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     for name, (config, checkpoint), (network, stage, shape) in zip(args.names, args.models, networks):
         channels = network.channels
         if channels not in images:
-            images[channels] = [erf.read_image(path, args.size, channels) for path in paths]
+            images[channels] = [read_image(path, args.size, channels) for path in paths]
         try:
             fields[name] = erf.measure_erf(network, track(images[channels], description=escape(name)), stage,
                                            args.device)

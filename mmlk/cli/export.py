@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from mmlk.analysis.complexity import parse_size
-    from mmlk.analysis.erf import find_images, packaged_photographs
     from mmlk.cli.prepare import find_checkpoint, read_config
+    from mmlk.datasets.images import find_images, packaged_photographs
     from mmlk.deploy import formats
     from mmlk.deploy.export import export
     name = osp.splitext(osp.basename(args.config))[0]

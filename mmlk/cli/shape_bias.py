@@ -72,6 +72,7 @@ def build(model: str, checkpoint: Optional[str], args: argparse.Namespace) -> 'C
     """A classifier with its weights loaded. ``--size``, ``--mean``, ``--std`` and ``--bgr`` replace its settings."""
     from mmlk.analysis import classifiers
     from mmlk.cli.prepare import is_config, read_config
+    from mmlk.preprocessors import Normalization
     if is_config(model):
         cfg = read_config(model, args.cfg_options)
         if checkpoint is None:
@@ -79,8 +80,9 @@ def build(model: str, checkpoint: Optional[str], args: argparse.Namespace) -> 'C
         classifier = classifiers.classifier_from_config(cfg, checkpoint)
     else:
         classifier = classifiers.build_classifier(model, checkpoint, args.by_order)
-    classifier.expect(args.size or classifier.size, args.mean or classifier.mean, args.std or classifier.std,
-                      args.bgr or classifier.bgr)
+    mean, std, bgr = classifier.normalization
+    classifier.expect(args.size or classifier.size,
+                      Normalization(tuple(args.mean or mean), tuple(args.std or std), args.bgr or bgr))
     return classifier
 
 
@@ -89,13 +91,14 @@ def run(args: argparse.Namespace) -> None:
     from rich.markup import escape
     from rich.progress import track
 
-    from mmlk.analysis import classifiers, shape_bias
+    from mmlk.analysis import shape_bias
     from mmlk.cli.prepare import find_checkpoint
+    from mmlk.datasets.images import open_image
     device = choose_device(args.device)
     try:
         stimuli = shape_bias.find_stimuli(args.images)
         for stimulus in track(stimuli, 'reading images'):
-            classifiers.open_image(stimulus.path)
+            open_image(stimulus.path)
         models = []
         for model, checkpoint in args.models:
             if checkpoint:

@@ -25,11 +25,12 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Typ
 import numpy as np
 import torch
 from mmengine.config import Config
-from PIL import Image
 from torch import Tensor, nn
 
 from mmlk import weights
-from mmlk.analysis.bands import constants, converts_channels, in_channels, open_bands
+from mmlk.datasets.images import read_image
+from mmlk.engine.network import build_network, check_backbone, in_channels
+from mmlk.preprocessors import Normalization
 from mmlk.reparam import MergeableBranches, merge
 from mmlk.reparam.folding import fold_norms
 from mmlk.weights.read import read_weights
@@ -69,8 +70,8 @@ class Exportable(nn.Module):
 
     def __init__(self, model: nn.Module, channels: int = 3):
         super().__init__()
-        preprocessor = model.data_preprocessor
-        mean, std = constants(preprocessor)
+        normalization = Normalization.of_preprocessor(model.data_preprocessor, channels)
+        mean, std = normalization.tensors(torch.empty(0))
         for name, values in dict(mean=mean, std=std).items():
             if len(values) not in (1, channels):
                 raise ValueError(f'the backbone takes images of {channels} channels, and the {name} of '
@@ -78,7 +79,7 @@ class Exportable(nn.Module):
         for attention in _window_attentions(model):
             attention.window_reverse = partial(_window_reverse, attention.window_size)
         self.network = model
-        self.channels, self.bgr = channels, channels == 3 and not converts_channels(preprocessor)
+        self.channels, self.bgr = channels, normalization.bgr
         self.register_buffer('mean', mean)
         self.register_buffer('std', std)
 
@@ -95,7 +96,7 @@ class Exportable(nn.Module):
         raise NotImplementedError
 
     def facts(self) -> Dict[str, object]:
-        """What a user of the file may want to know of its input."""
+        """The metadata about the input: its shape and channel order, mean and standard deviation."""
         return dict(input=f'images: float32 (batch, {self.channels}, height, width), {order_of(self.channels)}, values '
                     '0 to 255; normalised inside',
                     mean=self.mean.flatten().tolist(), std=self.std.flatten().tolist(),
@@ -103,7 +104,7 @@ class Exportable(nn.Module):
 
 
 def order_of(channels: int) -> str:
-    """In words, the channels that a file takes."""
+    """The order of the channels that an exported file takes, in words."""
     return {1: 'grey', 3: 'RGB'}.get(channels, 'channels as in the data')
 
 
@@ -159,10 +160,10 @@ class Features(Exportable):
 
 
 def kind_of(model: nn.Module) -> Type[Exportable]:
-    """What can be exported of a model.
+    """The subclass of :class:`Exportable` that exports a model.
 
     Raises:
-        ValueError: Nothing: it is neither a segmentor nor a detector.
+        ValueError: The model is neither a segmentor nor a detector.
     """
     kinds = {kind.__name__ for kind in type(model).__mro__}
     if 'BaseSegmentor' in kinds:
@@ -193,8 +194,16 @@ def sizes_of(size: Size, step: Optional[int]) -> str:
 
 @dataclass
 class OutputComparison:
-    """How far a file's outputs are from the model's: for each output the largest difference and the largest value; and
-    of labels, how many there were and how many differ."""
+    """The differences between the outputs of an exported file and those of the model.
+
+    Args:
+        images: How many images were compared.
+        sizes: Their heights and widths in pixels.
+        differences: The largest absolute difference of each floating-point output, by its name.
+        largest: The largest absolute value of the model's output, by its name.
+        pixels: How many labels were compared.
+        other_labels: How many of them differ.
+    """
     images: int = 0
     sizes: List[Size] = field(default_factory=list)
     differences: Dict[str, float] = field(default_factory=dict)
@@ -317,14 +326,12 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
             differ from the model's. There is no file then, or the one that was there before.
     """
     size = _check(cfg, out, format, size, opset)
-    from mmlk.analysis import cam
-    from mmlk.analysis.complexity import check_backbone
     check_backbone(cfg)
     channels = in_channels(cfg)
     photographs = [_photograph(path, size, channels) for path in images]
 
     say('building the model')
-    model = cam.build(cfg).eval()
+    model = build_network(cfg).eval()
     kind = kind_of(model)
     divisor = _divisor(model.data_preprocessor)
     if any(length % divisor for length in size):
@@ -440,9 +447,7 @@ def _check(cfg: Config, out: str, format: str, size: Optional[Size], opset: Opti
 
 def _photograph(path: Path, size: Size, channels: int) -> Tensor:
     """An image resized to (channels, *size), uint8, of three channels RGB."""
-    bands = open_bands(path, channels).transpose(2, 0, 1)
-    resized = [np.array(Image.fromarray(band).resize(size[::-1], Image.BICUBIC)) for band in bands]
-    return torch.from_numpy(np.stack(resized))
+    return torch.from_numpy(read_image(path, size, channels).transpose(2, 0, 1))
 
 
 def _divisor(preprocessor: nn.Module) -> int:
@@ -452,7 +457,7 @@ def _divisor(preprocessor: nn.Module) -> int:
 
 
 def _other_size(images: Tensor, step: int) -> Tensor:
-    """The images at another size, that is a multiple of the step and of as little else as can be."""
+    """Resize images to another height and width, multiples of ``step`` and, if possible, of no larger number."""
     height, width = images.shape[2:]
     size = [-(-max(length, formats.LEAST_SIDE) // step) * step for length in (height * 5 // 4 + 3, width * 3 // 4 + 1)]
     return torch.nn.functional.interpolate(images, size, mode='bilinear').round().byte()

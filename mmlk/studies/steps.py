@@ -6,9 +6,9 @@ from typing import Dict, Sequence, Tuple
 from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 import mmlk
-from mmlk.analysis.bands import in_channels
 from mmlk.analysis.complexity import Complexity, build_on_meta, count
 from mmlk.datasets.audit import audit
+from mmlk.engine.network import in_channels
 from mmlk.studies import compare
 from mmlk.studies.display import CONSOLE, progress, track
 
