@@ -13,8 +13,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from mmlk.weights import Report, WeightsError, load
-from mmlk.weights.catalog import CATALOG, FAMILIES
-from mmlk.weights.catalog.entry import IMAGENET
+from mmlk.weights.catalog import CATALOG, FAMILIES, IMAGENET
 from mmlk.weights.layouts import find_tensors, fit
 from mmlk.weights.read import read
 
@@ -201,7 +200,7 @@ def with_head(backbone: nn.Module, checkpoint: str) -> Classifier:
     entry = CATALOG.get(checkpoint)
     if entry:
         images = dict(size=int(entry.image_size.split('x')[0]), mean=entry.mean, std=entry.std,
-                      bgr='BGR' in entry.note)
+                      bgr=entry.channels == 'BGR')
     classifier = Classifier(WithHead(backbone, head), '', str(checkpoint), **images)
     try:
         with torch.no_grad():

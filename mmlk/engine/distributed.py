@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmlk._types import is_a, type_of
 from mmlk.registry import MODEL_WRAPPERS, STRATEGIES
-from mmlk.weights.load import compare
+from mmlk.weights.loading import compare
 
 from .resuming import CheckpointError
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmlk._types import type_of
 from mmlk.registry import HOOKS
 from mmlk.weights import WeightsError
-from mmlk.weights.load import compare
+from mmlk.weights.loading import compare
 from mmlk.weights.read import read
 
 from .repeatable import GRADIENTS, average_gradients

@@ -13,7 +13,7 @@ from mmlk.backbones import (ConvNeXt, GFNet, HorNet, MobileNetV2, MogaNet, ParCC
 from mmlk.reparam import merge
 from mmlk.weights import WeightsError
 from mmlk.weights.catalog import CATALOG, FAMILIES, Entry
-from mmlk.weights.load import _split_optional
+from mmlk.weights.loading import _split_optional
 from tests.utils import fill, image, relative_error
 
 TINY = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
