@@ -107,7 +107,8 @@ def test_every_file_of_a_record_is_in_the_catalogue():
 
 @pytest.mark.parametrize('change, said', [
     ({'Mean': None}, "x_in1k: there is no 'Mean'"), ({'In Collection': 'Nothing'}, "x_in1k: there is no 'Nothing'"),
-    ({'Channels': 'GBR'}, 'x_in1k: Channels is RGB or BGR, got GBR'), ({'SHA256': 12345678}, 'x_in1k: sha256 must be text'),
+    ({'Channels': 'GBR'}, 'x_in1k: Channels is RGB or BGR, got GBR'),
+    ({'SHA256': 12345678}, 'x_in1k: sha256 must be text'),
 ])
 def test_a_wrong_file_of_a_record_is_named(change, said):
     file = dict(copy.deepcopy(RECORDS[ROOT / 'configs' / 'metafiles' / 'gfnet.yml']['Files'][0]), Name='x_in1k')

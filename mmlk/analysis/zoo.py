@@ -1,8 +1,9 @@
 """The model zoo: the records in ``configs/metafiles``, what the configs say, and the page ``docs/zoo.md`` made of both.
 
 A record is the YAML file of a family, in OpenMMLab's metafile format, so that ``model-index.yml`` can import it. It has
-``Collections``, the papers; ``Files``, weights that no config here trains (:mod:`mmlk.weights.catalog` reads them); and
-``Models``, one row a config. A row keeps three kinds of results apart, each a list of task, dataset, metrics and source:
+``Collections``, the papers; ``Files``, weights that no config here trains (:mod:`mmlk.weights.catalog` reads them);
+and ``Models``, one row a config. A row keeps three kinds of results apart, each a list of task, dataset, metrics and
+source:
 
 - ``Results``: published; ``Published`` gives the source and the published size and, if our config is not expected to
   reach them, why (``Missed``), ``Weights`` the file that has them, and ``File`` what that file is;
@@ -71,7 +72,7 @@ unless it says otherwise.
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lays a record out: lists of plain values and tables of numbers on one line, texts of several lines as they are."""
+    """Lays a record out: lists of values and tables of numbers on one line, texts of several lines as they are."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -119,7 +119,8 @@ def _entry(name: str, fields: Mapping[str, Any], **more: Any) -> Entry:
         name=name, arch=fields['Arch'], mean=tuple(fields['Mean']), std=tuple(fields['Std']),
         image_size=fields['Image Size'], channels=fields['Channels'], licence=fields['License'],
         sha256=fields.get('SHA256', ''), page=fields.get('Page', ''), remark=fields.get('Note', ''), **more)
-    wrong = [key for key, value in known.items() if key not in ('mean', 'std', 'metrics') and not isinstance(value, str)]
+    text = {key: value for key, value in known.items() if key not in ('mean', 'std', 'metrics')}
+    wrong = [key for key, value in text.items() if not isinstance(value, str)]
     if wrong:
         raise ValueError(f"{', '.join(wrong)} must be text; put it in quotes")
     if known['channels'] not in ('RGB', 'BGR'):
@@ -136,7 +137,8 @@ def _of_row(row: Mapping[str, Any]) -> Entry:
     metadata = row['Metadata']
     metrics = {name: value for result in row['Results'] for name, value in result['Metrics'].items()}
     return _entry(row['Name'], row['File'], url=row['Weights'], metrics=metrics, source=row['Published']['Source'],
-                  holds=f"{metadata['Architecture'][1]}, {metadata['Training Data']}", pretraining=metadata['Pretraining'])
+                  holds=f"{metadata['Architecture'][1]}, {metadata['Training Data']}",
+                  pretraining=metadata['Pretraining'])
 
 
 def entries(record: Mapping[str, Any]) -> Dict[str, List[Entry]]:
