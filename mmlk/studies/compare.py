@@ -139,14 +139,13 @@ def with_published(text: str) -> str:
     Raises:
         ValueError: The zoo has no such config, or no result was published for it.
     """
-    def result(match: 're.Match') -> str:
-        for row in zoo.rows(zoo.read(Path(mmlk.__file__).parent / '.mim')):
-            metrics = {name: value for found in row.get('Results', []) for name, value in found['Metrics'].items()}
-            if row['Name'] == match[1] and metrics:
-                return f'{next(iter(metrics.values())):.2f}'
-        raise ValueError(f'{match[0]} is no config with a published result in configs/metafiles')
-
-    return re.sub(r'\{([^{}]*)\}', result, text)
+    for name in re.findall(r'\{([^{}]*)\}', text):
+        rows = [row for row in zoo.rows(zoo.read(Path(mmlk.__file__).parent / '.mim')) if row['Name'] == name]
+        if not rows or 'Results' not in rows[0]:
+            raise ValueError(f'{{{name}}} is no config with a published result in configs/metafiles')
+        metrics = rows[0]['Results'][0]['Metrics']
+        text = text.replace(f'{{{name}}}', f'{next(iter(metrics.values())):.2f}')
+    return text
 
 
 def check(entries: Sequence[Entry]) -> None:

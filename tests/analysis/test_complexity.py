@@ -13,9 +13,9 @@ from mmlk.analysis import complexity, zoo
 from mmlk.analysis.complexity import breakdown, build, check_backbone, count, parse_size, side_by_side
 from mmlk.backbones.replknet import RepLKNet
 
-ADE_512, CITYSCAPES, COCO = (512, 2048), (1024, 2048), (800, 1280)
-# Rows of the model zoo whose published parameters and FLOPs the counter meets: ours, and others by the same conventions,
-# attention's matrix products included, so that the counter is not fitted to one backbone.
+CITYSCAPES, COCO = (1024, 2048), (800, 1280)
+# Rows of the model zoo whose published parameters and FLOPs the counter meets: of ours, and of others by the same
+# conventions, attention's matrix products included, so that the counter is not fitted to one backbone.
 PUBLISHED = (
     'upernet_replknet31b_ade20k', 'upernet_replknet31b-22k_ade20k', 'upernet_replknet31l-22k_ade20k',
     'upernet_replknetxl_ade20k', 'cascade_mask_rcnn_replknet31b_coco', 'cascade_mask_rcnn_replknet31b-22k_coco',

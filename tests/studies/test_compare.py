@@ -130,6 +130,18 @@ def test_every_backbone_method_and_dataset_of_the_configs_can_be_cited():
         assert REFERENCES.entries[key]['name']
 
 
+def test_a_study_takes_published_results_from_the_records(tmp_path):
+    study = compare.read_study(ROOT / 'configs' / 'studies' / 'kernel_size.yml')
+    rows = {row['Name']: row for row in zoo.rows(zoo.read(ROOT))}
+    figures = [rows[f'upernet_replknet{kernel}-120ep_ade20k']['Results'][0]['Metrics']['mIoU']
+               for kernel in ('3', '7', '13', '31b')]
+    assert study.finding.endswith('31-29-27-13 has {:.2f}, {:.2f}, {:.2f} and {:.2f} mIoU.'.format(*figures))
+    for name in ('upernet_nothing', 'mask_rcnn_replknet31b_coco'):  # the latter has no published result
+        (tmp_path / 'x.yml').write_text(f'title: x\nfinding: has {{{name}}}\nconfigs: {{a: b.py}}\n')
+        with pytest.raises(ValueError, match=f'x.yml: .*{name}.* is no config with a published result'):
+            compare.read_study(tmp_path / 'x.yml')
+
+
 # Data, classes and budget
 
 
