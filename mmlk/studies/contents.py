@@ -73,7 +73,8 @@ def add_latency(lines: Sequence[report.StudyRow], columns: Dict[str, report.Colu
 
 
 def add_erf(lines: Sequence[report.StudyRow], columns: Dict[str, report.Column],
-            entries: Sequence[compare.ComparedModel], runs: Sequence[compare.Run], paths: Sequence[Path], args: Namespace) -> None:
+            entries: Sequence[compare.ComparedModel], runs: Sequence[compare.Run], paths: Sequence[Path],
+            args: Namespace) -> None:
     """Add the area ratios of the effective receptive fields on the images at ``paths``, and write erf.png."""
     columns.update({f'erf{t:g}': report.Column(f'ERF {t:.0%} (%)', 1, 0.01) for t in erf.THRESHOLDS})
     fields = {}

@@ -17,7 +17,8 @@ from filelock import FileLock
 from rich.progress import (BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn,
                            TransferSpeedColumn)
 
-from .catalog import CATALOG, Entry
+from . import catalog
+from .catalog import Entry
 from .errors import WeightsError
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -85,17 +86,17 @@ def find(source: Union[str, Path]) -> Path:
     path, text = Path(source).expanduser(), str(source)
     if path.is_file():
         return path
-    if text in CATALOG:
-        return fetch(CATALOG[text])
+    if text in catalog.CATALOG:
+        return fetch(catalog.CATALOG[text])
     if path.is_dir():
         raise WeightsError(f'{path.absolute()} is a folder; give the file in it')
     if isinstance(source, str) and re.match(r'https?://', source, re.IGNORECASE):
         name = re.sub(r'[^\w.-]', '_', unquote(urlsplit(source).path).rsplit('/', 1)[-1]) or 'weights'
         # two servers may give different files the same name
         target = cache_dir() / f'{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}'
-        entry = next((entry for entry in CATALOG.values() if source in (entry.url, entry.page)), None)
+        entry = next((entry for entry in catalog.CATALOG.values() if source in (entry.url, entry.page)), None)
         return download(source, cache_path(entry) if entry else target, published_digest(source))
-    near = difflib.get_close_matches(text.lower(), CATALOG, n=3)
+    near = difflib.get_close_matches(text.lower(), catalog.CATALOG, n=3)
     meant = f'Near names: {", ".join(near)}' if near else '`python tools/weights.py list` shows the names'
     raise WeightsError(f"no weights '{source}': there is no file {path.absolute()}, and the catalogue has no "
                        f'such name. {meant}')
@@ -154,6 +155,11 @@ def download(url: str, target: Path, sha256: str = '') -> Path:
         raise WeightsError(f'{target} has another sha256 than the published {sha256}...; delete it to '
                            'download it again, or pass its path to use it as it is')
     return target
+
+
+def _log(message: str) -> None:
+    from mmengine.logging import print_log  # imports torch
+    print_log(message, logger='current')
 
 
 def _stamp(part: Path) -> Path:

@@ -51,8 +51,8 @@ def test_a_failure_is_told(repo, tmp_path):
     """A tolerance that nothing can meet."""
     code = ('from mmlk.cli import main; from mmlk.studies import gpu_check as check;'
             'check.TOLERANCE = dict.fromkeys(check.TOLERANCE, 0.); main()')
-    done = subprocess.run([sys.executable, '-c', code, 'gpu-check', '--device', 'cpu', '--quick', '--parts', 'precision',
-                           '--out', tmp_path], cwd=repo, capture_output=True, text=True)
+    options = ['--device', 'cpu', '--quick', '--parts', 'precision', '--out', tmp_path]
+    done = subprocess.run([sys.executable, '-c', code, 'gpu-check', *options], cwd=repo, capture_output=True, text=True)
     assert done.returncode == 1
     failures = json.loads((tmp_path / 'check.json').read_text())['failures']
     assert failures and all(failure.startswith('precision of ') for failure in failures)
