@@ -64,9 +64,10 @@ def read_config(path: str, cfg_options: dict = None) -> Config:
     """The config at ``path`` with overrides applied; ends the program with one message when it cannot be read.
 
     From here on mmengine, too, reads checkpoints through the allow-list, YAML as plain data and no pickles, pipelines
-    name the file that they fail on, and logs are printable whatever they quote of a file.
+    name the file that they fail on, configs with classes in them can be written, and logs are printable whatever they
+    quote of a file.
     """
-    for module in (checkpoints, handlers, loading):
+    for module in (checkpoints, config, handlers, loading):
         module.guard()
     guard_logs()
     _hush()
