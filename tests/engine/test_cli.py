@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from mmlk.datasets.audit import points_fault
 from mmlk.engine import DynamicSparsityHook
-from mmlk.engine.cli import one_message, read_config
+from mmlk.engine.cli import one_message, preflight, read_config
 from mmlk.engine.hooks import MemoryFormatHook
 from tests.engine.toy import config
 
@@ -48,6 +48,24 @@ def test_a_bug_of_mmlk_keeps_its_traceback():
     """Within mmlk, but nothing that it refuses."""
     with pytest.raises(TypeError), one_message():
         points_fault([5], None, 3)
+
+
+@pytest.mark.parametrize('dataset, loader, expected', [
+    (dict(data_root='no/where'), {}, 'no folder no/where'),
+    ({}, dict(sampler=dict(type='InfiniteSampler')), 'train_dataloader.sampler is InfiniteSampler, which never ends')])
+def test_a_run_that_cannot_be_is_one_message_before_it_begins(dataset, loader, expected, tmp_path, capsys):
+    """Files that are not there, and settings that contradict each other."""
+    for folder, name in (('images', 'a.jpg'), ('labels', 'a.png')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch()
+    dataset = {**dict(type='BaseSegDataset', data_root=str(tmp_path), metainfo=dict(classes=('a', 'b')),
+                      data_prefix=dict(img_path='images', seg_map_path='labels')), **dataset}
+    cfg = Config(dict(default_scope='mmseg', train_cfg=dict(max_epochs=1),
+                      train_dataloader=dict(loader, dataset=dataset)))
+    assert expected in told(capsys, lambda: preflight(cfg, ('train', )))
+    if loader:
+        cfg.train_dataloader.sampler.type = 'DefaultSampler'
+        preflight(cfg, ('train', ))
 
 
 def test_the_console_is_spared_the_config(tmp_path, capsys):
