@@ -172,8 +172,8 @@ def one_message() -> Iterator[None]:
     except OSError as error:
         if not disk_is_full(error):
             raise
-        fail(f'the disk of {error.filename or os.getcwd()} is full. Checkpoints are whole: when there is room again, go '
-             'on from the last of them with --resume')
+        fail(f'the disk of {error.filename or os.getcwd()} is full. Checkpoints are whole: when there is room again, '
+             'go on from the last of them with --resume')
     except loading.DataError as error:  # from another process, it has that one's traceback before it
         fail(str(error).splitlines()[-1].rpartition('DataError: ')[2])
     except json.JSONDecodeError as error:
