@@ -113,6 +113,12 @@ def find_checkpoint(source: str) -> str:
     return str(path)
 
 
+def is_resumable(cfg: Config) -> bool:
+    """Whether the runner of a config is :class:`mmlk.engine.ResumableRunner`, or one derived from it."""
+    runner = dict(type=cfg.get('runner_type', 'mmlk.ResumableRunner'))
+    return is_a(runner, 'ResumableRunner', 'RUNNERS', cfg.get('default_scope'))
+
+
 def build_runner(cfg: Config):
     """The runner of a config: its own ``runner_type``, else :class:`mmlk.engine.ResumableRunner`. Launched processes
     join, by gloo on a CPU.
@@ -128,7 +134,7 @@ def build_runner(cfg: Config):
     hooks = cfg.get('custom_hooks') or []
     cfg.custom_hooks = [*hooks, *(dict(type=f'mmlk.{check}') for check in checks
                                   if not any(is_a(hook, check, 'HOOKS', scope) for hook in hooks))]
-    if 'runner_type' in cfg:  # ours does so by itself
+    if not is_resumable(cfg):  # that one does so by itself
         default = dict(checkpoint=dict(type='CheckpointHook', interval=1))  # as mmengine has it
         default.update(cfg.get('default_hooks') or {})
         cfg.default_hooks = {key: safe_hook(hook, scope) for key, hook in default.items()}
