@@ -231,7 +231,8 @@ def _head(tensors: Dict[str, Tensor], family: str, path: str) -> Head:
     for module, weights in modules.items():
         by_dims.setdefault(weights['weight'].ndim if 'weight' in weights else 0, []).append(module)
     linears, norms, convs = (by_dims.pop(dims, []) for dims in (2, 1, 4))
-    if by_dims or len(linears) != 1 or len(norms) > 1 or len(convs) > len(norms) or convs and family not in _ACTIVATIONS:
+    odd = len(linears) != 1 or len(norms) > 1 or len(convs) > len(norms)
+    if by_dims or odd or convs and family not in _ACTIVATIONS:
         held = ', '.join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in list(tensors.items())[:8])
         raise WeightsError(f'{path} holds no classifier that could be put on a {family}: beside the backbone it has '
                            f"{held or 'nothing'}")

@@ -72,9 +72,9 @@ Tally = Dict[str, Counts]
 # Ten people, 1200 images each, counted from the answers in model-vs-human, raw-data/cue-conflict/: 0.959 overall, which
 # the ICLR paper has too.
 HUMANS: Tally = {name: Counts(shape, texture, 750 - shape - texture) for name, (shape, texture) in dict(
-    airplane=(443, 53), bear=(501, 35), bicycle=(717, 2), bird=(581, 19), boat=(348, 51), bottle=(672, 9), car=(671, 18),
-    cat=(561, 24), chair=(680, 6), clock=(705, 3), dog=(529, 33), elephant=(553, 21), keyboard=(571, 35),
-    knife=(483, 59), oven=(574, 19), truck=(647, 11)).items()}
+    airplane=(443, 53), bear=(501, 35), bicycle=(717, 2), bird=(581, 19), boat=(348, 51), bottle=(672, 9),
+    car=(671, 18), cat=(561, 24), chair=(680, 6), clock=(705, 3), dog=(529, 33), elephant=(553, 21),
+    keyboard=(571, 35), knife=(483, 59), oven=(574, 19), truck=(647, 11)).items()}
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def find_stimuli(folder: str) -> List[Stimulus]:
             raise ValueError(f'{path} lies in the folder of another category; it was expected in one named {found[1]}')
         stimuli.append(Stimulus(path, *found.groups()))
     if not stimuli:
-        raise ValueError(f"no image in {folder}; it should hold folders such as {', '.join(list(CATEGORIES)[:3])}, with "
-                         f"files that end in {', '.join(SUFFIXES)}")
+        raise ValueError(f"no image in {folder}; it should hold folders such as {', '.join(list(CATEGORIES)[:3])}, "
+                         f"with files that end in {', '.join(SUFFIXES)}")
     if not any(stimulus.conflict for stimulus in stimuli):
         raise ValueError(f'no image in {folder} has the shape of one category and the texture of another')
     return stimuli
