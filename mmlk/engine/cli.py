@@ -74,7 +74,7 @@ def read_config(path: str, cfg_options: dict = None) -> Config:
     if not osp.isfile(path):
         fail(f'no config at {path}')
     try:
-        cfg = config.read(path)
+        cfg = config.read_config_file(path)
     except config.ConfigError as error:
         fail(str(error))
     try:
@@ -104,10 +104,10 @@ def find_checkpoint(source: str) -> str:
     """
     from mmlk.weights import WeightsError
     from mmlk.weights.fetch import find
-    from mmlk.weights.read import read
+    from mmlk.weights.read import read_weights
     try:
         path = find(source)
-        read(path)
+        read_weights(path)
     except WeightsError as error:
         fail(str(error))
     return str(path)
