@@ -240,7 +240,7 @@ REBUILT = ['-v', '--no-build-isolation', '-c', 'requirements.txt', 'onedl-mmcv',
 
 def test_a_stale_cached_mmcv_is_built_again(stage, environment):
     done = install(stage, environment)  # the operators work only after --no-cache-dir
-    assert done.returncode == 0 and "that mmcv does not work with torch 2.12.1 on cpu" in done.stdout
+    assert done.returncode == 0 and 'that mmcv does not work with torch 2.12.1 on cpu' in done.stdout
     assert pip_calls(stage)[3:5] == [REBUILT[:5], REBUILT]
 
 
