@@ -146,7 +146,7 @@ def build_classifier(model: str, checkpoint: Optional[str] = None, by_order: boo
         try:
             return with_head(family(arch, merged=True), checkpoint)  # a merged file
         except WeightsError:
-            raise error
+            raise error from None
 
 
 def _listed(near: List[str]) -> str:

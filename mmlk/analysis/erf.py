@@ -124,7 +124,7 @@ class ErfNetwork:
         named = isinstance(stages, (list, tuple)) and len(stages) == len(maps)
         return dict(zip(stages if named else range(len(maps)), maps))
 
-    def check(self, size: int, stage: int = None) -> Tuple[int, Tuple[int, ...]]:
+    def check(self, size: int, stage: Optional[int] = None) -> Tuple[int, Tuple[int, ...]]:
         """Run once, without gradients, on the meta device where that is possible.
 
         Args:
@@ -342,7 +342,7 @@ def summary(field: ReceptiveField, thresholds: Sequence[float] = THRESHOLDS) -> 
     return dict(images=field.images, skipped=field.skipped, largest_score=float(field.scores.max()), squares=squares)
 
 
-def heat_maps(fields: Dict[str, ReceptiveField], decades: float = None,
+def heat_maps(fields: Dict[str, ReceptiveField], decades: Optional[float] = None,
               thresholds: Sequence[float] = THRESHOLDS) -> 'Figure':
     """Named receptive fields side by side on one scale of colours, with their squares outlined.
 

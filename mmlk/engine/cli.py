@@ -60,7 +60,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def read_config(path: str, cfg_options: dict = None) -> Config:
+def read_config(path: str, cfg_options: Optional[dict] = None) -> Config:
     """The config at ``path`` with overrides applied; ends the program with one message when it cannot be read.
 
     From here on mmengine, too, reads checkpoints through the allow-list, YAML as plain data and no pickles, pipelines

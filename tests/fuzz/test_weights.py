@@ -213,7 +213,7 @@ def test_forged_logs(tmp_path, history, counts, more):
 
 def test_logs_share_no_methods_of_a_file(tmp_path):
     buffer = HistoryBuffer([1.0], [1])
-    buffer._statistics_methods = dict(mean=HistoryBuffer.max, extra='text', **{})
+    buffer._statistics_methods = dict(mean=HistoryBuffer.max, extra='text')
     torch.save(dict(x=buffer), tmp_path / 'c.pth')
     before = dict(HistoryBuffer._statistics_methods)
     got = checkpoints.load_checkpoint(str(tmp_path / 'c.pth'))['x']
