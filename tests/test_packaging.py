@@ -1,4 +1,5 @@
-"""What a wheel and a source distribution hold, and that the installed files are enough for MIM."""
+"""What a wheel and a source distribution hold, that the installed files are enough for MIM, and what pip installs."""
+import ast
 import fnmatch
 import importlib.metadata
 import os
@@ -159,3 +160,33 @@ def test_the_lowest_python_that_is_accepted_runs_every_pinned_package(repo):
         except importlib.metadata.PackageNotFoundError:
             continue  # of the other stack
         assert '.'.join(lowest) in SpecifierSet(required or ''), f'{name} needs Python {required}'
+
+
+#: Distributions whose packages have other names.
+DISTRIBUTIONS = {'PIL': 'pillow', 'pytorch_grad_cam': 'grad-cam', 'skimage': 'scikit-image', 'yaml': 'pyyaml'}
+#: What comes with one of the two distributions of OpenMMLab (mmlk/_require.py), and with PyTorch for GPUs.
+NOT_NAMED = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'cv2', 'pycocotools', 'triton'}
+
+
+def normalised(requirement):
+    """The name in a requirement, as pip compares names."""
+    return re.sub('[-_.]+', '-', re.match(r'[\w.-]+', requirement)[0]).lower()
+
+
+def test_every_import_is_a_declared_and_pinned_dependency(repo):
+    project = pytest.importorskip('tomllib').loads((repo / 'pyproject.toml').read_text(encoding='utf-8'))['project']
+    extras = project['optional-dependencies']
+    declared = {normalised(text) for text in (*project['dependencies'], *extras['cam'], *extras['export'])}
+    imported = set()
+    for path in (*(repo / 'mmlk').glob('[!.]*/**/*.py'), *(repo / 'mmlk').glob('*.py'), *(repo / 'tools').glob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition('.')[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.partition('.')[0])
+    foreign = imported - set(sys.stdlib_module_names) - NOT_NAMED - {'mmlk'}
+    needed = {normalised(DISTRIBUTIONS.get(name, name)) for name in foreign}
+    assert {'torch', 'filelock', 'onnx-ir', 'pillow', 'rich'} <= needed
+    assert not needed - declared
+    pinned = {normalised(line) for line in (repo / 'requirements.txt').read_text().splitlines() if '==' in line}
+    assert not declared - pinned - {'setuptools'}

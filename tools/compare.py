@@ -26,12 +26,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import mmlk
 from mmlk._types import scoped_name, type_name
 from mmlk.analysis import erf
-from mmlk.analysis.bands import in_channels
 from mmlk.analysis.complexity import build_on_meta, count, parse_size
 from mmlk.analysis.latency import PARTS
 from mmlk.analysis.panels import predict_some, side_by_side
 from mmlk.datasets.audit import audit
+from mmlk.datasets.images import find_images, packaged_photographs, read_image
 from mmlk.engine.cli import add_config_options, fail, find_checkpoint, preflight, read_config
+from mmlk.engine.network import in_channels
 from mmlk.studies import compare, report
 from mmlk.weights import WeightsError
 
@@ -342,10 +343,10 @@ def main():
         size = parse_size(args.shape) if args.shape else compare.default_size(entries, MIM)
         paths = []
         if 'erf' not in args.skip:
-            paths = erf.find_images(args.erf_images) if args.erf_images else erf.packaged_photographs()
+            paths = find_images(args.erf_images) if args.erf_images else packaged_photographs()
             paths = paths[:args.erf_num]
         for path in paths:
-            erf.read_image(path, 8)
+            read_image(path, 8)
     except ValueError as error:
         fail(str(error))
     for entry in {run.entry.name: run.entry for run in runs}.values():

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from mmlk.analysis import complexity
-from mmlk.analysis.bands import in_channels
 from mmlk.engine.cli import add_config_options, fail, read_config
+from mmlk.engine.network import check_backbone, in_channels
 
 CONVENTIONS = inspect.cleandoc(complexity.__doc__).split('\n\n', 1)[1]
 
@@ -92,7 +92,7 @@ def main():
         fail(f'--depth must be 0 (the model alone) or more, got {args.depth}')
     cfg = read_config(args.config, args.cfg_options)
     try:
-        complexity.check_backbone(cfg)
+        check_backbone(cfg)
     except ValueError as error:
         fail(f'{args.config}: {error}')
     forms = measure(cfg, size)

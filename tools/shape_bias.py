@@ -25,7 +25,9 @@ from rich.markup import escape
 from rich.progress import track
 
 from mmlk.analysis import classifiers, shape_bias
+from mmlk.datasets.images import open_image
 from mmlk.engine.cli import add_config_options, fail, find_checkpoint, is_config, read_config
+from mmlk.preprocessors import Normalization
 
 
 def parse_args():
@@ -77,8 +79,9 @@ def build(model: str, checkpoint: str, args: argparse.Namespace) -> classifiers.
         classifier = classifiers.classifier_from_config(cfg, checkpoint)
     else:
         classifier = classifiers.build_classifier(model, checkpoint, args.by_order)
-    classifier.expect(args.size or classifier.size, args.mean or classifier.mean, args.std or classifier.std,
-                      args.bgr or classifier.bgr)
+    mean, std, bgr = classifier.normalization
+    classifier.expect(args.size or classifier.size,
+                      Normalization(tuple(args.mean or mean), tuple(args.std or std), args.bgr or bgr))
     return classifier
 
 
@@ -87,7 +90,7 @@ def main():
     try:
         stimuli = shape_bias.find_stimuli(args.images)
         for stimulus in track(stimuli, 'reading images'):
-            classifiers.open_image(stimulus.path)
+            open_image(stimulus.path)
         models = []
         for model, checkpoint in args.models:
             if checkpoint:

@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence,
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from PIL import ImageOps
 from torch import Tensor, nn
 
 from mmlk._types import type_name, type_of
 from mmlk.datasets.check import datasets
+from mmlk.datasets.images import open_image, to_tensor, viewable
 from mmlk.engine.heads import classes_of, labels_of, names_by_label
 
-from .bands import viewable
-from .classifiers import CLASSES, Classifier, class_names, open_image
-from .shape_bias import pixels
+from .classifiers import CLASSES, Classifier, class_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,7 +153,7 @@ class ClassifierSubject(Subject):
 
     def sample(self, path: Path) -> Sample:
         size = self._classifier[0].size
-        inputs = pixels(ImageOps.fit(open_image(path), (size, size)), size)
+        inputs = to_tensor(ImageOps.fit(open_image(path), (size, size)), size)
         return Sample(inputs.permute(1, 2, 0).byte().numpy(), inputs[None], (size, size))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -252,7 +251,7 @@ class ConfigClassifierSubject(ConfigSubject):
 
 
 def subject_from_config(cfg: Config, network: nn.Module, threshold: float = 0.3) -> ConfigSubject:
-    """The subject for a model that :func:`build` made.
+    """The subject for a model of :func:`mmlk.engine.network.build_network`.
 
     Raises:
         ValueError: It is neither a segmentor, nor a detector, nor a classifier, or its config has no test pipeline.
@@ -265,27 +264,6 @@ def subject_from_config(cfg: Config, network: nn.Module, threshold: float = 0.3)
     if 'BaseClassifier' in kinds:
         return ConfigClassifierSubject(cfg, network)
     raise ValueError(f'{type(network).__name__} is no segmentor, detector or classifier of OpenMMLab')
-
-
-def build(cfg: Config) -> nn.Module:
-    """The model of a config, without the weights that it names.
-
-    Raises:
-        ValueError: The config has no backbone, or the model cannot be built.
-    """
-    from mmengine.model import revert_sync_batchnorm
-
-    from .complexity import check_backbone
-    check_backbone(cfg)
-    model = deepcopy(cfg.model)
-    for part in (model, model.backbone):
-        for key in ('init_cfg', 'pretrained'):
-            part.pop(key, None)
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        try:
-            return revert_sync_batchnorm(MODELS.build(model))
-        except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'the model cannot be built: {error}') from error
 
 
 def _test_dataset(cfg: Config) -> dict:

@@ -1,20 +1,17 @@
 """Classifiers of ImageNet-1K: a backbone with the head that a file holds beside it, or a model of timm."""
 import difflib
 import sys
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Type
+from typing import Any, Dict, List, Optional, Type
 
-import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
-from PIL import Image
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from mmlk.engine.network import build_network
+from mmlk.preprocessors import Normalization
 from mmlk.weights import LoadReport, WeightsError, load
 from mmlk.weights.catalog import CATALOG, FAMILIES
-from mmlk.weights.catalog.entry import IMAGENET
 from mmlk.weights.layouts import find_tensors, fit
 from mmlk.weights.read import read_weights
 
@@ -37,39 +34,37 @@ class Classifier(nn.Module):
         last_layer: Name of the module in it that makes the last map; '' where ``network.backbone`` returns it.
         source: Where its weights are from.
         size: Side of the images.
-        mean: Of each channel of a pixel, 0..255, in the network's order.
-        std: The deviation.
-        bgr: Whether the network takes blue first.
+        normalization: Of the images; by default ImageNet's.
 
     Shape:
         (N, 3, H, W), RGB pixels in 0..255, to logits (N, 1000).
 
     Raises:
-        ValueError: ``size`` is not positive, or ``mean`` or ``std`` is not of three channels.
+        ValueError: ``size`` is not positive, or the mean or the deviation is not of three channels.
     """
 
     def __init__(self, network: nn.Module, last_layer: str, source: str, size: int = 224,
-                 mean: Sequence[float] = IMAGENET[0], std: Sequence[float] = IMAGENET[1], bgr: bool = False):
+                 normalization: Normalization = Normalization()):
         super().__init__()
         self.network = network.eval()
         self.last_layer, self.source = last_layer, source
-        self.expect(size, mean, std, bgr)
+        self.expect(size, normalization)
 
-    def expect(self, size: int, mean: Sequence[float], std: Sequence[float], bgr: bool) -> None:
-        """Say anew which images the network takes."""
+    def expect(self, size: int, normalization: Normalization) -> None:
+        """Change which images the network takes; the arguments and the error are those of the constructor."""
+        mean, std, _ = normalization
         if size < 1 or len(mean) != 3 or len(std) != 3:
             raise ValueError(f'images have a positive side and three channels, got {size}, {mean} and {std}')
-        self.size, self.mean, self.std, self.bgr = size, tuple(mean), tuple(std), bgr
+        self.size, self.normalization = size, normalization
 
     @property
     def images(self) -> Dict[str, Any]:
         """How images are prepared, for a JSON."""
-        return dict(size=self.size, mean=self.mean, std=self.std, channels='BGR' if self.bgr else 'RGB')
+        mean, std, bgr = self.normalization
+        return dict(size=self.size, mean=mean, std=std, channels='BGR' if bgr else 'RGB')
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = pixels.flip(1) if self.bgr else pixels
-        mean, std = (x.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return self.network((x - mean) / std)
+        return self.network(self.normalization(pixels))
 
 
 class WithHead(nn.Module):
@@ -92,23 +87,6 @@ class ClassifierHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.between(self.before(x).mean((2, 3))))
-
-
-def open_image(path: Path) -> Image.Image:
-    """An image in 8-bit RGB, decoded: grey three times, 16 bits by their upper eight, without an alpha channel.
-
-    Raises:
-        ValueError: The file cannot be read as an image, or holds numbers of 32 bits.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith('I;16'):  # Pillow would cut off at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            elif image.mode in ('I', 'F'):
-                raise ValueError('its pixels are numbers of 32 bits, of no known range')
-            return image.convert('RGB')
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
-        raise ValueError(f'{path} cannot be read as an image: {error}') from error
 
 
 def build_classifier(model: str, checkpoint: Optional[str] = None, by_order: bool = False) -> Classifier:
@@ -169,15 +147,7 @@ def classifier_from_config(cfg: Config, checkpoint: str) -> Classifier:
     Raises:
         ValueError: The config has no backbone, or it cannot be built; the file holds no classifier that fits.
     """
-    from .complexity import check_backbone
-    check_backbone(cfg)
-    backbone = {key: value for key, value in cfg.model.backbone.items() if key not in ('init_cfg', 'pretrained')}
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        try:
-            backbone = MODELS.build(backbone)
-        except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'the backbone cannot be built: {error}') from error
-    return with_head(backbone, checkpoint)
+    return with_head(build_network(cfg, 'backbone'), checkpoint)
 
 
 def with_head(backbone: nn.Module, checkpoint: str) -> Classifier:
@@ -200,8 +170,8 @@ def with_head(backbone: nn.Module, checkpoint: str) -> Classifier:
     images = {}
     entry = CATALOG.get(checkpoint)
     if entry:
-        images = dict(size=int(entry.image_size.split('x')[0]), mean=entry.mean, std=entry.std,
-                      bgr='BGR' in entry.note)
+        images = dict(size=int(entry.image_size.split('x')[0]),
+                      normalization=Normalization(entry.mean, entry.std, 'BGR' in entry.note))
     classifier = Classifier(WithHead(backbone, head), '', str(checkpoint), **images)
     try:
         with torch.no_grad():
@@ -295,8 +265,8 @@ def classifier_from_timm(name: str, checkpoint: Optional[str] = None, by_order: 
             raise ValueError(f'the weights of {name} cannot be fetched ({reason}); give a checkpoint') from error
     own = model.pretrained_cfg
     features = list(getattr(model.feature_info, 'info', model.feature_info))
-    mean, std = ([255 * value for value in own[key]] for key in ('mean', 'std'))
-    return Classifier(model, features[-1]['module'], checkpoint or f'{TIMM}{name}', own['input_size'][-1], mean, std)
+    return Classifier(model, features[-1]['module'], checkpoint or f'{TIMM}{name}', own['input_size'][-1],
+                      Normalization.of_timm(own))
 
 
 def _fill_in_order(model: nn.Module, checkpoint: str) -> None:

@@ -14,7 +14,6 @@ No optimizer step is included, whose cost depends on the number of parameters al
 and of recomputing activations (``with_cp``) holds. Memory is what a call holds at most beyond what stood before it:
 activations, gradients and workspace, no weights.
 """
-import copy
 import functools
 import itertools
 import statistics
@@ -25,13 +24,10 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, NamedTuple, Op
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmlk.analysis import zoo
-from mmlk.analysis.bands import in_channels
-from mmlk.analysis.complexity import check_backbone, is_ours
+from mmlk.engine.network import build_network, check_backbone, in_channels
 from mmlk.ops.benchmark import peak_memory
 from mmlk.ops.choice import timed
 from mmlk.reparam import MergeableBranches, merge
@@ -160,20 +156,14 @@ def latency_from_config(cfg: Config, name: str, part: str = 'backbone') -> Laten
         ValueError: The config has no backbone, or is neither a segmentor's nor a detector's and ``part`` is 'model'.
     """
     check_backbone(cfg)
-    scope, settings = cfg.get('default_scope'), copy.deepcopy(cfg.model)
-    if is_ours(settings.backbone):
-        settings.backbone.merged = False
+    scope = cfg.get('default_scope')
     kind = 'backbone'
     if part == 'model':
         kind = {'mmseg': 'segmentor', 'mmdet': 'detector'}.get(scope)
         if kind is None:
             raise ValueError("part 'model' is of segmentors and detectors, whose configs have default_scope = 'mmseg' "
                              f"or 'mmdet'; this one has {scope!r}")
-
-    def build() -> nn.Module:
-        with DefaultScope.overwrite_default_scope(scope):
-            return revert_sync_batchnorm(MODELS.build(settings if part == 'model' else settings.backbone))
-
+    build = functools.partial(build_network, cfg, part, merged=False)
     return LatencyNetwork(name, build, kind, in_channels(cfg))
 
 

@@ -183,7 +183,7 @@ def predict(model, dataset, indices: Sequence[int], score: float = 0.3) -> List[
     import torch
     from mmengine.dataset import pseudo_collate
 
-    from mmlk.analysis.bands import viewable
+    from mmlk.datasets.images import viewable
     scenes = []
     for index in indices:
         data = dataset[int(index)]
@@ -225,16 +225,16 @@ def predict_some(cfg, checkpoint: str, number: int, score: float = 0.3,
     Raises:
         WeightsError: The checkpoint does not fit the model.
     """
-    from mmengine.model import revert_sync_batchnorm
-    from mmengine.registry import DATASETS, MODELS, init_default_scope
+    from mmengine.registry import DATASETS, init_default_scope
 
     from mmlk.engine.heads import names_by_label
+    from mmlk.engine.network import build_network
     from mmlk.weights import load
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    model = MODELS.build(cfg.model)
+    model = build_network(cfg)
     load(model, checkpoint)
-    model = revert_sync_batchnorm(model).to(device).eval()
+    model = model.to(device).eval()
     indices = np.unique(np.linspace(0, len(dataset) - 1, number).round().astype(int))
     return (predict(model, dataset, indices, score), names_by_label(dataset.metainfo['classes'], model),
             dataset.metainfo.get('palette'))

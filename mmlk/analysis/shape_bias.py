@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from .classifiers import CLASSES, Classifier, open_image
-from .erf import SUFFIXES
+from mmlk.datasets.images import SUFFIXES, open_image, to_tensor
+
+from .classifiers import CLASSES, Classifier
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,13 +132,6 @@ def categorise(logits: Tensor) -> List[str]:
     return [list(CATEGORIES)[index] for index in means.argmax(1).tolist()]
 
 
-def pixels(image: Image.Image, size: int) -> Tensor:
-    """(3, size, size) in 0..255: the whole image, which is resized, bicubic, if it has another size."""
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.BICUBIC)
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1).float()
-
-
 def decide(classifier: Classifier, batches: Iterable[Sequence[Stimulus]], device: str = 'cpu') -> List[str]:
     """The categories that a classifier decides for, stimulus by stimulus. It is moved to the device for the while.
 
@@ -149,7 +142,7 @@ def decide(classifier: Classifier, batches: Iterable[Sequence[Stimulus]], device
     decisions: List[str] = []
     with torch.inference_mode():
         for batch in batches:
-            images = torch.stack([pixels(open_image(stimulus.path), classifier.size) for stimulus in batch])
+            images = torch.stack([to_tensor(open_image(stimulus.path), classifier.size) for stimulus in batch])
             images = images.to(device, memory_format=torch.channels_last)  # faster, on CPUs too
             decisions += categorise(classifier(images).cpu())
     classifier.to('cpu')

@@ -324,9 +324,7 @@ class MobileNetV2(BaseBackbone):
     def num_layers(self) -> int:
         return self._blocks_before(self._stage_rows[-1][-1] + 1)
 
-    def layer_id(self, name: str) -> int:
+    def layer_of(self, name: str) -> int:
         """Each block is a layer."""
-        if name not in dict(self.named_parameters()):
-            raise KeyError(f"{type(self).__name__} has no parameter '{name}'")
         layer, block, *_ = name.split('.')
         return 0 if layer == 'conv1' else self._blocks_before(int(layer[len('layer'):]) - 1) + int(block) + 1

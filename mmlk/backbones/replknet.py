@@ -195,11 +195,9 @@ class RepLKNet(BaseBackbone):
     def num_layers(self) -> int:
         return self._layers_before(self.num_stages)
 
-    def layer_id(self, name: str) -> int:
+    def layer_of(self, name: str) -> int:
         """Two pairs of blocks make a layer, a transition goes with the stage before it, as in ``optim_factory.py``."""
         kind, *rest = name.split('.')
-        if name not in dict(self.named_parameters()):
-            raise KeyError(f"RepLKNet has no parameter '{name}'")
         if kind == 'stem':
             return 0
         stage = int(rest[0])

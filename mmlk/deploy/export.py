@@ -25,11 +25,12 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Typ
 import numpy as np
 import torch
 from mmengine.config import Config
-from PIL import Image
 from torch import Tensor, nn
 
 from mmlk import weights
-from mmlk.analysis.bands import constants, converts_channels, in_channels, open_bands
+from mmlk.datasets.images import read_image
+from mmlk.engine.network import build_network, check_backbone, in_channels
+from mmlk.preprocessors import Normalization
 from mmlk.reparam import MergeableBranches, merge
 from mmlk.reparam.folding import fold_norms
 from mmlk.weights.read import read_weights
@@ -69,8 +70,8 @@ class Exportable(nn.Module):
 
     def __init__(self, model: nn.Module, channels: int = 3):
         super().__init__()
-        preprocessor = model.data_preprocessor
-        mean, std = constants(preprocessor)
+        normalization = Normalization.of_preprocessor(model.data_preprocessor, channels)
+        mean, std = normalization.tensors(torch.empty(0))
         for name, values in dict(mean=mean, std=std).items():
             if len(values) not in (1, channels):
                 raise ValueError(f'the backbone takes images of {channels} channels, and the {name} of '
@@ -78,7 +79,7 @@ class Exportable(nn.Module):
         for attention in _window_attentions(model):
             attention.window_reverse = partial(_window_reverse, attention.window_size)
         self.network = model
-        self.channels, self.bgr = channels, channels == 3 and not converts_channels(preprocessor)
+        self.channels, self.bgr = channels, normalization.bgr
         self.register_buffer('mean', mean)
         self.register_buffer('std', std)
 
@@ -317,14 +318,12 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
             differ from the model's. There is no file then, or the one that was there before.
     """
     size = _check(cfg, out, format, size, opset)
-    from mmlk.analysis import cam
-    from mmlk.analysis.complexity import check_backbone
     check_backbone(cfg)
     channels = in_channels(cfg)
     photographs = [_photograph(path, size, channels) for path in images]
 
     say('building the model')
-    model = cam.build(cfg).eval()
+    model = build_network(cfg).eval()
     kind = kind_of(model)
     divisor = _divisor(model.data_preprocessor)
     if any(length % divisor for length in size):
@@ -440,9 +439,7 @@ def _check(cfg: Config, out: str, format: str, size: Optional[Size], opset: Opti
 
 def _photograph(path: Path, size: Size, channels: int) -> Tensor:
     """An image resized to (channels, *size), uint8, of three channels RGB."""
-    bands = open_bands(path, channels).transpose(2, 0, 1)
-    resized = [np.array(Image.fromarray(band).resize(size[::-1], Image.BICUBIC)) for band in bands]
-    return torch.from_numpy(np.stack(resized))
+    return torch.from_numpy(read_image(path, size, channels).transpose(2, 0, 1))
 
 
 def _divisor(preprocessor: nn.Module) -> int:

@@ -13,7 +13,7 @@ import math
 import warnings
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -166,7 +166,7 @@ def _name_sizes(value, names: Mapping[str, str]) -> None:
                                  for size in value.shape])
 
 
-def _plain_operators(program: torch.export.ExportedProgram) -> Dict[torch._ops.OpOverload, Callable]:
+def _plain_operators(program: torch.export.ExportedProgram) -> Dict[Any, Callable]:
     """Decompositions of those operators that the program has and that these stand for."""
     def over_the_map(node) -> bool:
         arguments = {**dict(zip(('x', 's', 'dim', 'norm'), node.args)), **node.kwargs}

