@@ -1,5 +1,7 @@
 """The shell scripts, run against stand-ins for python, srun, apt-get and id that note their arguments."""
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -258,6 +260,27 @@ def test_a_second_install_only_proves(stage, environment):
         done = install(stage, environment, 'install.sh', *arguments)
         assert 'everything was in place already' in done.stdout
         assert not any('pip' in call for call in stage.calls[before:])
+
+
+@pytest.mark.parametrize('pin, origin, expected', [
+    ('1.0', 'here', 0), ('1.1', 'here', 1), ('1.0', 'elsewhere', 1), ('1.0', None, 1)])
+def test_what_is_up_to_date(tmp_path, pin, origin, expected):
+    """Versions as pinned, and mmlk from this folder, in which pip has left an egg-info."""
+    here, site = tmp_path / 'here', tmp_path / 'site'
+    (here / 'mmlk.egg-info').mkdir(parents=True)
+    (here / 'mmlk.egg-info' / 'PKG-INFO').write_text('Name: mmlk\nVersion: 1\n')
+    (here / 'requirements.txt').write_text(f'# pins\nthing=={pin}\nother>=2\n')
+    for name in ('thing', 'mmlk'):
+        folder = site / f'{name}-1.0.dist-info'
+        folder.mkdir(parents=True)
+        (folder / 'METADATA').write_text(f'Name: {name}\nVersion: 1.0\n')
+    if origin:
+        (folder / 'direct_url.json').write_text(json.dumps(dict(url=(tmp_path / origin).as_uri())))
+    function = re.search(r'^up_to_date\(\) \{.*?^\}', (TOOLS / 'install.sh').read_text(), re.MULTILINE | re.DOTALL)[0]
+    python = f'python() {{ "{sys.executable}" -S "$@"; }}'
+    done = subprocess.run([BASH, '-c', f'{python}\nrequirements=requirements.txt\n{function}\nup_to_date'], cwd=here,
+                          env=dict(os.environ, PYTHONPATH=str(site)))
+    assert done.returncode == expected
 
 
 def test_compiled_operators_that_fit_are_kept(stage, environment):

@@ -49,8 +49,9 @@ for line in pathlib.Path(sys.argv[1]).read_text().splitlines():
     pin = re.fullmatch(r'([\w-]+)==(\S+)', line)
     if pin and importlib.metadata.version(pin[1]).split('+')[0] != pin[2]:
         sys.exit(1)
-origin = importlib.metadata.distribution('mmlk').read_text('direct_url.json')
-sys.exit(f'"{pathlib.Path.cwd().as_uri()}"' not in origin)
+# pip leaves mmlk.egg-info in this folder, which says nothing about the installation
+origins = [found.read_text('direct_url.json') or '' for found in importlib.metadata.distributions(name='mmlk')]
+sys.exit(not any(f'"{pathlib.Path.cwd().as_uri()}"' in origin for origin in origins))
 PY
 }
 
