@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / 'mmlk'
-# From the bottom: each room may import from itself and from the rooms before it.
-LAYERS = ['ops', 'reparam', 'registry', 'backbones']
+# From the bottom: each room may import from itself, from the rooms before it, and from the private modules beside them.
+ROOMS = ['ops', 'reparam', 'registry', 'layers', 'backbones', 'weights', 'preprocessors', 'datasets', 'engine', 'analysis',
+         'deploy', 'studies']
+PRIVATE = {path.stem for path in PACKAGE.glob('_*.py')}
 
 
 def imports(path, top_level_only):
@@ -21,7 +23,11 @@ def imports(path, top_level_only):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = '.'.join(package[:len(package) - node.level + 1]) if node.level else ''
-            yield '.'.join(part for part in (base, node.module) if part)
+            module = '.'.join(part for part in (base, node.module) if part)
+            if module == 'mmlk':  # from mmlk import room
+                yield from (f'mmlk.{alias.name}' for alias in node.names if not alias.name.startswith('__version'))
+            else:
+                yield module
 
 
 def files(*rooms):
@@ -36,13 +42,24 @@ def test_ops_and_reparam_are_pure_torch():
         assert foreign <= allowed, f'{path} imports {foreign}'
 
 
-@pytest.mark.parametrize('room', LAYERS)
+@pytest.mark.parametrize('room', ROOMS)
 def test_arrows_point_down(room):
-    allowed = {*LAYERS[:LAYERS.index(room) + 1], '_require'}
+    allowed = {*ROOMS[:ROOMS.index(room) + 1], *(set() if room in ('ops', 'reparam') else PRIVATE)}
     for path in files(room):
         for name in imports(path, top_level_only=False):
             if name.startswith('mmlk.'):
                 assert name.split('.')[1] in allowed, f'{path} imports {name}'
+
+
+def test_private_modules_import_no_room():
+    for path in files(*sorted(PRIVATE)):
+        for name in imports(path, top_level_only=False):
+            assert not name.startswith('mmlk.') or name.split('.')[1] in PRIVATE, f'{path} imports {name}'
+
+
+def test_every_module_is_in_a_room():
+    there = {path.stem for path in PACKAGE.glob('*.py')} | {path.parent.name for path in PACKAGE.glob('*/__init__.py')}
+    assert there == {*ROOMS, *PRIVATE}
 
 
 def test_no_toolbox_at_import_time():

@@ -11,11 +11,11 @@ from mmengine.structures import PixelData
 from PIL import Image
 
 from mmlk.analysis import bands, cam, complexity, erf, latency, panels
+from mmlk.deploy.export import export
+from mmlk.deploy.merging import merge_checkpoint
 from mmlk.engine.cli import build_runner
-from mmlk.engine.export import export
 from mmlk.engine.hooks import CheckLabelsHook
 from mmlk.engine.loading import DataError
-from mmlk.engine.merging import merge_checkpoint
 from mmlk.reparam import merge
 from tests.test_training import CONFIGS, shrink_model
 from tests.utils import fill, relative_error
@@ -111,7 +111,7 @@ def test_analyses(case):
     panels.panels(scenes, classes, palette).savefig(case.folder / 'panels.png')
 
     if find_spec('pytorch_grad_cam'):
-        subject = cam.from_config(case.cfg, case.model)
+        subject = cam.subject_from_config(case.cfg, case.model)
         sample = subject.sample(case.folder / 'images' / '0.png')
         for label in (None, 0, 1):
             choice, maps = cam.explain(subject, sample, [cam.LAST_MAP], label=label)
@@ -123,18 +123,18 @@ def test_analyses(case):
             assert subject.score(subject(sample.inputs)[0], choice).item() == pytest.approx(score.item(), rel=1e-3)
         assert subject.classes == list(classes)
 
-    network = erf.from_config(case.cfg, initialise=True)
+    network = erf.erf_from_config(case.cfg, initialise=True)
     stage, _ = network.check(SIDE)
     photographs = [erf.read_image(path, SIDE, case.channels) for path in erf.packaged_photographs()[:1]]
     assert photographs[0].shape == (SIDE, SIDE, case.channels)
-    assert erf.measure(network, photographs, stage).scores.shape == (SIDE, SIDE)
+    assert erf.measure_erf(network, photographs, stage).scores.shape == (SIDE, SIDE)
 
-    counted = complexity.count(complexity.build(case.cfg), (SIDE, SIDE), bands.in_channels(case.cfg))
+    counted = complexity.count(complexity.build_on_meta(case.cfg), (SIDE, SIDE), bands.in_channels(case.cfg))
     assert counted.parameters < sum(p.numel() for p in case.model.parameters())
-    network = latency.from_config(case.cfg, 'x', 'model')
+    network = latency.latency_from_config(case.cfg, 'x', 'model')
     for mode in latency.MODES:
-        row, = latency.measure([network], [network.build()], [latency.Variant()], mode, (SIDE, SIDE), 2,
-                               torch.device('cpu'), turns=1, warmup=1)
+        row, = latency.measure_latency([network], [network.build()], [latency.Variant()], mode, (SIDE, SIDE), 2,
+                                       torch.device('cpu'), turns=1, warmup=1)
         assert row.failed is None
 
 
@@ -193,7 +193,7 @@ def test_a_mean_of_one_value_and_none(mean, tmp_path):
     assert result.blocks == 5
     export(cfg, checkpoint, str(tmp_path / 'x.pt'), [picture], 'torchscript', (SIDE, SIDE))
     assert relative_error(torch.jit.load(tmp_path / 'x.pt')(images)[1], logits) < 1e-5
-    network = erf.from_config(cfg, initialise=True)
+    network = erf.erf_from_config(cfg, initialise=True)
     standard = torch.zeros(1, 3, SIDE, SIDE)  # an image of ImageNet's mean
     pixels = standard + torch.tensor(erf.IMAGENET_MEAN)[:, None, None]
     with torch.no_grad():

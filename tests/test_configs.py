@@ -12,10 +12,10 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmlk.analysis.compare import Entry, check, read_study
-from mmlk.analysis.complexity import build
+from mmlk.analysis.complexity import build_on_meta
 from mmlk.datasets.check import datasets
 from mmlk.datasets.scenes import CLASSES, PALETTE
+from mmlk.studies.compare import ComparedModel, check_models, read_study
 from mmlk.weights.catalog import CATALOG, FAMILIES
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
@@ -232,7 +232,7 @@ def load(name):
 @lru_cache(maxsize=None)
 def built(name):
     """The config's model on the meta device, in eval mode. Every test gets the same one."""
-    model = build(load(name), merged=False)
+    model = build_on_meta(load(name), merged=False)
     model.eval()
     return model
 
@@ -699,7 +699,7 @@ def test_a_study_compares_what_it_names(name):
     study = read_study(CONFIGS / 'studies' / f'{name}.yml')
     assert study.title and study.finding and 'arXiv:2203.06717' in study.source
     assert [Path(path).stem for path in study.configs.values()] == STUDIES[name]
-    check([Entry(label, path, Config.fromfile(path)) for label, path in study.configs.items()])
+    check_models([ComparedModel(label, path, Config.fromfile(path)) for label, path in study.configs.items()])
 
 
 @pytest.mark.parametrize('name, expected', [

@@ -2,6 +2,7 @@
 import importlib.util
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,11 @@ def doctor():
 PINNED = {
     'torch': '2.12.1', 'torchvision': '0.27.1', 'numpy': '2.2.6', 'opencv-python': '4.12.0.88',
     'timm': '1.0.31', 'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'onedl-mmdetection': '3.5.1',
-    'onedl-mmsegmentation': '1.4.2', 'mmlk': '0.1.0', 'setuptools': '80.10.2'}
+    'onedl-mmsegmentation': '1.4.2', 'mmlk': '0.2.0', 'setuptools': '80.10.2'}
 CLASSIC = {
     'torch': '2.4.1', 'torchvision': '0.19.1', 'numpy': '1.26.4', 'opencv-python': '4.11.0.86',
     'timm': '1.0.31', 'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2',
-    'mmlk': '0.1.0', 'setuptools': '80.10.2'}
+    'mmlk': '0.2.0', 'setuptools': '80.10.2'}
 MODULES = ('torch', 'torchvision', 'numpy', 'cv2', 'timm', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmlk')
 
 
@@ -92,10 +93,14 @@ CASES = {
     'stale classic mmcv': (
         facts(CLASSIC, ops={'cpu': SYMBOL}), 'problem', 'compiled for another torch', 'mmcv==2.1.0'),
     'mmcv without operators': (
-        facts(ops={'cpu': NO_EXT, 'cuda': NO_EXT}), 'problem', 'without compiled operators', INSTALL),
+        facts(ops={'cpu': NO_EXT, 'cuda': NO_EXT}, which_ops='none'), 'problem', "torchvision's in their place",
+        'python -m mmlk._mmcv_ext'),
+    'mmcv without operators nor mmlk': (
+        facts(ops={'cpu': NO_EXT}, which_ops='none', failing={'mmlk': NO_EXT}), 'problem', 'without compiled operators',
+        INSTALL),
     'mmcv without CUDA operators': (
         facts(ops={'cpu': None, 'cuda': 'RuntimeError: nms is not compiled with GPU support'}, cuda=['H200']),
-        'note', 'detection needs them there', INSTALL),
+        'note', "torchvision's, which take their place", 'pip uninstall -y onedl-mmcv && bash tools/install.sh'),
     'driver too old': (
         facts(nvidia_driver=True, cuda_error='RuntimeError: The NVIDIA driver on your system is too old'),
         'note', 'driver on your system is too old', 'nvidia-smi'),
@@ -146,6 +151,29 @@ def test_it_runs_where_nothing_is_installed(tmp_path):
 
 def test_the_operators_here_give_the_right_answers(doctor):
     assert doctor.attempt(lambda: doctor.try_ops('cpu')) is None
+
+
+@pytest.mark.parametrize('kind, text', [
+    ('compiled', "mmcv's own, compiled"), ('torchvision', "torchvision's, through mmlk")])
+def test_it_says_which_operators_are_in_use(doctor, capsys, kind, text):
+    doctor.show(facts(which_ops=kind))
+    assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('files, kind', [
+    ([], 'none'), (['_ext.py'], 'torchvision'), (['_ext.py', f'_ext{EXTENSION_SUFFIXES[0]}'], 'compiled')])
+def test_which_operators_are_there(tmp_path, files, kind):
+    (tmp_path / 'mmcv').mkdir()
+    for name in ['__init__.py', *files]:
+        (tmp_path / 'mmcv' / name).touch()
+    done = subprocess.run([sys.executable, '-S', TOOL, '--which-ops'], capture_output=True, text=True,
+                          env={'PYTHONPATH': str(tmp_path)})
+    assert done.stdout == f'{kind}\n', done.stderr
+
+
+def test_there_are_no_operators_without_mmcv():
+    done = subprocess.run([sys.executable, '-S', '-E', TOOL, '--which-ops'], capture_output=True, text=True)
+    assert done.stdout == 'none\n', done.stderr
 
 
 def test_a_wrong_operator_is_found(doctor, monkeypatch):

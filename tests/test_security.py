@@ -12,8 +12,8 @@ from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 from mmlk._text import one_line, printable
-from mmlk.analysis.compare import read_study
 from mmlk.engine import cli
+from mmlk.studies.compare import read_study
 from mmlk.weights import WeightsError
 from mmlk.weights.catalog import CATALOG
 

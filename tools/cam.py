@@ -78,14 +78,14 @@ def build(args: argparse.Namespace) -> cam.Subject:
     if args.checkpoint:
         find_checkpoint(args.checkpoint)
     if not is_config(args.config):
-        return cam.ClassifierSubject(classifiers.build(args.config, args.checkpoint))
+        return cam.ClassifierSubject(classifiers.build_classifier(args.config, args.checkpoint))
     cfg = read_config(args.config, args.cfg_options)
     network = cam.build(cfg)
     if args.checkpoint:
         load(network, args.checkpoint)
     else:
         print('no checkpoint: weights are random, and so is what the maps show')
-    return cam.from_config(cfg, network, args.score)
+    return cam.subject_from_config(cfg, network, args.score)
 
 
 def names_of(paths: list) -> list:
@@ -124,10 +124,10 @@ def main():
             continue
         choice, maps = explained
         facts.update(label=choice.label, target=subject.classes[choice.label], found=choice.found, layers={})
-        row = cam.Row(sample.image, f'{path.name}: {facts["target"]}, {choice.found}', {})
+        row = cam.CamRow(sample.image, f'{path.name}: {facts["target"]}, {choice.found}', {})
         for layer, heat in maps.items():
             file = f'{name}.png' if len(layers) == 1 else f"{name}_{re.sub(r'[^0-9A-Za-z.-]', '_', layer)}.png"
-            row.overlays[layer] = cam.overlay(sample, heat, choice)
+            row.overlays[layer] = cam.overlay_heat(sample, heat, choice)
             Image.fromarray(row.overlays[layer]).save(os.path.join(args.out, file))
             heats[file[:-len('.png')]] = heat.astype(np.float16)
             facts['layers'][layer] = dict(file=file, empty=not heat.any())

@@ -73,13 +73,13 @@ def file_name(name: str) -> str:
     return re.sub(r'[^\w.+-]', '_', name)
 
 
-def build(config: str, checkpoint: str, args: argparse.Namespace) -> erf.Network:
+def build(config: str, checkpoint: str, args: argparse.Namespace) -> erf.ErfNetwork:
     """A network with its weights in."""
     torch.manual_seed(args.seed)
     if config.startswith(TIMM):
-        network = erf.from_timm(config[len(TIMM):], initialise=checkpoint is None)
+        network = erf.erf_from_timm(config[len(TIMM):], initialise=checkpoint is None)
     else:
-        network = erf.from_config(read_config(config, args.cfg_options), initialise=checkpoint is None)
+        network = erf.erf_from_config(read_config(config, args.cfg_options), initialise=checkpoint is None)
     if checkpoint:
         load(network.backbone, checkpoint)
     return network
@@ -114,7 +114,8 @@ def main():
         if channels not in images:
             images[channels] = [erf.read_image(path, args.size, channels) for path in paths]
         try:
-            fields[name] = erf.measure(network, track(images[channels], description=escape(name)), stage, args.device)
+            fields[name] = erf.measure_erf(network, track(images[channels], description=escape(name)), stage,
+                                           args.device)
         except ValueError as error:
             fail(f'{name}: {error}')
         np.save(os.path.join(args.out, f'{file_name(name)}.npy'), fields[name].scores)

@@ -12,8 +12,8 @@ import os.path as osp
 from pathlib import Path
 
 from mmlk.analysis.complexity import parse_size
+from mmlk.deploy.formats import FORMATS
 from mmlk.engine.cli import add_config_options, fail, find_checkpoint, read_config
-from mmlk.engine.formats import FORMATS
 
 
 def parse_args():
@@ -47,7 +47,7 @@ def main():
     from rich.console import Console
 
     from mmlk.analysis.erf import find_images, packaged_photographs
-    from mmlk.engine.export import export
+    from mmlk.deploy.export import export
     console = Console(highlight=False, soft_wrap=True)
     try:
         size = args.shape and parse_size(args.shape)

@@ -5,8 +5,8 @@ Checks on a real input that the outputs are equal before it writes the checkpoin
 import argparse
 import os.path as osp
 
+from mmlk.deploy.merging import merge_checkpoint
 from mmlk.engine.cli import add_config_options, fail, find_checkpoint, read_config
-from mmlk.engine.merging import merge_checkpoint
 
 
 def main():

@@ -74,9 +74,9 @@ def build(model: str, checkpoint: str, args: argparse.Namespace) -> classifiers.
         cfg = read_config(model, args.cfg_options)
         if checkpoint is None:
             raise ValueError(f'{model} needs a checkpoint: a file with a classifier in it')
-        classifier = classifiers.from_config(cfg, checkpoint)
+        classifier = classifiers.classifier_from_config(cfg, checkpoint)
     else:
-        classifier = classifiers.build(model, checkpoint, args.by_order)
+        classifier = classifiers.build_classifier(model, checkpoint, args.by_order)
     classifier.expect(args.size or classifier.size, args.mean or classifier.mean, args.std or classifier.std,
                       args.bgr or classifier.bgr)
     return classifier
@@ -107,7 +107,7 @@ def main():
         tallies[name] = shape_bias.tally(stimuli, decisions)
         report.append(dict(name=name, model=model, checkpoint=classifier.source, images=classifier.images,
                            **shape_bias.summary(tallies[name])))
-    shape_bias.plot(tallies).savefig(os.path.join(args.out, 'shape_bias.png'), dpi=120)
+    shape_bias.plot_shape_bias(tallies).savefig(os.path.join(args.out, 'shape_bias.png'), dpi=120)
     conflicts = sum(stimulus.conflict for stimulus in stimuli)
     with open(os.path.join(args.out, 'shape_bias.json'), 'w') as file:
         json.dump(dict(stimuli=len(stimuli), conflicts=conflicts, models=report,

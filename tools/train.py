@@ -32,7 +32,7 @@ def apply_options(cfg, args):
         wrapper = cfg.optim_wrapper
         kind = type_of(wrapper, 'OPTIM_WRAPPERS', cfg.get('default_scope'))
         if kind not in (OptimWrapper, AmpOptimWrapper) and 'type' in wrapper:
-            fail(f"--amp works with OptimWrapper, the config has {type_name(wrapper)}")
+            fail(f'--amp works with OptimWrapper, the config has {type_name(wrapper)}')
         device = get_device()
         if device == 'mps':
             fail("--amp needs a CPU or a GPU: mmengine's AmpOptimWrapper does not run on this machine's mps")

@@ -19,7 +19,7 @@ from mmlk.weights.catalog import FAMILIES, Triple
 from mmlk.weights.fetch import cache_dir, cache_path, find
 from mmlk.weights.identify import identify
 from mmlk.weights.layouts import find_tensors, fit
-from mmlk.weights.read import StandIn, read
+from mmlk.weights.read import StandIn, read_weights
 
 
 def _pixels(triple: Triple) -> str:
@@ -60,7 +60,7 @@ def _brief(value: Any) -> str:
 
 def inspect(source: str) -> None:
     path = find(source)
-    payload = read(path)
+    payload = read_weights(path)
     layout = find_tensors(payload, path)
     tensors = layout.tensors
     names = list(tensors)

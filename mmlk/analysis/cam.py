@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from mmlk._types import type_name, type_of
 from mmlk.datasets.check import datasets
+from mmlk.engine.heads import classes_of, labels_of, names_by_label
 
 from .bands import viewable
 from .classifiers import CLASSES, Classifier, class_names, open_image
-from .heads import classes_of, labels_of, names_by_label
 from .shape_bias import pixels
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class ConfigClassifierSubject(ConfigSubject):
     choose, score = ClassifierSubject.choose, ClassifierSubject.score
 
 
-def from_config(cfg: Config, network: nn.Module, threshold: float = 0.3) -> ConfigSubject:
+def subject_from_config(cfg: Config, network: nn.Module, threshold: float = 0.3) -> ConfigSubject:
     """The subject for a model that :func:`build` made.
 
     Raises:
@@ -404,7 +404,7 @@ def _on_image(heat: np.ndarray, sample: Sample) -> np.ndarray:
     return heat / max(heat.max(), 1e-7)
 
 
-def overlay(sample: Sample, heat: np.ndarray, choice: Choice) -> np.ndarray:
+def overlay_heat(sample: Sample, heat: np.ndarray, choice: Choice) -> np.ndarray:
     """The map over the image, with the class's region or boxes outlined in white: (H, W, 3) uint8 RGB."""
     import cv2
     from pytorch_grad_cam.utils.image import show_cam_on_image
@@ -421,14 +421,14 @@ def overlay(sample: Sample, heat: np.ndarray, choice: Choice) -> np.ndarray:
 
 
 @dataclass
-class Row:
+class CamRow:
     """A row of :func:`grid`: an image, its title, and overlays by layer."""
     image: np.ndarray
     title: str
     overlays: Dict[str, np.ndarray]
 
 
-def grid(rows: Sequence[Row]) -> 'Figure':
+def grid(rows: Sequence[CamRow]) -> 'Figure':
     """Images on the left, overlays beside them, a column for each layer.
 
     Raises:

@@ -12,11 +12,11 @@ from PIL import Image
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from mmlk.weights import Report, WeightsError, load
+from mmlk.weights import LoadReport, WeightsError, load
 from mmlk.weights.catalog import CATALOG, FAMILIES
 from mmlk.weights.catalog.entry import IMAGENET
 from mmlk.weights.layouts import find_tensors, fit
-from mmlk.weights.read import read
+from mmlk.weights.read import read_weights
 
 TIMM = 'timm:'
 CLASSES = 1000
@@ -83,7 +83,7 @@ class WithHead(nn.Module):
         return self.head(self.backbone(x)[-1])
 
 
-class Head(nn.Module):
+class ClassifierHead(nn.Module):
     """Mean over the map and a linear layer, with what stands before and between."""
 
     def __init__(self, before: nn.Module, between: nn.Module, linear: nn.Linear):
@@ -111,7 +111,7 @@ def open_image(path: Path) -> Image.Image:
         raise ValueError(f'{path} cannot be read as an image: {error}') from error
 
 
-def build(model: str, checkpoint: Optional[str] = None, by_order: bool = False) -> Classifier:
+def build_classifier(model: str, checkpoint: Optional[str] = None, by_order: bool = False) -> Classifier:
     """A classifier by name, with its weights in.
 
     Args:
@@ -124,7 +124,7 @@ def build(model: str, checkpoint: Optional[str] = None, by_order: bool = False) 
         ValueError: There is no such model, or its weights cannot be had.
     """
     if model.startswith(TIMM):
-        return from_timm(model[len(TIMM):], checkpoint, by_order)
+        return classifier_from_timm(model[len(TIMM):], checkpoint, by_order)
     if by_order:
         raise ValueError(f'{model}: tensors are taken in their order for models of timm only')
     if model in CATALOG:
@@ -146,7 +146,7 @@ def build(model: str, checkpoint: Optional[str] = None, by_order: bool = False) 
         try:
             return with_head(family(arch, merged=True), checkpoint)  # a merged file
         except WeightsError:
-            raise error
+            raise error from None
 
 
 def _listed(near: List[str]) -> str:
@@ -163,7 +163,7 @@ def _archs(family: type) -> List[str]:
     return list(sys.modules[family.__module__].ARCHS)
 
 
-def from_config(cfg: Config, checkpoint: str) -> Classifier:
+def classifier_from_config(cfg: Config, checkpoint: str) -> Classifier:
     """The backbone of a segmentor's or detector's config, with weights and head from a classifier's file.
 
     Raises:
@@ -212,14 +212,14 @@ def with_head(backbone: nn.Module, checkpoint: str) -> Classifier:
     return classifier
 
 
-def _beside(report: Report, backbone: nn.Module) -> Dict[str, Tensor]:
+def _beside(report: LoadReport, backbone: nn.Module) -> Dict[str, Tensor]:
     """What a file holds beside the backbone that was filled from it."""
-    layout = find_tensors(read(report.path), report.path)
+    layout = find_tensors(read_weights(report.path), report.path)
     named = {**layout.tensors, **fit(layout, list(backbone.state_dict())).tensors}
     return {name: named[name] for name in report.unexpected}
 
 
-def _head(tensors: Dict[str, Tensor], family: str, path: str) -> Head:
+def _head(tensors: Dict[str, Tensor], family: str, path: str) -> ClassifierHead:
     """The head whose weights these are: a linear layer, at most one norm, at most one 1x1 convolution under it."""
     modules: Dict[str, Dict[str, Tensor]] = {}
     unused = _NOT_OF_THE_HEAD.get(family)
@@ -256,7 +256,7 @@ def _head(tensors: Dict[str, Tensor], family: str, path: str) -> Head:
         out_channels, in_channels = weights['weight'].shape[:2]
         before = nn.Sequential(_filled(nn.Conv2d(in_channels, out_channels, 1, bias='bias' in weights), weights),
                                before, _ACTIVATIONS[family]())
-    return Head(before, between, linear)
+    return ClassifierHead(before, between, linear)
 
 
 def _filled(module: nn.Module, weights: Dict[str, Tensor]) -> nn.Module:
@@ -268,7 +268,7 @@ def _filled(module: nn.Module, weights: Dict[str, Tensor]) -> nn.Module:
     return module
 
 
-def from_timm(name: str, checkpoint: Optional[str] = None, by_order: bool = False) -> Classifier:
+def classifier_from_timm(name: str, checkpoint: Optional[str] = None, by_order: bool = False) -> Classifier:
     """A model of timm with a file's weights, else with timm's own, which are fetched.
 
     Raises:
@@ -302,7 +302,7 @@ def from_timm(name: str, checkpoint: Optional[str] = None, by_order: bool = Fals
 def _fill_in_order(model: nn.Module, checkpoint: str) -> None:
     from mmlk.weights.fetch import find
     path = find(checkpoint)
-    file = find_tensors(read(path), path).tensors
+    file = find_tensors(read_weights(path), path).tensors
     own = model.state_dict()
     if len(file) != len(own):
         raise WeightsError(f'{path} has {len(file)} tensors, {type(model).__name__} {len(own)}')

@@ -10,7 +10,7 @@ What is counted is what the published tables count.
 - A segmentor is counted without its auxiliary head, parameters and multiply-adds, which testing does not run.
 - A two-stage detector, as mmdet 2.x counted it: the RPN on every level, 1000 proposals through each box stage
   and 100 through each mask stage.
-- Papers that merge branches after training count the merged form: :func:`build` makes it.
+- Papers that merge branches after training count the merged form: :func:`build_on_meta` makes it.
 """
 import copy
 import functools
@@ -132,7 +132,7 @@ class Node:
         return dict(facts, children=[child.to_dict() for child in self.children]) if self.children else facts
 
 
-class Line(NamedTuple):
+class FormsLine(NamedTuple):
     """A line of two trees side by side: ``level`` 0 is the model; None where a form lacks the module."""
     level: int
     name: str
@@ -165,11 +165,11 @@ def check_backbone(cfg: Config) -> None:
     """
     model = cfg.get('model')
     if not isinstance(model, dict) or not isinstance(model.get('backbone'), dict) or 'type' not in model['backbone']:
-        raise ValueError("the config has no backbone: it needs model = dict(type=..., backbone=dict(type=...), ...), "
+        raise ValueError('the config has no backbone: it needs model = dict(type=..., backbone=dict(type=...), ...), '
                          'as a segmentor or detector of mmseg or mmdet')
 
 
-def build(cfg: Config, merged: bool = True) -> nn.Module:
+def build_on_meta(cfg: Config, merged: bool = True) -> nn.Module:
     """The model of a config on the meta device: shapes without values.
 
     Args:
@@ -232,11 +232,11 @@ def breakdown(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> 
     return _tree(model, '', meter, seen=left_out, counted=set())
 
 
-def side_by_side(training: Node, merged: Node, depth: int) -> Iterator[Line]:
+def compare_forms(training: Node, merged: Node, depth: int) -> Iterator[FormsLine]:
     """The lines of a table of two forms of a model, parents before children, down to level ``depth``."""
-    def lines(level: int, before: Optional[Node], after: Optional[Node]) -> Iterator[Line]:
+    def lines(level: int, before: Optional[Node], after: Optional[Node]) -> Iterator[FormsLine]:
         node = before or after
-        yield Line(level, node.name, before, after)
+        yield FormsLine(level, node.name, before, after)
         if level == depth:
             return
         first, second = ({child.name: child for child in form.children} if form else {} for form in (before, after))

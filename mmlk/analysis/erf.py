@@ -84,7 +84,7 @@ def imagenet(channels: int) -> Tuple[Tuple[float, ...], Tuple[float, ...]]:
     return tuple(tuple(values[index % 3] for index in range(channels)) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
-class Network:
+class ErfNetwork:
     """A backbone in eval mode, and the images it takes.
 
     Args:
@@ -124,7 +124,7 @@ class Network:
         named = isinstance(stages, (list, tuple)) and len(stages) == len(maps)
         return dict(zip(stages if named else range(len(maps)), maps))
 
-    def check(self, size: int, stage: int = None) -> Tuple[int, Tuple[int, ...]]:
+    def check(self, size: int, stage: Optional[int] = None) -> Tuple[int, Tuple[int, ...]]:
         """Run once, without gradients, on the meta device where that is possible.
 
         Args:
@@ -155,7 +155,7 @@ class Network:
         return stage, tuple(maps[stage].shape)
 
 
-def from_config(cfg: Config, initialise: bool) -> Network:
+def erf_from_config(cfg: Config, initialise: bool) -> ErfNetwork:
     """The backbone of a segmentor's, detector's or classifier's config, without the weights the config names.
 
     Args:
@@ -184,8 +184,8 @@ def from_config(cfg: Config, initialise: bool) -> Network:
     return _network(backbone, initialise, **how)
 
 
-def from_timm(name: str, initialise: bool) -> Network:
-    """A model of timm, as :func:`from_config` gives a config's.
+def erf_from_timm(name: str, initialise: bool) -> ErfNetwork:
+    """A model of timm, as :func:`erf_from_config` gives a config's.
 
     Raises:
         ValueError: timm has no such model, or cannot give its feature maps.
@@ -208,7 +208,7 @@ def _build(build: Callable[[], nn.Module]) -> nn.Module:
         raise ValueError(f'cannot be built: {error}') from error
 
 
-def _network(backbone: nn.Module, initialise: bool, **how) -> Network:
+def _network(backbone: nn.Module, initialise: bool, **how) -> ErfNetwork:
     if initialise:
         if hasattr(backbone, 'init_weights'):
             logger = MMLogger.get_current_instance()
@@ -219,7 +219,7 @@ def _network(backbone: nn.Module, initialise: bool, **how) -> Network:
             finally:
                 logger.setLevel(level)
         open_branches(backbone)
-    return Network(backbone, **how)
+    return ErfNetwork(backbone, **how)
 
 
 def open_branches(module: nn.Module) -> int:
@@ -293,11 +293,11 @@ def contribution(features: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
     return gradient.relu().sum((0, 1)).cpu().numpy()
 
 
-def measure(network: Network, images: Iterable[np.ndarray], stage: int, device: str = 'cpu') -> ReceptiveField:
+def measure_erf(network: ErfNetwork, images: Iterable[np.ndarray], stage: int, device: str = 'cpu') -> ReceptiveField:
     """The receptive field of one stage. The backbone is moved to the device for the while.
 
     Args:
-        network: Checked with :meth:`Network.check`.
+        network: Checked with :meth:`ErfNetwork.check`.
         images: (H, W, C) uint8, of three channels RGB, all of one size.
         stage: One that it returns.
         device: Where to run.
@@ -342,7 +342,7 @@ def summary(field: ReceptiveField, thresholds: Sequence[float] = THRESHOLDS) -> 
     return dict(images=field.images, skipped=field.skipped, largest_score=float(field.scores.max()), squares=squares)
 
 
-def heat_maps(fields: Dict[str, ReceptiveField], decades: float = None,
+def heat_maps(fields: Dict[str, ReceptiveField], decades: Optional[float] = None,
               thresholds: Sequence[float] = THRESHOLDS) -> 'Figure':
     """Named receptive fields side by side on one scale of colours, with their squares outlined.
 

@@ -71,7 +71,7 @@ class Variant(NamedTuple):
         return '+'.join(name for name, on in zip(SWITCHES, self) if on) or 'fp32'
 
 
-class Network(NamedTuple):
+class LatencyNetwork(NamedTuple):
     """A network to measure: ``build`` gives it in training form; ``kind`` is backbone, segmentor or detector."""
     name: str
     build: Callable[[], nn.Module]
@@ -81,7 +81,7 @@ class Network(NamedTuple):
 
 class Job(NamedTuple):
     """One call to measure; ``module`` is what it runs."""
-    network: Network
+    network: LatencyNetwork
     variant: Variant
     module: nn.Module
     call: Callable[[], object]
@@ -92,7 +92,7 @@ class Job(NamedTuple):
 
 
 @dataclass
-class Row:
+class LatencyRow:
     """What was measured of one job: ``seconds`` turn by turn, ``memory`` in bytes, None where the system does not tell.
 
     ``failed`` says why a job has neither.
@@ -129,7 +129,7 @@ class Row:
         """Images a second."""
         return self.batch / self.median
 
-    def relative_to(self, other: 'Row') -> float:
+    def relative_to(self, other: 'LatencyRow') -> float:
         """Time over that of another row of the same run: the median of what the turns say, each in itself."""
         return statistics.median(ours / theirs for ours, theirs in zip(self.seconds, other.seconds))
 
@@ -144,7 +144,7 @@ class Row:
                     images_per_second=self.throughput, peak_memory_bytes=self.memory)
 
 
-class Result(NamedTuple):
+class KnownResult(NamedTuple):
     """A known accuracy: ``metric`` names the data set too; ``kind`` says how the zoo has it, ``source`` where from."""
     metric: str
     value: float
@@ -153,7 +153,7 @@ class Result(NamedTuple):
     pretraining: str
 
 
-def from_config(cfg: Config, name: str, part: str = 'backbone') -> Network:
+def latency_from_config(cfg: Config, name: str, part: str = 'backbone') -> LatencyNetwork:
     """The backbone of a config, or its whole model, with random weights.
 
     Raises:
@@ -174,10 +174,10 @@ def from_config(cfg: Config, name: str, part: str = 'backbone') -> Network:
         with DefaultScope.overwrite_default_scope(scope):
             return revert_sync_batchnorm(MODELS.build(settings if part == 'model' else settings.backbone))
 
-    return Network(name, build, kind, in_channels(cfg))
+    return LatencyNetwork(name, build, kind, in_channels(cfg))
 
 
-def from_timm(name: str, size: Tuple[int, int]) -> Network:
+def latency_from_timm(name: str, size: Tuple[int, int]) -> LatencyNetwork:
     """A model of timm as a backbone: its maps of all stages, with random weights.
 
     Raises:
@@ -188,10 +188,10 @@ def from_timm(name: str, size: Tuple[int, int]) -> Network:
         raise ValueError(f"timm has no model '{name}'")
     pretrained = timm.get_pretrained_cfg(name)
     options = {'img_size': size} if pretrained and pretrained.fixed_input_size else {}
-    return Network(name, lambda: timm.create_model(name, features_only=True, **options))
+    return LatencyNetwork(name, lambda: timm.create_model(name, features_only=True, **options))
 
 
-def jobs(network: Network, module: nn.Module, variants: Sequence[Variant], mode: str, size: Tuple[int, int],
+def jobs(network: LatencyNetwork, module: nn.Module, variants: Sequence[Variant], mode: str, size: Tuple[int, int],
          batch: int, device: torch.device) -> Iterator[Job]:
     """The calls to measure of one network, built in training form, on the device.
 
@@ -249,7 +249,7 @@ def _call(kind: str, run: Callable, module: nn.Module, mode: str, image: Tensor,
     return infer if mode == 'inference' else learn
 
 
-def _annotations(network: Network, module: nn.Module, batch: int, size: Tuple[int, int],
+def _annotations(network: LatencyNetwork, module: nn.Module, batch: int, size: Tuple[int, int],
                  device: torch.device) -> Optional[list]:
     """Random ground truth of each image, as the toolboxes take it; None for a backbone."""
     if network.kind == 'backbone':
@@ -294,9 +294,10 @@ def take_turns(calls: Sequence[Callable[[], object]], device: torch.device, turn
     return samples
 
 
-def measure(networks: Sequence[Network], modules: Sequence[nn.Module], variants: Sequence[Variant], mode: str,
-            size: Tuple[int, int], batch: int, device: torch.device, turns: int = 10, warmup: int = 4,
-            tick: Callable[[str, int], object] = lambda text, total: None) -> List[Row]:
+def measure_latency(networks: Sequence[LatencyNetwork], modules: Sequence[nn.Module], variants: Sequence[Variant],
+                    mode: str, size: Tuple[int, int], batch: int, device: torch.device, turns: int = 10,
+                    warmup: int = 4, tick: Callable[[str, int], object] = lambda text, total: None
+                    ) -> List[LatencyRow]:
     """Measure networks, all their variants taking turns.
 
     Args:
@@ -322,7 +323,7 @@ def measure(networks: Sequence[Network], modules: Sequence[nn.Module], variants:
     for job in listed:
         parameters = sum(p.numel() for p in job.module.parameters())
         recomputes = any(getattr(m, 'with_cp', False) for m in job.module.modules()) and mode == 'training'
-        row = Row(job.network.name, str(job.variant), mode, batch, parameters, recomputes, [])
+        row = LatencyRow(job.network.name, str(job.variant), mode, batch, parameters, recomputes, [])
         rows.append(row)
         try:
             for _ in range(warmup):
@@ -339,7 +340,7 @@ def measure(networks: Sequence[Network], modules: Sequence[nn.Module], variants:
     return rows
 
 
-def known_result(name: str, root: Path) -> Optional[Result]:
+def known_result(name: str, root: Path) -> Optional[KnownResult]:
     """The accuracy that the zoo at ``root`` has of a config, published before re-evaluated before trained here."""
     for row in zoo.rows(zoo.read(root)):
         for kind, called in zoo.KINDS.items() if row['Name'] == name else ():
@@ -347,16 +348,16 @@ def known_result(name: str, root: Path) -> Optional[Result]:
                 for metric in ('mIoU', 'box AP'):
                     if metric in result['Metrics']:
                         source = result.get('Source') or row.get('Published', {}).get('Source', '')
-                        return Result(f"{metric} on {result['Dataset']}", result['Metrics'][metric], called, source,
-                                      row['Metadata'].get('Pretraining', ''))
+                        return KnownResult(f"{metric} on {result['Dataset']}", result['Metrics'][metric], called,
+                                           source, row['Metadata'].get('Pretraining', ''))
     return None
 
 
-def plot(rows: Sequence[Row], results: Dict[str, Result], title: str) -> 'Figure':
+def plot_latency(rows: Sequence[LatencyRow], results: Dict[str, KnownResult], title: str) -> 'Figure':
     """Bars of time for each mode, the middle half of the turns as whiskers; accuracy against latency where known.
 
     Args:
-        rows: Of :func:`measure`; those that failed are left out.
+        rows: Of :func:`measure_latency`; those that failed are left out.
         results: Of networks by name. A panel for each metric shows the inference of those that have it.
         title: Of the figure: the machine and the settings.
     """

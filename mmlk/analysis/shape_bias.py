@@ -201,7 +201,7 @@ def summary(counts: Tally) -> Dict[str, Any]:
     return dict(**facts(overall(counts)), categories={name: facts(c) for name, c in counts.items()})
 
 
-def plot(tallies: Dict[str, Tally]) -> 'Figure':
+def plot_shape_bias(tallies: Dict[str, Tally]) -> 'Figure':
     """The familiar picture: a mark for every category, lines at the overall biases, shape to the left, people in red.
 
     Raises:

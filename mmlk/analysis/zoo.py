@@ -18,7 +18,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 import yaml
 from mmengine.config import Config
 
-from mmlk.analysis.complexity import build, count
+from mmlk.analysis.complexity import build_on_meta, count
 
 Row = Dict[str, Any]
 
@@ -96,7 +96,7 @@ def is_fresh(cfg: Config, row: Row) -> bool:
 
 def refresh(cfg: Config, row: Row) -> None:
     """Write into a row what its config says, and count the model, merged."""
-    counted = count(build(cfg), image_size(row))
+    counted = count(build_on_meta(cfg), image_size(row))
     metadata = {key: value for key, value in row['Metadata'].items() if key not in MEASURED}
     metadata.update(schedule(cfg), Parameters=counted.parameters, FLOPs=counted.macs, Counted=stamp(cfg, row))
     row['Metadata'] = metadata

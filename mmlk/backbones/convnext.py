@@ -7,9 +7,10 @@ re-parameterised large kernel, under RepLKNet's names, stands where the 7x7 conv
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
-from timm.layers import DropPath, LayerNorm2d
+from timm.layers import DropPath
 from torch import Tensor, nn
 
+from mmlk.layers import ChannelNorm
 from mmlk.ops import DepthwiseConv2d
 from mmlk.registry import MODELS
 from mmlk.reparam import ReparamLargeKernel
@@ -37,15 +38,6 @@ ARCHS = {
 
 _DEFAULTS = dict(layer_scale_init_value=1e-6, kernel_sizes=None, small_kernel=None)
 _REQUIRED = ('depths', 'dims')
-
-
-class ChannelNorm(LayerNorm2d):
-    """LayerNorm over the channels of (N, C, H, W); the output is in the memory format of the input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        out = super().forward(x)
-        return out if channels_last else out.contiguous()
 
 
 class Block(nn.Module):

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from mmlk.layers import ChannelNorm
 from mmlk.ops.global_filter import global_filter2d, spectrum_size
 from mmlk.ops.layout import symbolic
 from mmlk.registry import MODELS
 
 from .base import (Arch, BaseBackbone, check_flags, check_not_negative, check_per_stage, check_positive, is_integer,
                    is_number, resolve_arch)
-from .convnext import ChannelNorm
 
 
 def _arch(third_stage: int, width: int, init_values: float) -> Dict[str, Any]:

@@ -9,12 +9,13 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from mmlk.layers import ChannelNorm
 from mmlk.ops import DepthwiseConv2d
 from mmlk.ops.global_filter import global_filter2d, resize_filter
 from mmlk.registry import MODELS
 
 from .base import Arch, check_not_negative, check_per_stage, check_positive, is_integer, is_number, resolve_arch
-from .convnext import ChannelNorm, ConvNeXt
+from .convnext import ConvNeXt
 
 
 def _arch(base_dim: int, *filters: Dict[str, int]) -> Dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from mmlk.layers import SEBlock
 from mmlk.registry import MODELS
 from mmlk.reparam import ConvNorm, MergeableBranches
 from mmlk.reparam.algebra import fold_bn, fold_identity, pad_kernel
@@ -21,7 +22,7 @@ _A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
 
 def _arch(num_blocks: Sequence[int], a: float, b: float, groups: int = 1, **other) -> Dict[str, Any]:
     """Multipliers ``a`` of the first three stages and ``b`` of the last; every second layer in ``groups`` groups."""
-    grouped = dict(override_groups_map={layer: groups for layer in range(2, 27, 2)}) if groups > 1 else {}
+    grouped = dict(override_groups_map=dict.fromkeys(range(2, 27, 2), groups)) if groups > 1 else {}
     return dict(num_blocks=num_blocks, width_multiplier=(a, a, a, b), **grouped, **other)
 
 
@@ -91,19 +92,6 @@ def _complete(arch: Arch) -> Dict[str, Any]:
 
 def _conv3x3(in_channels: int, out_channels: int, stride, dilation, groups: int, bias: bool) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, stride, dilation, dilation, groups, bias)
-
-
-class SEBlock(nn.Module):
-    """Squeeze-and-excitation (arXiv:1709.01507): each channel times a gate that its mean over the map decides."""
-
-    def __init__(self, channels: int, inner_channels: int):
-        super().__init__()
-        self.down = nn.Conv2d(channels, inner_channels, 1)
-        self.up = nn.Conv2d(inner_channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # the official code pools a window as high as it is wide: the same on square maps, an error on most others
-        return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
 
 
 class RepVGGBlock(MergeableBranches):

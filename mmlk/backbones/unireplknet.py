@@ -9,6 +9,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from mmlk.layers import GRN, ChannelNorm, SEBlock
 from mmlk.ops import DepthwiseConv2d
 from mmlk.registry import MODELS
 from mmlk.reparam import MergeableBranches
@@ -17,8 +18,7 @@ from mmlk.reparam.branches import NormLayer, biased
 from mmlk.reparam.dilated import DILATED_BRANCHES, DilatedReparamBlock
 
 from .base import Arch, check_not_negative, check_per_stage, check_positive, check_sequences, is_integer, resolve_arch
-from .convnext import ChannelNorm, ConvNeXt
-from .repvgg import SEBlock
+from .convnext import ConvNeXt
 
 
 def _kernels(third_stage: Sequence[int], others: int) -> Tuple[Tuple[int, ...], ...]:
@@ -56,27 +56,6 @@ _REQUIRED = ('depths', 'dims')
 _PLAIN = (3, 5)  # kernels of convolutions without dilated branches
 _BRANCHED = tuple(kernel for kernel in DILATED_BRANCHES if kernel not in _PLAIN)
 _SE_RATIO = 4
-
-
-class GRN(nn.Module):
-    """Global response normalisation (ConvNeXt V2, arXiv:2301.00808) of (N, H, W, C).
-
-    Args:
-        channels: C.
-        bias: Whether there is a ``beta``, which merging folds into the layer behind.
-    """
-
-    def __init__(self, channels: int, bias: bool = True):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-        response = response / (response.mean(-1, keepdim=True) + 1e-6)
-        # autocast computes norms in float32; the map itself keeps its dtype
-        out = x * (self.gamma * response + 1).to(x.dtype)
-        return out if self.beta is None else out + self.beta.to(x.dtype)
 
 
 class Permute(nn.Module):

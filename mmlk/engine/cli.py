@@ -60,7 +60,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def read_config(path: str, cfg_options: dict = None) -> Config:
+def read_config(path: str, cfg_options: Optional[dict] = None) -> Config:
     """The config at ``path`` with overrides applied; ends the program with one message when it cannot be read.
 
     From here on mmengine, too, reads checkpoints through the allow-list, YAML as plain data and no pickles, pipelines
@@ -74,7 +74,7 @@ def read_config(path: str, cfg_options: dict = None) -> Config:
     if not osp.isfile(path):
         fail(f'no config at {path}')
     try:
-        cfg = config.read(path)
+        cfg = config.read_config_file(path)
     except config.ConfigError as error:
         fail(str(error))
     try:
@@ -104,10 +104,10 @@ def find_checkpoint(source: str) -> str:
     """
     from mmlk.weights import WeightsError
     from mmlk.weights.fetch import find
-    from mmlk.weights.read import read
+    from mmlk.weights.read import read_weights
     try:
         path = find(source)
-        read(path)
+        read_weights(path)
     except WeightsError as error:
         fail(str(error))
     return str(path)

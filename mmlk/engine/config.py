@@ -13,7 +13,7 @@ class ConfigError(ValueError):
     """A config cannot be read; the message names the file and, where there is one, the line."""
 
 
-def read(path: str) -> Config:
+def read_config_file(path: str) -> Config:
     """The config in a Python file.
 
     mmengine also takes JSON and YAML. They look like data, but a config chooses which functions of the toolboxes are

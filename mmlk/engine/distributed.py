@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmlk._types import is_a, type_of
 from mmlk.registry import MODEL_WRAPPERS, STRATEGIES
-from mmlk.weights.load import compare
+from mmlk.weights.load import compare_weights
 
 from .resuming import CheckpointError
 
@@ -138,7 +138,7 @@ class FSDPStrategy(_FSDPStrategy):
         """As mmengine's; what training starts from must fill the model, but for layers of other classes."""
         if self._resuming or osp.isdir(filename):
             return super().load_checkpoint(filename, callback=callback, **kwargs)
-        report, values = compare(self._outline, filename, other_classes=True)
+        report, values = compare_weights(self._outline, filename, other_classes=True)
         checkpoint = dict(state_dict=values)
         if callback is not None:
             callback(checkpoint)

@@ -8,9 +8,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmlk.analysis.heads import classes_of
 from mmlk.datasets.samples import fault, leaves
 from mmlk.datasets.settings import use_of
+from mmlk.engine.heads import classes_of
 from mmlk.engine.loading import DataError
 from mmlk.engine.network import network_of
 from mmlk.engine.resuming import CheckpointError

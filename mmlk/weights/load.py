@@ -14,11 +14,11 @@ from .errors import WeightsError
 from .fetch import find
 from .identify import identify
 from .layouts import BACKBONE, find_tensors, fit, is_whole, plain_names
-from .read import read
+from .read import read_weights
 
 
 @dataclass
-class Report:
+class LoadReport:
     """What became of every tensor of a file and of every parameter and buffer of a module.
 
     ``wrong_shape`` holds (key, shape in the file, shape in the module). ``left`` are keys that the module
@@ -90,7 +90,7 @@ def _split_optional(missing: List[str], names: List[str],
     return [name for name in missing if name in optional], [name for name in missing if name not in optional]
 
 
-def _hints(report: Report, file: Mapping[str, Tensor], module: Mapping[str, Tensor]) -> List[str]:
+def _hints(report: LoadReport, file: Mapping[str, Tensor], module: Mapping[str, Tensor]) -> List[str]:
     of_misplaced = _hint_of_misplaced(report.misplaced, file, module)
     hints = [of_misplaced] if of_misplaced else []
     known = identify(file), identify(module)
@@ -207,7 +207,7 @@ def _hint_of_misplaced(names: List[str], file: Mapping[str, Tensor], own: Collec
 
 
 def load(module: nn.Module, source: Union[str, Path], strict: bool = True, allow_pickle: bool = False,
-         adapt_stem: bool = False, other_classes: bool = False) -> Report:
+         adapt_stem: bool = False, other_classes: bool = False) -> LoadReport:
     """Fill every parameter and buffer of a module from a file, and say what was done.
 
     The format is recognised: a bare state dict, one under ``state_dict``, ``model`` or ``model_ema``, an
@@ -222,7 +222,7 @@ def load(module: nn.Module, source: Union[str, Path], strict: bool = True, allow
         strict: Raise when something was not filled (``num_batches_tracked``, and the module's
             ``optional_weights`` when the file holds none of them, may stay), or when the file holds more of a part
             than the module has. When False only warn, and load what fits.
-        allow_pickle: See :func:`mmlk.weights.read.read`.
+        allow_pickle: See :func:`mmlk.weights.read.read_weights`.
         adapt_stem: Where the backbone takes images of other than three channels and the file is for RGB, make the
             kernels that see the image as timm does: repeated, first channels first, and scaled by three over the number
             of channels; summed for one channel. Of mmlk's backbones only. Reported as resized.
@@ -237,15 +237,15 @@ def load(module: nn.Module, source: Union[str, Path], strict: bool = True, allow
             left over; or a tensor that would be used holds NaN, infinity, a negative variance or another kind of
             number. The module is then unchanged.
     """
-    report, values = compare(module, source, strict, allow_pickle, adapt_stem, other_classes)
+    report, values = compare_weights(module, source, strict, allow_pickle, adapt_stem, other_classes)
     module.load_state_dict(values, strict=False)
     whole = report.complete and not report.new
     print_log(str(report), logger='current', level=logging.INFO if whole else logging.WARNING)
     return report
 
 
-def compare(module: nn.Module, source: Union[str, Path], strict: bool = True, allow_pickle: bool = False,
-            adapt_stem: bool = False, other_classes: bool = False) -> Tuple[Report, Dict[str, Tensor]]:
+def compare_weights(module: nn.Module, source: Union[str, Path], strict: bool = True, allow_pickle: bool = False,
+                    adapt_stem: bool = False, other_classes: bool = False) -> Tuple[LoadReport, Dict[str, Tensor]]:
     """What :func:`load` would do, with the same arguments and errors; the module may be on the ``meta`` device.
 
     Returns:
@@ -255,14 +255,14 @@ def compare(module: nn.Module, source: Union[str, Path], strict: bool = True, al
     targets = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     keys = plain_names(targets)
     module_tensors = {name: targets[key] for name, key in keys.items()}
-    layout = fit(find_tensors(read(path, allow_pickle), path), keys)
+    layout = fit(find_tensors(read_weights(path, allow_pickle), path), keys)
 
     backbone, prefix = _backbone(module, keys)
     if adapt_stem and not hasattr(backbone, 'input_weights'):
         raise WeightsError(f"adapt_stem knows the stems of mmlk's backbones, not that of {type(backbone).__name__}")
     stem = [prefix + name for name in getattr(backbone, 'input_weights', list)()]
 
-    report = Report(str(source), str(path), layout.format)
+    report = LoadReport(str(source), str(path), layout.format)
     values: Dict[str, Tensor] = {}
     faults: List[str] = []
     for name, target in module_tensors.items():

@@ -217,7 +217,7 @@ def _read_safetensors(path: Path) -> Any:
         raise WeightsError(f'{path} is a damaged safetensors file ({error})') from error
 
 
-def read(path: Union[str, Path], allow_pickle: bool = False, built: Sequence[Tuple[Callable, str]] = ()) -> Any:
+def read_weights(path: Union[str, Path], allow_pickle: bool = False, built: Sequence[Tuple[Callable, str]] = ()) -> Any:
     """Read a file of ``torch.save`` (zip or the older form) or a safetensors file, onto the CPU.
 
     Args:

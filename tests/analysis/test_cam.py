@@ -98,7 +98,7 @@ def test_the_map_of_a_classifier_is_its_weights_over_the_last_map(photograph):
 
 def config_subject(config, threshold=0.3):
     cfg = Config.fromfile(str(REPO / config))
-    return cam.from_config(cfg, fill(cam.build(cfg)), threshold)
+    return cam.subject_from_config(cfg, fill(cam.build(cfg)), threshold)
 
 
 def expected_map(subject, sample, score):
@@ -186,7 +186,7 @@ def test_a_classifier_of_a_config(photograph):
     cfg.model = dict(type='CamTestClassifier', backbone=dict(type='X'), num_classes=12,
                      data_preprocessor=cfg.model.data_preprocessor)
     cfg.test_dataloader.dataset = dict(dataset=dict(pipeline=cfg.test_pipeline))
-    subject = cam.from_config(cfg, fill(cam.build(cfg)))
+    subject = cam.subject_from_config(cfg, fill(cam.build(cfg)))
     sample = subject.sample(photograph)
     choice, maps = cam.explain(subject, sample, [LAST_MAP])
     with torch.no_grad():
@@ -265,14 +265,15 @@ def test_overlays_and_grid():
     heat[40:, 50:] = 1
     region = np.zeros((40, 64), bool)
     region[10:20, 10:20] = True
-    picture = cam.overlay(sample, heat, Choice(0, '', region=region))
+    picture = cam.overlay_heat(sample, heat, Choice(0, '', region=region))
     assert picture[50, 70, 0] > picture[50, 70, 2] and picture[5, 5, 2] > picture[5, 5, 0]  # red is hot
     white = np.argwhere((picture == 255).all(2))
     assert white.min(0).tolist() == [20, 20] and white.max(0).tolist() == [39, 39]
-    boxed = cam.overlay(sample, heat, Choice(0, '', boxes=np.array([[3.2, 4.1, 20.8, 30.2]])))
+    boxed = cam.overlay_heat(sample, heat, Choice(0, '', boxes=np.array([[3.2, 4.1, 20.8, 30.2]])))
     white = np.argwhere((boxed == 255).all(2))
     assert white.min(0).tolist() == [4, 3] and white.max(0).tolist() == [30, 21]
-    figure = cam.grid([cam.Row(image, 'a', {'one': picture, 'two': boxed}), cam.Row(image, 'b', {'one': picture})])
+    figure = cam.grid([cam.CamRow(image, 'a', {'one': picture, 'two': boxed}),
+                       cam.CamRow(image, 'b', {'one': picture})])
     FigureCanvasAgg(figure).draw()
     assert [ax.get_title() for ax in figure.axes] == ['a', 'one', 'two', 'b', 'one', '']
     with pytest.raises(ValueError, match='nothing to draw'):
@@ -293,9 +294,9 @@ def test_configs_without_images_or_of_other_kinds():
     network = cam.build(cfg)
     bare = Config(dict(model=cfg.model, default_scope='mmseg'))
     with pytest.raises(ValueError, match='the config has no test pipeline'):
-        cam.from_config(bare, network)
+        cam.subject_from_config(bare, network)
     with pytest.raises(ValueError, match='Backbone is no segmentor, detector or classifier'):
-        cam.from_config(cfg, Backbone())
+        cam.subject_from_config(cfg, Backbone())
 
 
 def run(monkeypatch, *args):

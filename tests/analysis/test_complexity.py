@@ -10,7 +10,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmlk.analysis import complexity
-from mmlk.analysis.complexity import breakdown, build, check_backbone, count, parse_size, side_by_side
+from mmlk.analysis.complexity import breakdown, build_on_meta, check_backbone, compare_forms, count, parse_size
 from mmlk.backbones.replknet import RepLKNet
 
 # Published parameters (M) and FLOPs (G): README of the official repository, and mmdet's and Swin's tables.
@@ -32,7 +32,7 @@ PUBLISHED = {
 
 
 def counted(repo, name, size, merged=True):
-    result = count(build(Config.fromfile(str(repo / 'configs' / f'{name}.py')), merged), size)
+    result = count(build_on_meta(Config.fromfile(str(repo / 'configs' / f'{name}.py')), merged), size)
     return result.parameters / 1e6, result.macs / 1e9
 
 
@@ -103,7 +103,7 @@ def test_counting_leaves_the_model_alone():
 
 def test_proposals_cost_what_their_heads_say(repo, monkeypatch):
     cfg = Config.fromfile(str(repo / 'configs/mask_rcnn_resnet50_coco.py'))
-    model = build(cfg)
+    model = build_on_meta(cfg)
     whole = count(model, (64, 64)).macs
     monkeypatch.setattr(complexity, 'BOX_PROPOSALS', 0)
     no_boxes = count(model, (64, 64)).macs
@@ -115,9 +115,9 @@ def test_proposals_cost_what_their_heads_say(repo, monkeypatch):
 
 def test_the_auxiliary_head_is_left_out(repo):
     cfg = Config.fromfile(str(repo / 'configs/upernet_replknet31b_ade20k.py'))
-    with_head = count(build(cfg), (64, 64))
+    with_head = count(build_on_meta(cfg), (64, 64))
     cfg.model.auxiliary_head = None
-    assert with_head == count(build(cfg), (64, 64))
+    assert with_head == count(build_on_meta(cfg), (64, 64))
 
 
 def test_operators_of_unknown_cost_are_named():
@@ -264,7 +264,7 @@ def test_modules_cost_what_their_formula_says():
 @pytest.mark.parametrize('name, size', [('upernet_replknet31b_ade20k', (64, 128)), ('upernet_swin-b_ade20k', (64, 64)),
                                         ('mask_rcnn_resnet50_coco', (64, 64))])
 def test_the_parts_add_up(repo, name, size):
-    model = build(Config.fromfile(str(repo / f'configs/{name}.py')), merged=False)
+    model = build_on_meta(Config.fromfile(str(repo / f'configs/{name}.py')), merged=False)
     tree, result = breakdown(model, size), count(model, size)
     assert (tree.parameters, tree.macs) == (result.parameters, result.macs)
     for node in nodes(tree):
@@ -328,8 +328,8 @@ def test_a_module_that_does_not_run_on_shapes_is_named():
 
 def test_two_forms_side_by_side():
     trees = [breakdown(RepLKNet(ARCH, out_indices=(0, 1), merged=merged), (32, 32)) for merged in (False, True)]
-    lines = list(side_by_side(*trees, depth=6))
-    assert [line.name for line in side_by_side(*trees, depth=1)] == ['', 'stem', 'stages', 'transitions']
+    lines = list(compare_forms(*trees, depth=6))
+    assert [line.name for line in compare_forms(*trees, depth=1)] == ['', 'stem', 'stages', 'transitions']
     names = [line.name for line in lines if line.level == 6 and (line.merged is None or line.training is None)]
     assert names[:3] == ['lkb_origin', 'small_conv', 'lkb_reparam']
     assert {(line.training is None, line.merged is None) for line in lines if line.name == 'lkb_reparam'} == {

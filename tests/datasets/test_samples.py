@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmlk.datasets.layouts import Plan, write
+from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.datasets.samples import fault, leaves
 from mmlk.datasets.scenes import CLASSES
 
@@ -20,7 +20,7 @@ RESIZE = dict(type='Resize', scale=(24, 20), keep_ratio=False)
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
     for layout in ('ade20k', 'coco'):
-        write(Plan(layout, seed=0, train=3, val=1, size=(32, 40)), folder / layout)
+        write_demo(DemoPlan(layout, seed=0, train=3, val=1, size=(32, 40)), folder / layout)
     return folder
 
 
@@ -73,7 +73,7 @@ def test_a_test_set_without_labels(data):
 
 def test_masks_that_the_annotations_lack(data, tmp_path):
     assert fault(build(detection(data / 'coco', with_mask=True), 'mmdet')) is None
-    write(Plan('coco', seed=0, train=3, val=1, size=(32, 40)), tmp_path)
+    write_demo(DemoPlan('coco', seed=0, train=3, val=1, size=(32, 40)), tmp_path)
     path = tmp_path / 'annotations' / 'instances_train2017.json'
     content = json.loads(path.read_text())
     for annotation in content['annotations']:

@@ -105,7 +105,7 @@ def test_classes_and_functions_in_a_config_are_written_as_paths(tmp_path):
 def test_warnings_of_toolboxes_are_not_shown(arguments, shown, repo):
     code = ('import warnings; from mmlk.engine.cli import _hush; _hush(); import warnings as w; '
             'w.warn("old", DeprecationWarning); w.warn("`x` will be deprecated"); w.warn("old", FutureWarning); '
-            'from mmlk.datasets.check import build; '
+            'from mmlk.datasets.check import build_dataset; '
             'build(dict(type="BaseSegDataset", metainfo=dict(classes=("a", ))), "mmseg"); '
             'warnings.warn("news")')
     done = subprocess.run([sys.executable, *arguments, '-c', code], capture_output=True, text=True, cwd=repo)

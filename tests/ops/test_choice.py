@@ -183,7 +183,7 @@ def clocked(monkeypatch, durations):
 
 def test_equal_blocks_count_once_an_image(fresh, monkeypatch):
     _, races, call = clocked(monkeypatch, {})
-    for image in range(2):
+    for _image in range(2):
         for block in range(9):
             choice.choose('forward', LARGE, call, weight=1000 + block)
     assert not races

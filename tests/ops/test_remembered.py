@@ -84,7 +84,7 @@ def test_under_autocast_the_parameter_is_the_key(monkeypatch, dtype):
     of_kernel = plan.of_kernel
     monkeypatch.setattr(plan, 'of_kernel', lambda self, weight: made.append(1) or of_kernel(self, weight))
     with torch.no_grad(), torch.autocast('cpu', dtype=dtype):
-        for image in range(30):
+        for _image in range(30):
             outs = [depthwise_conv2d(x, conv.weight, conv.bias, backend='fft') for conv in convs]
         assert len(made) == 8 and len(held()) == 4  # of 120 look-ups 112 hit
         convs[0].weight.data.mul_(2)

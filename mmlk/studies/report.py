@@ -62,7 +62,7 @@ class Column(NamedTuple):
 
 
 @dataclass
-class Line:
+class StudyRow:
     """A model: ``cells`` by the key of the column, ``cites`` the keys of what its name is cited with."""
     name: str
     config: str
@@ -71,11 +71,11 @@ class Line:
 
 
 @dataclass
-class Report:
+class StudyReport:
     """``columns`` by key, in their order; those that no line has are not shown. ``caption`` are sentences with the keys
     of what each is cited with. ``facts`` is what the JSON says besides: versions, settings, runs."""
     title: str
-    lines: List[Line]
+    lines: List[StudyRow]
     columns: Dict[str, Column]
     caption: List[Tuple[str, List[str]]]
     facts: dict = field(default_factory=dict)
@@ -175,7 +175,7 @@ class References:
         return '\n'.join(self.entries[key]['bibtex'] for key in keys)
 
 
-def plot(report: Report, accuracy: str, axes: Sequence[str]) -> 'Figure':
+def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figure':
     """Accuracy of each model with all its seeds, and against each of some other columns.
 
     Args:

@@ -16,7 +16,7 @@ from mmlk import weights
 from mmlk._types import with_paths
 from mmlk.analysis.bands import constants, converts_channels, in_channels, open_bands, to_bands
 from mmlk.reparam import MergeableBranches, merge
-from mmlk.weights.read import read
+from mmlk.weights.read import read_weights
 
 _SIDE = 512  # longest side of the image for the check, px
 _HEAD = '# The config of a merged model, written by tools/merge.py'  # by which it may be overwritten
@@ -93,7 +93,7 @@ def merge_checkpoint(cfg: Config, checkpoint: str, out: str, image: Optional[str
     merged_cfg.model.backbone.merged = True
     merged_cfg.model.backbone.init_cfg = None
     merged_cfg.load_from = None
-    content = read(checkpoint)
+    content = read_weights(checkpoint)
     # texts that mmengine may run: of a run with mmcv, and of the model that the weights are of
     meta = {key: value for key, value in (_plain(content.get('meta')) or {}).items() if key != 'config'}
     meta['cfg'] = merged_cfg.pretty_text

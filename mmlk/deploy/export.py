@@ -32,10 +32,10 @@ from mmlk import weights
 from mmlk.analysis.bands import constants, converts_channels, in_channels, open_bands
 from mmlk.reparam import MergeableBranches, merge
 from mmlk.reparam.folding import fold_norms
-from mmlk.weights.read import read
+from mmlk.weights.read import read_weights
 
 from . import formats
-from .formats import FORMATS, OPSETS, Graph, Runner
+from .formats import FORMATS, OPSETS, Graph, RunBatch
 
 Size = Tuple[int, int]
 
@@ -192,7 +192,7 @@ def sizes_of(size: Size, step: Optional[int]) -> str:
 
 
 @dataclass
-class Comparison:
+class OutputComparison:
     """How far a file's outputs are from the model's: for each output the largest difference and the largest value; and
     of labels, how many there were and how many differ."""
     images: int = 0
@@ -256,7 +256,7 @@ class ExportResult:
     outputs: Mapping[str, Tensor]
     merged: int
     folded: Optional[int]
-    comparison: Comparison
+    comparison: OutputComparison
     seconds: float
     torch_seconds: float
 
@@ -351,16 +351,16 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
     if dynamic_size:  # where not every size can be had, every multiple of what most models divide an image by may be
         steps = [divisor] + [32] * (divisor == 1 and not any(length % 32 for length in size))
 
-    def attempt(step: Optional[int]) -> Tuple[Runner, Comparison]:
+    def attempt(step: Optional[int]) -> Tuple[RunBatch, OutputComparison]:
         """Write the file for images of one size, or of all that are multiples of the step, and compare it."""
         say(f'writing {format}')
         graph = Graph(subject, example, step, 'images', names, dict(facts, sizes=sizes_of(size, step)))
-        formats.write(graph, partial, format, opset)
+        formats.write_graph(graph, partial, format, opset)
         say('comparing with PyTorch')
-        run = formats.opened(partial, format)
+        run = formats.open_exported(partial, format)
         others = [] if step is None else [_other_size(example, step)]
         alone = [image[None] for image in photographs]
-        comparison = compare(run, model, kind, names, [*alone, example.byte(), *others])
+        comparison = compare_outputs(run, model, kind, names, [*alone, example.byte(), *others])
         comparison.check(tolerance)
         return run, comparison
 
@@ -387,15 +387,15 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
                         folded, comparison, seconds, torch_seconds)
 
 
-def compare(run: Runner, model: nn.Module, kind: Type[Exportable], names: Sequence[str],
-            batches: Sequence[Tensor]) -> Comparison:
+def compare_outputs(run: RunBatch, model: nn.Module, kind: Type[Exportable], names: Sequence[str],
+                    batches: Sequence[Tensor]) -> OutputComparison:
     """Run batches of images (N, C, H, W), of three channels RGB, and uint8, through a file and through the model as it
     was trained.
 
     Raises:
         ValueError: The file does not take a batch, or an output has another shape.
     """
-    comparison = Comparison(sum(map(len, batches)), list(dict.fromkeys(tuple(b.shape[2:]) for b in batches)))
+    comparison = OutputComparison(sum(map(len, batches)), list(dict.fromkeys(tuple(b.shape[2:]) for b in batches)))
     for batch in batches:
         expected = reference(model, kind, batch)
         try:
@@ -458,7 +458,7 @@ def _other_size(images: Tensor, step: int) -> Tensor:
     return torch.nn.functional.interpolate(images, size, mode='bilinear').round().byte()
 
 
-def _latency(run: Runner, subject: nn.Module, image: Tensor) -> Tuple[float, float]:
+def _latency(run: RunBatch, subject: nn.Module, image: Tensor) -> Tuple[float, float]:
     """Median seconds of the file and of PyTorch, taking turns."""
     from mmlk.analysis.latency import take_turns
 
@@ -475,7 +475,7 @@ def _facts(cfg: Config, checkpoint: str, subject: Exportable, model: nn.Module) 
     """The metadata of the file."""
     from mmlk import __version__
     from mmlk.analysis import cam
-    meta = read(checkpoint).get('meta')
+    meta = read_weights(checkpoint).get('meta')
     known = meta.get('dataset_meta') if isinstance(meta, dict) else None
     facts = dict(subject.facts(), config=osp.basename(cfg.filename or ''), checkpoint=osp.basename(checkpoint),
                  classes=list((known or {}).get('classes') or cam.class_names_of(cfg, model)),

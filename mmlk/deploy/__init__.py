@@ -1,0 +1,1 @@
+"""What leaves training behind: export, and checkpoints with their branches merged."""

@@ -1,0 +1,47 @@
+"""Layers that several families of backbones share."""
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+
+class ChannelNorm(LayerNorm2d):
+    """LayerNorm over the channels of (N, C, H, W); the output is in the memory format of the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        out = super().forward(x)
+        return out if channels_last else out.contiguous()
+
+
+class GRN(nn.Module):
+    """Global response normalisation (ConvNeXt V2, arXiv:2301.00808) of (N, H, W, C).
+
+    Args:
+        channels: C.
+        bias: Whether there is a ``beta``, which merging folds into the layer behind.
+    """
+
+    def __init__(self, channels: int, bias: bool = True):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        response = response / (response.mean(-1, keepdim=True) + 1e-6)
+        # autocast computes norms in float32; the map itself keeps its dtype
+        out = x * (self.gamma * response + 1).to(x.dtype)
+        return out if self.beta is None else out + self.beta.to(x.dtype)
+
+
+class SEBlock(nn.Module):
+    """Squeeze-and-excitation (arXiv:1709.01507): each channel times a gate that its mean over the map decides."""
+
+    def __init__(self, channels: int, inner_channels: int):
+        super().__init__()
+        self.down = nn.Conv2d(channels, inner_channels, 1)
+        self.up = nn.Conv2d(inner_channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the official code pools a window as high as it is wide: the same on square maps, an error on most others
+        return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()

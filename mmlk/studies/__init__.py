@@ -1,0 +1,1 @@
+"""Comparisons of several models: they start trainings and tests, and report on them."""
