@@ -13,6 +13,7 @@ from pathlib import Path
 import mmcv
 import pytest
 import torch
+import torch._dynamo
 import torchvision
 from mmcv import _ext, ops
 
@@ -336,6 +337,24 @@ def test_half_precision_on_a_cpu_is_float32_rounded(dtype, extension):
     out.float().square().sum().backward()
     expected.square().sum().backward()
     assert x.grad.dtype == dtype and (x.grad.float() - leaf.grad).abs().max() < 0.02 * leaf.grad.abs().max()
+
+
+def test_a_compiled_model_calls_them_as_well(extension):
+    """torch.compile cannot trace mmcv's own functions, guarded or not, and leaves them to run as they are."""
+    def pooled(x):
+        maps = x.relu().contiguous(memory_format=torch.channels_last)
+        return ops.roi_align(maps, ROIS, (7, 7), 1.0, 0, 'avg', True).mul(2)
+
+    torch._dynamo.reset()
+    x = torch.randn(2, 8, 20, 24)
+    results = []
+    for function in (pooled, torch.compile(pooled, backend='aot_eager')):
+        leaf = x.clone().requires_grad_()
+        out = function(leaf)
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
+    expected = 2 * torchvision.ops.roi_align(x.relu(), ROIS, (7, 7), aligned=True)
+    torch.testing.assert_close(results[0][0], expected)
+    assert all(map(torch.equal, *results))
 
 
 @pytest.mark.parametrize('extension', [pytest.param(_ext, marks=needs_compiled), _mmcv_ext],
