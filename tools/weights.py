@@ -44,7 +44,7 @@ def show_catalog(words: Sequence[str]) -> None:
                           _pixels(entry.mean), _pixels(entry.std), entry.licence, entry.sha256 or 'not known',
                           'yes' if cache_path(entry).exists() else '', entry.note)
         console.print(table)
-    print(f'\nFiles are kept in {cache_dir()}; MMLK_HOME sets another place. URLs and sources: mmlk/weights/catalog/')
+    print(f'\nFiles are kept in {cache_dir()}; MMLK_HOME sets another place. URLs and sources: configs/metafiles')
 
 
 def _brief(value: Any) -> str:

@@ -171,7 +171,7 @@ def with_head(backbone: nn.Module, checkpoint: str) -> Classifier:
     entry = CATALOG.get(checkpoint)
     if entry:
         images = dict(size=int(entry.image_size.split('x')[0]),
-                      normalization=Normalization(entry.mean, entry.std, 'BGR' in entry.note))
+                      normalization=Normalization(entry.mean, entry.std, entry.channels == 'BGR'))
     classifier = Classifier(WithHead(backbone, head), '', str(checkpoint), **images)
     try:
         with torch.no_grad():

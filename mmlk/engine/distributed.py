@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 from mmlk._torch_private import BatchNorm, run_exit_handlers
 from mmlk._types import is_a, type_of
 from mmlk.registry import MODEL_WRAPPERS, STRATEGIES
-from mmlk.weights.load import compare_weights
+from mmlk.weights.loading import compare_weights
 
 from .resuming import CheckpointError
 

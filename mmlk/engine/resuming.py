@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmlk._types import type_of
 from mmlk.registry import HOOKS
 from mmlk.weights import WeightsError
-from mmlk.weights.load import compare_weights
+from mmlk.weights.loading import compare_weights
 from mmlk.weights.read import read_weights
 
 from .repeatable import GRADIENTS, average_gradients

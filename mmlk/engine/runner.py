@@ -14,7 +14,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner, find_latest_c
 
 from mmlk.registry import RUNNERS
 from mmlk.weights import WeightsError, load
-from mmlk.weights.load import compare_weights
+from mmlk.weights.loading import compare_weights
 
 from .checkpoints import forget_program
 from .network import network_of

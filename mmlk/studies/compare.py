@@ -127,7 +127,26 @@ def read_study(path: Path) -> Study:
         raise ValueError(f"{path}: a study has no {', '.join(sorted(map(str, unknown)))}")
     configs = {one_line(str(name)): str(path.parent / config) for name, config in configs.items()}
     title, finding, source = (printable(str(content.get(key) or '')) for key in ('title', 'finding', 'source'))
+    try:
+        finding = with_published(finding)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
     return Study(title or path.stem, configs, finding, source)
+
+
+def with_published(text: str) -> str:
+    """The text with the published result of a config of the model zoo in place of its name in braces.
+
+    Raises:
+        ValueError: The zoo has no such config, or no result was published for it.
+    """
+    for name in re.findall(r'\{([^{}]*)\}', text):
+        rows = [row for row in zoo.rows(zoo.read(Path(mmlk.__file__).parent / '.mim')) if row['Name'] == name]
+        if not rows or 'Results' not in rows[0]:
+            raise ValueError(f'{{{name}}} is no config with a published result in configs/metafiles')
+        metrics = rows[0]['Results'][0]['Metrics']
+        text = text.replace(f'{{{name}}}', f'{next(iter(metrics.values())):.2f}')
+    return text
 
 
 def check_models(entries: Sequence[ComparedModel]) -> None:

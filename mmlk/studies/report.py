@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple, Sequence, Tu
 
 import yaml
 
+from mmlk.weights.catalog import read_records
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -154,14 +156,20 @@ def cited(latex: str) -> List[str]:
 
 
 class References:
-    """The BibTeX entries of ``references.yml``: by key, what an entry is ``of`` and its text.
+    """BibTeX entries by key, each with its text and what it is ``of``.
 
     Args:
-        path: Of the file.
+        path: The file ``references.yml``, with the entries of methods and data sets. Those of families come from the
+            records in the folder ``metafiles`` beside it.
     """
 
     def __init__(self, path: Path):
-        self.entries = yaml.safe_load(path.read_text(encoding='utf-8'))
+        self.entries = {}
+        for record in read_records(path.parent / 'metafiles').values():
+            for collection in record['Collections']:
+                key = re.match(r'\s*@\w+\{([^,\s]+)', collection['BibTeX'])[1]
+                self.entries[key] = {'of': collection['Backbones'], 'bibtex': collection['BibTeX']}
+        self.entries.update(yaml.safe_load(path.read_text(encoding='utf-8')))
 
     def of(self, names: Iterable[str]) -> List[str]:
         """The keys of what is of one of the names: class names of configs, or the beginnings of data sets' names."""

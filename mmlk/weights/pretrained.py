@@ -8,7 +8,7 @@ from mmlk._types import scoped_name
 from mmlk.registry import WEIGHT_INITIALIZERS
 
 from .errors import WeightsError
-from .load import load
+from .loading import load
 
 
 def _is_ours(init_cfg: Any) -> bool:

@@ -27,7 +27,7 @@ from mmlk.datasets.images import open_image
 from mmlk.reparam import merge
 from mmlk.weights import WeightsError
 from mmlk.weights.catalog import CATALOG, FAMILIES, Entry
-from mmlk.weights.load import _split_optional
+from mmlk.weights.loading import _split_optional
 from tests.utils import fill, image, relative_error
 
 TINY = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
@@ -159,7 +159,7 @@ def test_a_classifier_of_the_catalogue_brings_weights_and_images(tmp_path, monke
     monkeypatch.setenv('MMLK_HOME', str(tmp_path))
     monkeypatch.setitem(convnext.ARCHS, 'tiny', arch)
     entry = Entry('convnext-tiny_in1k', 'tiny', 'http://0.0.0.0/', 'classifier', '', '96x96', (1, 2, 3), (4, 5, 6), '',
-                  '', note='BGR pixels')
+                  '', channels='BGR')
     monkeypatch.setitem(CATALOG, entry.name, entry)
     monkeypatch.setitem(FAMILIES, 'ConvNeXt', (entry, ))
     (tmp_path / 'weights').mkdir()

@@ -222,7 +222,7 @@ Models:
 - Name: published
   Metadata: {Pretraining: ImageNet-1K}
   Results:
-  - {Task: Semantic Segmentation, Dataset: ADE20K, Metrics: {mIoU: 49.9, mIoU(ms+flip): 50.6}}
+  - {Task: Semantic Segmentation, Dataset: ADE20K, Metrics: {mIoU: 30.5, mIoU(ms+flip): 31.5}}
   Published: {Source: a table}
   Trained Here:
   - {Task: Semantic Segmentation, Dataset: ADE20K, Metrics: {mIoU: 12.0}, Source: a log}
@@ -236,9 +236,9 @@ Models:
 
 
 def test_known_results_come_from_the_zoo(tmp_path):
-    (tmp_path / 'model-index.yml').write_text('Import: [family.yml]\n')
-    (tmp_path / 'family.yml').write_text(METAFILE)
-    assert latency.known_result('published', tmp_path) == KnownResult('mIoU on ADE20K', 49.9, 'published', 'a table',
+    (tmp_path / 'configs' / 'metafiles').mkdir(parents=True)
+    (tmp_path / 'configs' / 'metafiles' / 'family.yml').write_text(METAFILE)
+    assert latency.known_result('published', tmp_path) == KnownResult('mIoU on ADE20K', 30.5, 'published', 'a table',
                                                                  'ImageNet-1K')
     assert latency.known_result('ours', tmp_path) == KnownResult('box AP on COCO', 30.0, 'trained here', 'a log',
                                                                  'none')

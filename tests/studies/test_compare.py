@@ -130,14 +130,16 @@ def test_every_backbone_method_and_dataset_of_the_configs_can_be_cited():
         assert REFERENCES.entries[key]['name']
 
 
-def test_titles_are_those_of_the_metafiles():
-    def plain(title):
-        return re.sub(r'[{}]', '', title).lower()
-
-    titles = {plain(re.search(r'title *= \{(.*)\},', found['bibtex'])[1]) for found in REFERENCES.entries.values()}
-    for metafile in zoo.read(ROOT).values():
-        for collection in metafile['Collections']:
-            assert plain(collection['Paper']['Title']) in titles, collection['Name']
+def test_a_study_takes_published_results_from_the_records(tmp_path):
+    study = compare.read_study(ROOT / 'configs' / 'studies' / 'kernel_size.yml')
+    rows = {row['Name']: row for row in zoo.rows(zoo.read(ROOT))}
+    figures = [rows[f'upernet_replknet{kernel}-120ep_ade20k']['Results'][0]['Metrics']['mIoU']
+               for kernel in ('3', '7', '13', '31b')]
+    assert study.finding.endswith('31-29-27-13 has {:.2f}, {:.2f}, {:.2f} and {:.2f} mIoU.'.format(*figures))
+    for name in ('upernet_nothing', 'mask_rcnn_replknet31b_coco'):  # the latter has no published result
+        (tmp_path / 'x.yml').write_text(f'title: x\nfinding: has {{{name}}}\nconfigs: {{a: b.py}}\n')
+        with pytest.raises(ValueError, match=f'x.yml: .*{name}.* is no config with a published result'):
+            compare.read_study(tmp_path / 'x.yml')
 
 
 # Data, classes and budget
@@ -384,7 +386,7 @@ def test_what_is_published_is_told_from_what_is_trained_here(tools, tmp_path):
     columns, cells = compare.accuracy([published, trained], runs, ROOT)
     row = next(row for row in zoo.rows(zoo.read(ROOT)) if row['Name'] == published.stem)
     cell = cells[published.name]['mIoU, ADE20K, published']
-    assert cell.values == (49.9, ) and cell.origin == 'published' and row['Published']['Source'] in cell.detail
+    assert cell.values == (row['Results'][0]['Metrics']['mIoU'], ) and cell.origin == 'published' and row['Published']['Source'] in cell.detail
     assert list(cells[trained.name]) == ['mIoU, demo scenes, trained here']
     cell = cells[trained.name]['mIoU, demo scenes, trained here']
     assert len(cell.values) == 2 and 'from scratch on demo scenes, 700 iterations, seeds 0, 1' in cell.detail

@@ -1,7 +1,7 @@
 # For 8 GPUs: the images of the published run (64 images x 20k steps) in 80k steps of 16, a split that the
 # authors name in their config's comments, at the same rate and with a warm-up as long for its share. The
 # published figure is of the other.
-_base_ = '../upernet_replknet31b_cityscapes.py'
+_base_ = 'upernet_replknet31b_cityscapes.py'
 train_cfg = dict(max_iters=80000, val_interval=8000)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1600),

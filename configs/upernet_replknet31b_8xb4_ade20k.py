@@ -1,7 +1,7 @@
-# For 8 GPUs: the images of the published run (64 images x 80k steps) in 160k steps of 32, a split that the
+# For 8 GPUs: the images of the published run (128 images x 40k steps) in 160k steps of 32, a split that the
 # authors name in their config's comments, at the same rate and with a warm-up as long for its share. The
 # published figure is of the other.
-_base_ = '../upernet_replknet31l-22k_ade20k.py'
+_base_ = 'upernet_replknet31b_ade20k.py'
 train_cfg = dict(max_iters=160000, val_interval=8000)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1600),
