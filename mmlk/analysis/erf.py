@@ -39,7 +39,7 @@ THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB, of pixels 0..255
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 PHOTOGRAPHS = ('astronaut.png', 'camera.png', 'chelsea.png', 'coffee.png', 'motorcycle_left.png', 'rocket.jpg')
-COLUMNS = 5  # heat maps in a row
+COLUMNS = 3  # of the picture, so that it is readable at the width of a page
 
 
 @dataclass
@@ -376,7 +376,7 @@ def heat_maps(fields: Dict[str, ReceptiveField], decades: float = None,
             axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor='black', linewidth=0.6,
                                      linestyle='--'))
             if side - labelled > 0.09 * height:  # or the labels would lie on each other
-                axes.text(left, top, f'{threshold:.0%}', fontsize=6, verticalalignment='bottom')
+                axes.text(left, top, f'{threshold:.0%}', fontsize=8, verticalalignment='bottom')
                 labelled = side
         axes.set_title(name, fontsize=10)
     figure.colorbar(drawn, ax=grid, label='log10(score + 1) / largest')
