@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
-COLUMNS = 5  # heat maps in a row
+COLUMNS = 3  # heat maps in a row, so that the picture is readable at the width of a page
 
 
 @dataclass
@@ -295,7 +295,7 @@ def heat_maps(fields: Dict[str, ReceptiveField], decades: Optional[float] = None
             axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor='black', linewidth=0.6,
                                      linestyle='--'))
             if side - labelled > 0.09 * height:  # or the labels would lie on each other
-                axes.text(left, top, f'{threshold:.0%}', fontsize=6, verticalalignment='bottom')
+                axes.text(left, top, f'{threshold:.0%}', fontsize=8, verticalalignment='bottom')
                 labelled = side
         axes.set_title(name, fontsize=10)
     figure.colorbar(drawn, ax=grid, label='log10(score + 1) / largest')

@@ -9,7 +9,6 @@ closing the gap between human and machine vision, Geirhos et al., NeurIPS 2021, 
 - the bias is the share of decisions for the shape among decisions for the shape or the texture; that of a category is
   of the images with its shape, and the overall one counts decisions, not categories.
 """
-import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,20 +194,23 @@ def summary(counts: Tally) -> Dict[str, Any]:
 
 
 def plot_shape_bias(tallies: Dict[str, Tally]) -> 'Figure':
-    """The familiar picture: a mark for every category, lines at the overall biases, shape to the left, people in red.
+    """A mark for every category, lines at the overall biases, shape to the left, people in blue.
 
     Raises:
         ValueError: There is no tally.
     """
     from matplotlib.figure import Figure
+
+    from mmlk.analysis.palette import looks
     if not tallies:
         raise ValueError('there is nothing to plot')
     order = sorted(CATEGORIES, key=lambda name: -HUMANS[name].bias)
     figure = Figure(figsize=(7.2, 6.6), layout='constrained')
     axes = figure.subplots()
-    looks = zip(itertools.cycle('os^vP*Xp'), itertools.cycle(f'C{index}' for index in (0, 1, 2, 4, 5, 6, 7, 8, 9)))
-    series = [*zip(tallies.items(), looks), (('humans', HUMANS), ('D', '#a51e37'))]
-    for (name, counts), (marker, colour) in series:
+    look = looks(['humans', *tallies])  # people as the first: the same in every picture
+    series = [*tallies.items(), ('humans', HUMANS)]
+    for name, counts in series:
+        colour, marker = look[name]
         mean = overall(counts).bias
         marks = [(counts[category].bias, row) for row, category in enumerate(order)
                  if counts[category].bias is not None]
