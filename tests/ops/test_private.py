@@ -66,6 +66,14 @@ def test_a_version_without_a_name_gives_the_same_and_warns_once(name, monkeypatc
     assert [str(w.message).split(':')[0] for w in caught if name in str(w.message)] == [f'torch {torch.__version__} has no {name}']
 
 
+def test_only_the_leaves_are_saved_where_it_is_not_known_whether_they_are_packed(monkeypatch):
+    assert len(depthwise_conv2d(*tensors(), backend='fft').grad_fn.saved_tensors) > 2
+    _private._warn.cache_clear()
+    monkeypatch.delattr(torch._C._autograd, '_top_saved_tensors_default_hooks')
+    with pytest.warns(UserWarning, match='computed again'):
+        assert len(depthwise_conv2d(*tensors(), backend='fft').grad_fn.saved_tensors) == 2
+
+
 def test_with_every_name_there_is_no_warning():
     _private._warn.cache_clear()
     with warnings.catch_warnings():
