@@ -2,7 +2,7 @@
 from mmlk import _mmcv_ops, _mmdet
 from mmlk._checkpoints import allow_mmengine_types
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 allow_mmengine_types()
 _mmcv_ops.guard()

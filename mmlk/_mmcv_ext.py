@@ -33,6 +33,19 @@ __all__ = [
 _kernels = torch.ops.torchvision  # registered by the import of torchvision
 
 
+def _gradients(kernel: Callable, *arguments: Any) -> Any:
+    """What one of torchvision's kernels for gradients returns.
+
+    On CUDA they add in an order that changes from run to run, which torch.use_deterministic_algorithms refuses: in that
+    mode the CPU's kernel computes them.
+    """
+    device = arguments[0].device
+    if device.type == 'cpu' or not torch.are_deterministic_algorithms_enabled():
+        return kernel(*arguments)
+    result = kernel(*(part.cpu() if isinstance(part, Tensor) else part for part in arguments))
+    return result.to(device) if isinstance(result, Tensor) else [part.to(device) for part in result]
+
+
 def __getattr__(name: str) -> Callable:
     """A function that raises, for every operator that is not in this module."""
     if name.startswith('_'):
@@ -189,9 +202,9 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argm
             maps[image].scatter_add_(1, places[number].flatten(1), values.flatten(1))
         grad_input.copy_(maps.view_as(grad_input))
     else:
-        grad_input.copy_(_kernels._roi_align_backward(
-            grad_output, rois.to(grad_output.dtype), spatial_scale, aligned_height, aligned_width, *grad_input.shape,
-            sampling_ratio, aligned))
+        grad_input.copy_(_gradients(
+            _kernels._roi_align_backward, grad_output, rois.to(grad_output.dtype), spatial_scale, aligned_height,
+            aligned_width, *grad_input.shape, sampling_ratio, aligned))
 
 
 @guarded
@@ -205,8 +218,9 @@ def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor
 @guarded
 def roi_pool_backward(grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_input: Tensor, pooled_height: int,
                       pooled_width: int, spatial_scale: float) -> None:
-    grad_input.copy_(_kernels._roi_pool_backward(grad_output, rois.to(grad_output.dtype), argmax, spatial_scale,
-                                                 pooled_height, pooled_width, *grad_input.shape))
+    grad_input.copy_(_gradients(
+        _kernels._roi_pool_backward, grad_output, rois.to(grad_output.dtype), argmax, spatial_scale, pooled_height,
+        pooled_width, *grad_input.shape))
 
 
 # Deformable convolution. torchvision's kernel takes an empty mask and a zero bias where there is none.
@@ -215,7 +229,8 @@ def roi_pool_backward(grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_in
 def _deform_conv_gradients(grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tensor,
                            *geometry: int) -> List[Tensor]:
     mask, bias = input.new_zeros(len(input), 1), input.new_zeros(len(weight))
-    return _kernels._deform_conv2d_backward(grad_output, input, weight, offset, mask, bias, *geometry, False)
+    return _gradients(_kernels._deform_conv2d_backward, grad_output, input, weight, offset, mask, bias, *geometry,
+                      False)
 
 
 @guarded
@@ -264,19 +279,25 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, 
                                    kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int,
                                    dilation_h: int, dilation_w: int, group: int, deformable_group: int,
                                    with_bias: bool) -> None:
-    gradients = _kernels._deform_conv2d_backward(
-        grad_output, input, weight, offset, mask, bias if with_bias else input.new_zeros(len(weight)), stride_h,
-        stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group, True)
+    gradients = _gradients(
+        _kernels._deform_conv2d_backward, grad_output, input, weight, offset, mask,
+        bias if with_bias else input.new_zeros(len(weight)), stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
+        group, deformable_group, True)
     for gradient, target in zip(gradients, (grad_input, grad_weight, grad_offset, grad_mask)):
         target.copy_(gradient)
     if with_bias:
         grad_bias.copy_(gradients[4])
 
 
-# Focal losses. input is (N, classes), target (N, ); a target outside of the classes is background.
+# Focal losses. input is (N, classes), target (N, ); a target outside of the classes is background. They are computed in
+# single precision at least: half precision has no probabilities near enough to 0.
 
 
-def _class_weight(weight: Tensor, target: Tensor, classes: int) -> Any:
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _class_weight(weight: Tensor, target: Tensor, classes: int) -> Tensor:
     """A factor per row, (N, ): the weight of its class, 1 without weights, and for background."""
     if weight.numel() == 0:
         return target.new_ones(len(target), dtype=weight.dtype)
@@ -291,7 +312,7 @@ def _log(probability: Tensor) -> Tensor:
 @guarded
 def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float,
                                alpha: float) -> None:
-    p = input.sigmoid()
+    p = _wide(input).sigmoid()
     is_class = target[:, None] == torch.arange(input.shape[1], device=input.device)
     loss = torch.where(is_class, -alpha * (1 - p)**gamma * _log(p), -(1 - alpha) * p**gamma * _log(1 - p))
     output.copy_(loss * _class_weight(weight, target, input.shape[1])[:, None])
@@ -300,7 +321,7 @@ def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
 @guarded
 def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float,
                                 alpha: float) -> None:
-    p = input.sigmoid()
+    p = _wide(input).sigmoid()
     is_class = target[:, None] == torch.arange(input.shape[1], device=input.device)
     gradient = torch.where(is_class, -alpha * (1 - p)**gamma * (1 - p - gamma * p * _log(p)),
                            -(1 - alpha) * p**gamma * (gamma * (1 - p) * _log(1 - p) - p))
@@ -310,7 +331,7 @@ def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, g
 def _of_target(input: Tensor, target: Tensor) -> Tuple[Tensor, Tensor]:
     """The softmax of each row's own class, (N, ), and whether it has one."""
     foreground = (target >= 0) & (target < input.shape[1])
-    return input.gather(1, target.clamp(0, input.shape[1] - 1)[:, None])[:, 0], foreground
+    return _wide(input.gather(1, target.clamp(0, input.shape[1] - 1)[:, None])[:, 0]), foreground
 
 
 @guarded
@@ -330,9 +351,8 @@ def softmax_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, b
     # a probability of 1 has gradient 0, also where gamma - 1 < 0
     steep = torch.where(p < 1, gamma * (1 - p).clamp(min=torch.finfo(p.dtype).tiny)**(gamma - 1), 0.)
     slope = alpha * (steep * p * _log(p) - (1 - p)**gamma) * _class_weight(weight, target, input.shape[1])
-    buff.copy_(slope * foreground)
     is_class = target[:, None] == torch.arange(input.shape[1], device=input.device)
-    grad_input.copy_(buff[:, None] * (is_class.to(input.dtype) - input))
+    grad_input.copy_((slope * foreground)[:, None] * (is_class.to(slope.dtype) - input))
 
 
 # Multi-scale deformable attention: mmcv's own form of it, which samples with torch.nn.functional.grid_sample.

@@ -22,11 +22,11 @@ def doctor():
 PINNED = {
     'torch': '2.12.1', 'torchvision': '0.27.1', 'numpy': '2.2.6', 'opencv-python': '4.12.0.88',
     'timm': '1.0.31', 'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'onedl-mmdetection': '3.5.1',
-    'onedl-mmsegmentation': '1.4.2', 'mmlk': '0.1.0', 'setuptools': '80.10.2'}
+    'onedl-mmsegmentation': '1.4.2', 'mmlk': '0.2.0', 'setuptools': '80.10.2'}
 CLASSIC = {
     'torch': '2.4.1', 'torchvision': '0.19.1', 'numpy': '1.26.4', 'opencv-python': '4.11.0.86',
     'timm': '1.0.31', 'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2',
-    'mmlk': '0.1.0', 'setuptools': '80.10.2'}
+    'mmlk': '0.2.0', 'setuptools': '80.10.2'}
 MODULES = ('torch', 'torchvision', 'numpy', 'cv2', 'timm', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmlk')
 
 

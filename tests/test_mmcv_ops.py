@@ -1,9 +1,10 @@
-"""mmcv's operators read a tensor of any strides and dtype: the compiled ones once mmlk is imported, and torchvision's."""
+"""mmcv's operators, the compiled ones and torchvision's, read tensors of any strides and dtype."""
 import base64
 import hashlib
 import importlib.machinery
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import mmcv
 import pytest
 import torch
+import torch._dynamo
 import torchvision
 from mmcv import _ext, ops
 
@@ -132,7 +134,8 @@ def test_every_gradient_of_deformable_convolution_is_that_of_the_compiled_one(mo
         else:
             inputs = [x, offset, weight]
             out = ops.deform_conv2d(*inputs, (2, 1), (1, 1), (1, 1), 2, 2)
-        return [out, *torch.autograd.grad(out, inputs, torch.randn_like(out).transpose(2, 3).contiguous().transpose(2, 3))]
+        cotangent = torch.randn_like(out).transpose(2, 3).contiguous().transpose(2, 3)
+        return [out, *torch.autograd.grad(out, inputs, cotangent)]
 
     expected = gradients()
     use_ours(monkeypatch)
@@ -236,6 +239,48 @@ def test_the_gradient_of_a_certain_class_is_finite(monkeypatch):
     assert torch.isfinite(x.grad).all()
 
 
+def test_focal_losses_in_half_precision_are_those_in_single(monkeypatch):
+    """The kernels themselves, which get half precision on a GPU alone."""
+    x, target, none = 8 * torch.randn(30, 4), torch.arange(30) % 5, torch.zeros(0)
+    for name, shape in (('sigmoid', (30, 4)), ('softmax', (30, ))):
+        values = x if name == 'sigmoid' else x.softmax(1)
+        for direction, out_shape in (('forward', shape), ('backward', (30, 4))):
+            kernel = getattr(_mmcv_ext, f'{name}_focal_loss_{direction}').__wrapped__
+            results = []
+            for dtype in (torch.float16, torch.float32):
+                out = torch.zeros(out_shape, dtype=dtype)
+                buffer = [torch.zeros(30, dtype=dtype)] if (name, direction) == ('softmax', 'backward') else []
+                kernel(values.half().to(dtype), target, none.to(dtype), *buffer, out, 0.5, 0.25)
+                results.append(out.float())
+            torch.testing.assert_close(*results, rtol=2e-3, atol=1e-3)
+
+
+def test_gradients_in_deterministic_mode():
+    """torchvision has none for CUDA: the CPU's are taken, whose values are tested above."""
+    def kernel(first, factor):
+        assert isinstance(first, Cpu)
+        return first, first
+
+    class Cpu(torch.Tensor):
+        def to(self, device):
+            return f'to {device}'
+
+    class Gpu(torch.Tensor):
+        device = torch.device('cuda')
+
+        def cpu(self):
+            return torch.zeros(1).as_subclass(Cpu)
+
+    assert _mmcv_ext._gradients(lambda x, factor: type(x), torch.zeros(1).as_subclass(Gpu), 2) is Gpu
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert _mmcv_ext._gradients(kernel, torch.zeros(1).as_subclass(Gpu), 2) == ['to cuda', 'to cuda']
+        run('modulated_deform_conv2d', torch.randn(2, 8, 20, 24))
+        run('roi_align', torch.randn(2, 8, 20, 24))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_multi_scale_deformable_attention(layout, extension):
     """Against mmcv's own form in PyTorch. Values are (N, pixels, heads, channels)."""
@@ -294,7 +339,26 @@ def test_half_precision_on_a_cpu_is_float32_rounded(dtype, extension):
     assert x.grad.dtype == dtype and (x.grad.float() - leaf.grad).abs().max() < 0.02 * leaf.grad.abs().max()
 
 
-@pytest.mark.parametrize('extension', [pytest.param(_ext, marks=needs_compiled), _mmcv_ext], ids=['compiled', 'ours'])
+def test_a_compiled_model_calls_them_as_well(extension):
+    """torch.compile cannot trace mmcv's own functions, guarded or not, and leaves them to run as they are."""
+    def pooled(x):
+        maps = x.relu().contiguous(memory_format=torch.channels_last)
+        return ops.roi_align(maps, ROIS, (7, 7), 1.0, 0, 'avg', True).mul(2)
+
+    torch._dynamo.reset()
+    x = torch.randn(2, 8, 20, 24)
+    results = []
+    for function in (pooled, torch.compile(pooled, backend='aot_eager')):
+        leaf = x.clone().requires_grad_()
+        out = function(leaf)
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
+    expected = 2 * torchvision.ops.roi_align(x.relu(), ROIS, (7, 7), aligned=True)
+    torch.testing.assert_close(results[0][0], expected)
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize('extension', [pytest.param(_ext, marks=needs_compiled), _mmcv_ext],
+                         ids=['compiled', 'torchvision'])
 def test_every_function_of_the_extension_is_guarded(extension):
     names = getattr(extension, '__all__', None) or [name for name in vars(extension) if not name.startswith('_')]
     functions = {name: getattr(extension, name) for name in names}
@@ -328,7 +392,8 @@ def test_the_order_of_imports_does_not_matter(first, second):
     code = (f'import {first}, {second}, torch, torchvision; from mmcv.ops import roi_align; '
             'x = torch.randn(1, 8, 9, 9).contiguous(memory_format=torch.channels_last); '
             'rois = torch.tensor([[0, 1., 1., 7., 6.]]); '
-            'print((roi_align(x, rois, (3, 3)) - torchvision.ops.roi_align(x, rois, (3, 3), aligned=True)).abs().max())')
+            'expected = torchvision.ops.roi_align(x, rois, (3, 3), aligned=True); '
+            'print((roi_align(x, rois, (3, 3)) - expected).abs().max())')
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == 'tensor(0.)', done.stderr[-2000:]
 
@@ -337,7 +402,7 @@ def test_the_order_of_imports_does_not_matter(first, second):
 def test_ours_have_the_names_and_arguments_of_the_compiled_operators():
     for name in _mmcv_ext.__all__:
         signature = getattr(_ext, name).__doc__.splitlines()[0]
-        theirs = [part.split(':')[0].strip() for part in signature.split('(', 1)[1].split(')')[0].split(',') if ':' in part]
+        theirs = re.findall(r'(\w+): ', signature)
         function = getattr(_mmcv_ext, name)
         code = getattr(function, '__wrapped__', function).__code__
         assert list(code.co_varnames[:code.co_argcount]) == theirs, name

@@ -17,12 +17,14 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS, MODELS, OPTIM_WRAPPERS, DefaultScope
+from mmengine.runner import FlexibleRunner
 from PIL import Image
 
 from mmlk._types import type_of
 from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.deploy import merging
 from mmlk.deploy.merging import merge_checkpoint
+from mmlk.engine import ResumableRunner
 from mmlk.weights.read import read_weights
 
 REPO = Path(__file__).resolve().parent.parent
@@ -344,6 +346,8 @@ def test_options_of_train_reach_the_config(monkeypatch):
 
 @pytest.mark.parametrize('runner, last, resume, kept', [
     (None, False, 'auto', True), (None, True, 'auto', True),  # ResumableRunner chooses by itself
+    ('mmlk.ResumableRunner', True, 'auto', True), (ResumableRunner, True, 'auto', True),
+    (type('Derived', (ResumableRunner, ), {}), True, 'auto', True), (FlexibleRunner, True, True, False),
     ('FlexibleRunner', False, None, True), ('FlexibleRunner', True, True, False)])
 def test_resume_keeps_load_from_for_a_run_that_has_no_checkpoint(tmp_path, runner, last, resume, kept):
     cfg = Config(dict(work_dir=str(tmp_path), load_from=str(tmp_path / 'w.pth'), **({} if runner is None else dict(

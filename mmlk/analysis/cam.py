@@ -359,7 +359,8 @@ def _view(name: str, outputs: list, size: Sequence[int]) -> Callable[[Tensor], T
         return lambda x: x
     if shape[0] == 1 and len(shape) == 3:
         for stride in range(1, min(size) + 1):
-            for height, width in {(size[0] // stride, size[1] // stride), (-(-size[0] // stride), -(-size[1] // stride))}:
+            rounded_up = -(-size[0] // stride), -(-size[1] // stride)
+            for height, width in {(size[0] // stride, size[1] // stride), rounded_up}:
                 before = shape[1] - height * width
                 if before in (0, 1):
                     return lambda x: x[:, before:].unflatten(1, (height, width)).permute(0, 3, 1, 2)

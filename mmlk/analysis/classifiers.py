@@ -124,7 +124,7 @@ def build_classifier(model: str, checkpoint: Optional[str] = None, by_order: boo
         try:
             return with_head(family(arch, merged=True), checkpoint)  # a merged file
         except WeightsError:
-            raise error
+            raise error from None
 
 
 def _listed(near: List[str]) -> str:
@@ -201,7 +201,8 @@ def _head(tensors: Dict[str, Tensor], family: str, path: str) -> ClassifierHead:
     for module, weights in modules.items():
         by_dims.setdefault(weights['weight'].ndim if 'weight' in weights else 0, []).append(module)
     linears, norms, convs = (by_dims.pop(dims, []) for dims in (2, 1, 4))
-    if by_dims or len(linears) != 1 or len(norms) > 1 or len(convs) > len(norms) or convs and family not in _ACTIVATIONS:
+    odd = len(linears) != 1 or len(norms) > 1 or len(convs) > len(norms)
+    if by_dims or odd or convs and family not in _ACTIVATIONS:
         held = ', '.join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in list(tensors.items())[:8])
         raise WeightsError(f'{path} holds no classifier that could be put on a {family}: beside the backbone it has '
                            f"{held or 'nothing'}")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
-COLUMNS = 5  # heat maps in a row
+COLUMNS = 3  # heat maps in a row, so that the picture is readable at the width of a page
 
 
 @dataclass
@@ -115,7 +115,7 @@ class ErfNetwork:
         named = isinstance(stages, (list, tuple)) and len(stages) == len(maps)
         return dict(zip(stages if named else range(len(maps)), maps))
 
-    def check(self, size: int, stage: int = None) -> Tuple[int, Tuple[int, ...]]:
+    def check(self, size: int, stage: Optional[int] = None) -> Tuple[int, Tuple[int, ...]]:
         """Run once, without gradients, on the meta device where that is possible.
 
         Args:
@@ -273,7 +273,7 @@ def summary(field: ReceptiveField, thresholds: Sequence[float] = THRESHOLDS) -> 
     return dict(images=field.images, skipped=field.skipped, largest_score=float(field.scores.max()), squares=squares)
 
 
-def heat_maps(fields: Dict[str, ReceptiveField], decades: float = None,
+def heat_maps(fields: Dict[str, ReceptiveField], decades: Optional[float] = None,
               thresholds: Sequence[float] = THRESHOLDS) -> 'Figure':
     """Named receptive fields side by side on one scale of colours, with their squares outlined.
 
@@ -307,7 +307,7 @@ def heat_maps(fields: Dict[str, ReceptiveField], decades: float = None,
             axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor='black', linewidth=0.6,
                                      linestyle='--'))
             if side - labelled > 0.09 * height:  # or the labels would lie on each other
-                axes.text(left, top, f'{threshold:.0%}', fontsize=6, verticalalignment='bottom')
+                axes.text(left, top, f'{threshold:.0%}', fontsize=8, verticalalignment='bottom')
                 labelled = side
         axes.set_title(name, fontsize=10)
     figure.colorbar(drawn, ax=grid, label='log10(score + 1) / largest')

@@ -395,43 +395,44 @@ def plot_latency(rows: Sequence[LatencyRow], results: Dict[str, KnownResult], ti
         title: Of the figure: the machine and the settings.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
+
+    from mmlk.analysis.palette import Point, add_panels, looks, name_points
     rows = [row for row in rows if not row.failed]
     modes = [mode for mode in MODES if any(row.mode == mode for row in rows)]
     shown = {row.name for row in rows if row.mode == 'inference'}
     metrics = list(dict.fromkeys(result.metric for name, result in results.items() if name in shown))
-    colours = {name: f'C{index % 10}' for index, name in enumerate(dict.fromkeys(row.name for row in rows))}
-    markers = dict(zip(dict.fromkeys(row.variant for row in rows), 'osD^vP*X<>'))
+    look = looks(row.name for row in rows)
     most = max(sum(row.mode == mode for row in rows) for mode in modes)
     panels = len(modes) + len(metrics)
-    figure = Figure(figsize=(6.2 * panels, max(4.4, 1.4 + 0.34 * most)), layout='constrained')
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    figure = Figure(figsize=(10.4, (1 + panels) // 2 * max(3.4, 1.4 + 0.34 * most)), layout='constrained')
+    axes = add_panels(figure, panels)
     for axis, mode in zip(axes, modes):
         bars = [row for row in rows if row.mode == mode][::-1]  # the first at the top
         middle = [row.median * 1e3 for row in bars]
         spread = [[abs(row.quartiles[side] - row.median) * 1e3 for row in bars] for side in (0, 1)]
-        axis.barh(range(len(bars)), middle, xerr=spread, color=[colours[row.name] for row in bars], alpha=0.85,
+        axis.barh(range(len(bars)), middle, xerr=spread, color=[look[row.name].colour for row in bars], alpha=0.85,
                   error_kw=dict(ecolor='0.2', capsize=3))
         for place, (row, value) in enumerate(zip(bars, middle)):
             axis.text(row.quartiles[1] * 1e3, place, f' {value:.3g}' if value < 1000 else f' {value:.0f}',
                       verticalalignment='center', fontsize=8)
-        axis.set_yticks(range(len(bars)), [row.label for row in bars], fontsize=8)
+        axis.set_yticks(range(len(bars)), [row.label for row in bars], fontsize=9)
         axis.set(xlabel='ms', title=f'{mode}, batch of {bars[0].batch}')
-        axis.margins(x=0.12)
+        axis.margins(x=0.18)
         axis.grid(axis='x', alpha=0.3)
+    named = {}
     for axis, metric in zip(axes[len(modes):], metrics):
         points = [row for row in rows if row.mode == 'inference' and row.name in results
                   and results[row.name].metric == metric]
+        named[axis] = []
         for row in points:
-            axis.plot(row.median * 1e3, results[row.name].value, markers[row.variant], color=colours[row.name])
+            colour, marker = look[row.name]
+            x, y = row.median * 1e3, results[row.name].value
+            axis.plot(x, y, marker, color=colour, fillstyle='full' if row.variant == 'fp32' else 'none')
+            named[axis].append(Point(row.label, x, y, colour))
         kinds = ' or '.join(dict.fromkeys(results[row.name].kind for row in points))
         axis.set(xlabel='ms', ylabel=f'{metric}, {kinds}', title='accuracy against latency of inference')
-        named = [Patch(color=colours[name], label=name) for name in dict.fromkeys(row.name for row in points)]
-        named += [Line2D([], [], marker=markers[variant], linestyle='', color='0.3', label=variant)
-                  for variant in dict.fromkeys(row.variant for row in points)]
-        axis.legend(handles=named, fontsize=8)
         axis.grid(alpha=0.3)
-        axis.margins(0.12)
+        axis.margins(0.15)
     figure.suptitle(title, fontsize=9)
+    name_points(figure, named)
     return figure

@@ -236,7 +236,8 @@ class BaseBackbone(BaseModule):
         return value
 
     def input_weights(self) -> List[str]:
-        """Names, as in ``self.state_dict()``, of the stem's kernels that may see the image: of ``in_channels`` inputs."""
+        """Names, as in ``self.state_dict()``, of the stem's kernels that may see the image: of ``in_channels`` inputs.
+        """
         stem = {parameter for part in self.parts(0) for parameter in part.parameters()}
         return [name for name, parameter in self.named_parameters()
                 if parameter in stem and parameter.dim() == 4 and parameter.shape[1] == self.in_channels]
@@ -298,7 +299,8 @@ class BaseBackbone(BaseModule):
             raise KeyError(f"{type(self).__name__} has no parameter '{name}'") from error
 
     def no_weight_decay(self) -> Set[str]:
-        """Names of the parameters that weight decay would harm, as in timm: embeddings, and scales of several dimensions.
+        """Names of the parameters that weight decay would harm, as in timm: embeddings, and scales of several
+        dimensions.
 
         Norms, biases and vectors need not be named: a rule of weight decay knows them by their type and shape.
         """

@@ -33,8 +33,8 @@ def _last_stage(kernel: int) -> Dict[str, Any]:
     return dict(kernel_sizes=(3, ) * 5 + (kernel, ) * 2, small_kernel=3)
 
 
-# The rows of the study. A number is the kernel of every depthwise convolution, 'last' that of the last stage's alone, with
-# a 3x3 in parallel as guideline 5 says; '-noshortcut' drops the shortcuts, '-reparam' puts a 3x3 in parallel,
+# The rows of the study. A number is the kernel of every depthwise convolution, 'last' that of the last stage's alone,
+# with a 3x3 in parallel as guideline 5 says; '-noshortcut' drops the shortcuts, '-reparam' puts a 3x3 in parallel,
 # '-dilated' reaches as far with 3x3 taps.
 ARCHS = {
     '3': _everywhere(3),

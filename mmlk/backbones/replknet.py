@@ -182,7 +182,8 @@ class RepLKNet(BaseBackbone):
 
     def leaves_out(self, name: str) -> bool:
         stages, stage, norm, *_ = (*name.split('.'), '', '')
-        if stages == 'stages' and norm == 'norm' and stage.isdigit():  # a part of a stage, but not of one whose map is not returned
+        # a part of a stage, but not of one whose map is not returned
+        if stages == 'stages' and norm == 'norm' and stage.isdigit():
             return int(stage) not in self.out_indices
         return super().leaves_out(name)
 

@@ -22,7 +22,7 @@ _A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
 
 def _arch(num_blocks: Sequence[int], a: float, b: float, groups: int = 1, **other) -> Dict[str, Any]:
     """Multipliers ``a`` of the first three stages and ``b`` of the last; every second layer in ``groups`` groups."""
-    grouped = dict(override_groups_map={layer: groups for layer in range(2, 27, 2)}) if groups > 1 else {}
+    grouped = dict(override_groups_map=dict.fromkeys(range(2, 27, 2), groups)) if groups > 1 else {}
     return dict(num_blocks=num_blocks, width_multiplier=(a, a, a, b), **grouped, **other)
 
 

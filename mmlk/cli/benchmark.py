@@ -52,7 +52,7 @@ def find_device(name: str) -> 'torch.device':
         device = None
     gpus = torch.cuda.device_count()
     if device is None or device.type not in ('cpu', 'cuda') or device.type == 'cuda' and (device.index or 0) >= gpus:
-        fail(f"--device {name}: there is no such device here; cpu runs always, and torch finds {gpus} GPUs")
+        fail(f'--device {name}: there is no such device here; cpu runs always, and torch finds {gpus} GPUs')
     return device
 
 

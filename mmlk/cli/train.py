@@ -30,12 +30,12 @@ def apply_options(cfg: 'Config', args: argparse.Namespace) -> None:
     from mmengine.optim import AmpOptimWrapper, OptimWrapper
     from mmengine.runner import find_latest_checkpoint
 
-    from mmlk.cli.prepare import find_checkpoint
+    from mmlk.cli.prepare import find_checkpoint, is_resumable
     if args.amp:
         wrapper = cfg.optim_wrapper
         kind = type_of(wrapper, 'OPTIM_WRAPPERS', cfg.get('default_scope'))
         if kind not in (OptimWrapper, AmpOptimWrapper) and 'type' in wrapper:
-            fail(f"--amp works with OptimWrapper, the config has {type_name(wrapper)}")
+            fail(f'--amp works with OptimWrapper, the config has {type_name(wrapper)}')
         device = get_device()
         if device == 'mps':
             fail("--amp needs a CPU or a GPU: mmengine's AmpOptimWrapper does not run on this machine's mps")
@@ -51,7 +51,7 @@ def apply_options(cfg: 'Config', args: argparse.Namespace) -> None:
             fail('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
     # ResumableRunner looks at load_from itself, once it knows whether there is something to resume
-    ours = cfg.get('runner_type', 'ResumableRunner').rpartition('.')[2] == 'ResumableRunner'
+    ours = is_resumable(cfg)
     if args.resume == 'auto' and (ours or find_latest_checkpoint(cfg.work_dir)):
         cfg.resume = 'auto' if ours else True
         cfg.load_from = cfg.get('load_from') if ours else None

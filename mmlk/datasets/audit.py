@@ -272,8 +272,8 @@ def _count_pixels(classes: List[str], ignored: int, pixels: np.ndarray, values: 
             f'the files hold 0 and 255 alone, and 255 is the ignored label, so that {absent[-1]} never occurs: it '
             f'would not be learnt, with an accuracy of nan. Save the masks with labels from 0 to {len(classes) - 1}')
     elif absent:
-        more = ', ...' if len(absent) > 8 else ''
-        report.notes.append(f'{len(absent)} of {len(classes)} classes never occur: {", ".join(map(str, absent[:8]))}{more}')
+        names = ', '.join(map(str, absent[:8])) + (', ...' if len(absent) > 8 else '')
+        report.notes.append(f'{len(absent)} of {len(classes)} classes never occur: {names}')
 
 
 def _loaded_as(dataset) -> np.ndarray:

@@ -338,8 +338,8 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
         raise ValueError(f'the config pads images to multiples of {divisor} pixels, and the file will not: '
                          f'{size[1]}x{size[0]} is none')
     if dynamic_size and _window_attentions(model):
-        raise ValueError("Swin's windows are laid out in Python, by the size of the image: a file of it takes one size. "
-                         'Export without --dynamic-size, one file for each size')
+        raise ValueError("Swin's windows are laid out in Python, by the size of the image: a file of it takes one "
+                         'size. Export without --dynamic-size, one file for each size')
     weights.load(model, checkpoint)
     model.requires_grad_(False)
     blocks = sum(isinstance(module, MergeableBranches) and not module.merged for module in model.modules())

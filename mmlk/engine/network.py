@@ -27,7 +27,7 @@ def check_backbone(cfg: Config) -> None:
     """
     model = cfg.get('model')
     if not isinstance(model, dict) or not isinstance(model.get('backbone'), dict) or 'type' not in model['backbone']:
-        raise ValueError("the config has no backbone: it needs model = dict(type=..., backbone=dict(type=...), ...), "
+        raise ValueError('the config has no backbone: it needs model = dict(type=..., backbone=dict(type=...), ...), '
                          'as a segmentor or detector of mmseg or mmdet')
 
 

@@ -7,6 +7,7 @@ import ctypes
 import platform
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -82,7 +83,7 @@ class Row:
     @property
     def best(self) -> str:
         """The fastest named backend."""
-        return min((b.name for b in TABLE if b.name in self.times), key=self.times.get)
+        return min((b.name for b in TABLE if b.name in self.times), key=self.times.__getitem__)
 
 
 def _inputs(case: Case, device: torch.device) -> Tuple[Tensor, Tensor, Tensor]:
@@ -90,18 +91,19 @@ def _inputs(case: Case, device: torch.device) -> Tuple[Tensor, Tensor, Tensor]:
     shape = case[:4]
     x, grad = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
     weight = torch.randn(case.channels, 1, case.kernel, case.kernel, generator=generator) / case.kernel
-    return tuple(t.to(device, case.dtype) for t in (x, weight, grad))
+    x, weight, grad = (t.to(device, case.dtype) for t in (x, weight, grad))
+    return x, weight, grad
 
 
 def _call(case: Case, convolve: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, grad: Tensor) -> Call:
     if not case.backward:
-        def forward():
+        def forward() -> object:
             with torch.no_grad():
                 return convolve(x, weight)
         return forward
     leaves = x.detach().requires_grad_(), weight.detach().requires_grad_()
 
-    def forward_backward():
+    def forward_backward() -> object:
         return torch.autograd.grad(convolve(*leaves), leaves, grad)
     return forward_backward
 
@@ -111,7 +113,7 @@ def calls_of(case: Case, device: torch.device) -> Tuple[Problem, Dict[str, Call]
     x, weight, grad = _inputs(case, device)
     problem = Problem.of(x, weight)
 
-    def stock(x, weight):
+    def stock(x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, padding=case.kernel // 2, groups=case.channels)
 
     calls, reasons = {'stock': _call(case, stock, x, weight, grad)}, {}
@@ -122,7 +124,7 @@ def calls_of(case: Case, device: torch.device) -> Tuple[Problem, Dict[str, Call]
         ok, reason = backend.can_run(problem)
         if ok:
             calls[backend.name] = _call(
-                case, lambda x, w, name=backend.name: depthwise_conv2d(x, w, backend=name), x, weight, grad)
+                case, partial(depthwise_conv2d, backend=backend.name), x, weight, grad)
         else:
             reasons[backend.name] = reason
     calls['chosen'] = _call(case, depthwise_conv2d, x, weight, grad)
@@ -132,10 +134,12 @@ def calls_of(case: Case, device: torch.device) -> Tuple[Problem, Dict[str, Call]
 def _chosen(case: Case, problem: Problem) -> List[str]:
     """The backends that automatic choice has settled on, pass by pass."""
     if not case.backward:
-        return [choose('inference', problem)[0].name]
+        backend, _ = choose('inference', problem)
+        assert backend is not None  # native runs everything
+        return [backend.name]
     methods = choose_training(problem)
-    together = methods.get('training') or methods.get('gradients')
-    return [(methods.get(step) or together).name for step in ('forward', 'grad_input', 'grad_weight')]
+    return [(methods.get(step) or methods.get('training') or methods['gradients']).name
+            for step in ('forward', 'grad_input', 'grad_weight')]
 
 
 def turns(calls: Dict[str, Call], device: torch.device, budget: float = 3.0, most: int = 15) -> Dict[str, List[float]]:

@@ -4,8 +4,8 @@ The estimates are rough, so they only say which backends are worth a measurement
 third time, which is in the third image or step however many equal blocks a network has, is measured on its own tensors,
 for each device, thread count and pass; images of ever new sizes are never measured. It is measured again in its 24th
 meeting, its 192nd and so on, and the least seconds of all races count: what disturbed one of them does not stick. After
-the first minute of a run at most 1 % of it goes into measuring. ``torch.use_deterministic_algorithms(True)`` leaves it at
-the estimates, which depend on the problem alone.
+the first minute of a run at most 1 % of it goes into measuring. ``torch.use_deterministic_algorithms(True)`` leaves it
+at the estimates, which depend on the problem alone.
 
 A backend that fails, or whose first result on a device and in a dtype is not that of ``native``, is not chosen there
 again.
@@ -23,6 +23,7 @@ from math import inf
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
+from torch import Tensor
 
 from .backends import TABLE, Backend, Problem, remembered
 from .backends.base import compute_dtype
@@ -67,11 +68,11 @@ class _Step:
 class _State:
     """All that a process knows."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.problems: 'OrderedDict[tuple, Dict[str, _Step]]' = OrderedDict()
+        self.problems: 'OrderedDict[Tuple[Problem, int], Dict[str, _Step]]' = OrderedDict()
         self.failed: Dict[Tuple[str, torch.device], int] = {}  # with maps of so many elements or more
-        self.trusted: Set[tuple] = set()
+        self.trusted: Set[Tuple[str, torch.device, torch.dtype, bool]] = set()
         self.racing = False
         self.run = self.spent = 0.0  # seconds of the run, and those of races after its first minute
         self.last: Optional[float] = None
@@ -135,7 +136,7 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 def race(calls: Sequence[Callable[[], object]], device: torch.device) -> List[float]:
     """Least seconds of each call, taken in turns so that a disturbance hits all of them; the slow drop out early."""
 
-    def again(call):
+    def again(call: Callable[[], object]) -> float:
         call()  # not timed: the call before it has taken the caches and rearranged the heap
         return timed(call, device)
 
@@ -192,12 +193,12 @@ def _check(backend: Backend, device: torch.device, dtype: torch.dtype, gradients
     if not backend.can_run(small)[0]:
         return
 
-    def tensor(*shape):
+    def tensor(*shape: int) -> Tensor:
         values = torch.arange(torch.Size(shape).numel(), dtype=torch.float64, device='cpu')
         return (1.7 * values + len(shape) * values.square() / 64).sin().reshape(shape).to(device, dtype)
 
     x, weight, bias, grad = tensor(3, 4, 20, 18), tensor(4, 1, 11, 9), tensor(4), tensor(3, 4, 20, 18).flip(0)
-    kept = []
+    kept: List[Tensor] = []
     ours = [backend.forward(x, weight, bias, small, *[kept] * (gradients and backend.keeps))]
     if gradients:
         ours += backend.gradients(grad, x, weight, small, *[kept] * backend.keeps)
@@ -233,7 +234,7 @@ def _trusted(backend: Backend, step: str, problem: Problem) -> bool:
 def _measure(problem: Problem, known: _Step, worth: List[Backend], call: Callable[[Backend], object]) -> None:
     """Let backends race, and remember their least seconds."""
 
-    def tried(backend):
+    def tried(backend: Backend) -> object:
         try:
             return call(backend)
         except Exception as error:
@@ -277,7 +278,7 @@ def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], objec
             known.meet(weight)
             due = known.meetings >= known.due and not _capturing(problem.device) and _state.may_measure()
             _state.racing = _state.racing or due
-    if due:
+    if due and call is not None:
         try:
             worth = [backend for cost, backend in pairs if cost <= _WORTH * least and _trusted(backend, step, problem)]
             _measure(problem, known, worth, call)
@@ -286,8 +287,8 @@ def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], objec
     if known.seconds and not fixed:
         seconds = {backend: known.seconds[backend] for _, backend in pairs if backend in known.seconds}
         if seconds:
-            best = min(seconds, key=seconds.get)
-            if due:
+            best = min(seconds, key=seconds.__getitem__)
+            if due and call is not None:
                 if step == 'inference':
                     remembered.forget(problem, keep=best.name)
                 _logger.debug('%s of %s: %s (measured)', step, problem,
@@ -307,9 +308,9 @@ def choose_gradients(problem: Problem, call: Optional[Callable[[str, Backend], o
               for step in ('grad_input', 'grad_weight', 'gradients')}
     together, seconds = chosen.pop('gradients')
     apart = sum(seconds for _, seconds in chosen.values())
-    if seconds <= apart:
+    if seconds <= apart and together is not None:
         return {'gradients': together}, seconds
-    return {step: backend for step, (backend, _) in chosen.items()}, apart
+    return {step: backend for step, (backend, _) in chosen.items() if backend is not None}, apart
 
 
 def choose_training(problem: Problem, call: Optional[Callable[[str, Backend], object]] = None,
@@ -319,7 +320,10 @@ def choose_training(problem: Problem, call: Optional[Callable[[str, Backend], ob
     forward, seconds = choose('forward', problem, call and partial(call, 'forward'), weight=weight)
     gradients, more = choose_gradients(problem, call, weight)
     whole, together = choose('training', problem, call and partial(call, 'training'), seconds + more, weight)
-    return {'training': whole} if together <= seconds + more else {'forward': forward, **gradients}
+    if whole is not None and together <= seconds + more:
+        return {'training': whole}
+    assert forward is not None  # native runs everything
+    return {'forward': forward, **gradients}
 
 
 _AUTOMATIC = 'automatic'

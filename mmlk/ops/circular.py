@@ -129,7 +129,7 @@ def circular_conv(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, 
         raise ValueError(f"method must be one of {', '.join(METHODS)} or None, got '{method}'")
     axis = _axis(input, weight, bias)
     dtype = compute_dtype(input.dtype)
-    x, w, b = (t if t is None else t.to(dtype) for t in (input, weight, bias))
+    x, w, b = input.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
     if exporting() or not x.numel():  # there is no FFT of nothing
         method = 'direct'
     run = _fft if (method or cheapest(x, w, axis)) == 'fft' else _direct

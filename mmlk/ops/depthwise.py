@@ -1,21 +1,25 @@
 """Depthwise convolution with large kernels: a function, a module that is an ``nn.Conv2d``, a verb to swap it in."""
 from functools import partial, wraps
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from ._private import is_legacy_batched, packs_saved_tensors, transforms_active
 from .backends import Backend, Problem, get, remembered
 from .backends.base import given_dtypes
 from .backends.native import conv2d_same, plain_gradients
 from .choice import attempt, choose, choose_gradients, choose_training, insisted_backend
 from .layout import exporting
 
+_Function = TypeVar('_Function', bound=Callable[..., Any])
+_Gradients = Tuple[Optional[Tensor], ...]  # of each input, None for those that are no tensors
 
-def _run(step: str, method: Backend, problem: Problem, x: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
-         grad: Optional[Tensor] = None, owner: Optional[Tensor] = None):
-    """One step (one of ``STEPS``) by one backend."""
+
+def _run(step: str, method: Any, problem: Problem, x: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
+         grad: Optional[Tensor] = None, owner: Optional[Tensor] = None) -> Any:
+    """One step (one of ``STEPS``) by one backend: a tensor, a pair of gradients, or the output and this pair."""
     if step == 'inference':
         return method.inference(x, weight, bias, problem, owner)
     if step == 'forward':
@@ -26,20 +30,20 @@ def _run(step: str, method: Backend, problem: Problem, x: Tensor, weight: Tensor
         return method.grad_weight(grad, x, problem)
     if step == 'gradients':
         return method.gradients(grad, x, weight, problem)
-    kept = []
+    kept: List[Tensor] = []
     return method.forward(x, weight, bias, problem, kept), method.gradients(grad, x, weight, problem, kept)
 
 
-def _in_given_dtypes(function):
+def _in_given_dtypes(function: _Function) -> _Function:
     """Let a function whose first argument is a tensor compute in its tensors' dtypes under autocast, whose casts are
     done by then."""
 
     @wraps(function)
-    def wrapped(tensor, *args):
+    def wrapped(tensor: Tensor, *args: Any) -> Any:
         with given_dtypes(tensor.device):
             return function(tensor, *args)
 
-    return wrapped
+    return cast(_Function, wrapped)
 
 
 # ``owner`` is the parameter of which autocast has made a weight, or the weight itself; its address tells whose meeting
@@ -50,21 +54,24 @@ def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optiona
     """The output, by ``step`` 'inference' or 'forward'."""
     problem = Problem.of(x, weight)
 
-    def run(method):
+    def run(method: Backend) -> Any:
         return _run(step, method, problem, x, weight, bias, owner=owner)
 
     if backend:
         return run(get(backend, problem))
-    return attempt(run, choose(step, problem, run, weight=owner.data_ptr())[0], problem)
+    method, _ = choose(step, problem, run, weight=owner.data_ptr())
+    assert method is not None  # native runs everything
+    return attempt(run, method, problem)
 
 
 @_in_given_dtypes
 def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str],
               owner: Tensor) -> Tuple[Tensor, Dict[str, Backend], List[Tensor]]:
     """The output, the backends of each step, and what one of them left for its gradients."""
-    problem, kept = Problem.of(x, weight), []
+    problem = Problem.of(x, weight)
+    kept: List[Tensor] = []
     if backend:
-        method = get(backend, problem)
+        method: Any = get(backend, problem)
         if not method.keeps:
             return method.forward(x, weight, bias, problem), {'forward': method, 'gradients': method}, kept
         return method.forward(x, weight, bias, problem, kept), {'training': method}, kept
@@ -72,7 +79,7 @@ def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Option
     methods = choose_training(problem, lambda step, method: _run(step, method, problem, x, weight, bias, grad=x),
                               owner.data_ptr())
 
-    def run(method):
+    def run(method: Any) -> Any:
         kept.clear()
         if 'training' in methods and method.keeps:
             return method.forward(x, weight, bias, problem, kept)
@@ -90,8 +97,8 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, methods: Dict[str, Backe
     """Those of the steps among ``methods``; where these were not ``insisted`` on, another may step in."""
     problem = Problem.of(x, weight)
 
-    def by(step):
-        def run(method):
+    def by(step: str) -> Any:
+        def run(method: Any) -> Any:
             if step == 'training':
                 return method.gradients(grad, x, weight, problem, *[kept] * method.keeps)
             return _run(step, method, problem, x, weight, grad=grad)
@@ -101,7 +108,8 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, methods: Dict[str, Backe
     for step in ('training', 'gradients'):
         if step in methods:
             return by(step)
-    return tuple(by(step) if step in methods else None for step in ('grad_input', 'grad_weight'))
+    grad_x, grad_w = (by(step) if step in methods else None for step in ('grad_input', 'grad_weight'))
+    return grad_x, grad_w
 
 
 @_in_given_dtypes
@@ -110,26 +118,23 @@ def _gradient_methods(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional
     """The backends for a backward pass of which the forward pass knew nothing; ``owner`` is an address here."""
     problem = Problem.of(x, weight)
 
-    def run(step, method):
+    def run(step: str, method: Backend) -> Any:
         return _run(step, method, problem, x, weight, grad=grad)
 
     if for_input and for_weight:
         return {'gradients': get(backend, problem)} if backend else choose_gradients(problem, run, owner)[0]
-    return {step: get(backend, problem) if backend else choose(step, problem, partial(run, step), weight=owner)[0]
-            for step in ['grad_input'] * for_input + ['grad_weight'] * for_weight}
+    chosen = {step: get(backend, problem) if backend else choose(step, problem, partial(run, step), weight=owner)[0]
+              for step in ['grad_input'] * for_input + ['grad_weight'] * for_weight}
+    return {step: method for step, method in chosen.items() if method is not None}
 
 
 def _bias_gradient(grad: Tensor) -> Tensor:
     return grad.sum((0, 2, 3))
 
 
-def _packs_saved_tensors() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-
-
 def _batched(grad: Tensor) -> bool:
     """Whether it stands for several gradients, which ``is_grads_batched`` and ``torch.vmap`` put into one tensor."""
-    return _transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
+    return _transformed(grad) or is_legacy_batched(grad)
 
 
 class _Owner(NamedTuple):
@@ -141,20 +146,21 @@ class _Owner(NamedTuple):
 class _DepthwiseConv2d(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, x, weight, bias, backend, owner):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str],
+                owner: _Owner) -> Tensor:
         learns = ctx.needs_input_grad[0] and ctx.needs_input_grad[1]
         # Where something packs what is saved, spectra are not: checkpointing is there to save memory, and asks that the
         # recomputation saves the same tensors, while the method may have been measured, and changed, in between.
-        if learns and not _packs_saved_tensors():
+        if learns and not packs_saved_tensors():
             out, ctx.methods, kept = _training(x, weight, bias, backend, owner.tensor)
         else:
-            out, ctx.methods, kept = _forward(x, weight, bias, backend, owner.tensor), None, ()
+            out, ctx.methods, kept = _forward(x, weight, bias, backend, owner.tensor), None, []
         ctx.save_for_backward(x, weight, *kept)
         ctx.backend, ctx.owner = backend, owner.tensor.data_ptr()
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> _Gradients:
         x, weight, *kept = ctx.saved_tensors
         for_input, for_weight, for_bias, *_ = ctx.needs_input_grad
         # create_graph, is_grads_batched: only PyTorch's own gradients can be differentiated again, or mapped over
@@ -174,7 +180,7 @@ def _operator(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Option
 
 
 @_operator.register_fake
-def _(x, weight, bias, backend):
+def _(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str]) -> Tensor:
     return torch.empty_like(x, memory_format=Problem.of(x, weight).memory_format)
 
 
@@ -188,26 +194,27 @@ def _backward_operator(grad: Tensor, x: Tensor, weight: Tensor, backend: Optiona
 
 
 @_backward_operator.register_fake
-def _(grad, x, weight, backend, for_input, for_weight):
+def _(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
+      for_weight: bool) -> Tuple[Tensor, Tensor]:
     return (torch.empty_like(x, memory_format=Problem.of(x, weight).memory_format) if for_input else x.new_empty(0),
             torch.empty_like(weight, memory_format=torch.contiguous_format) if for_weight else x.new_empty(0))
 
 
-def _setup_backward_context(ctx, inputs, output):
+def _setup_backward_context(ctx: Any, inputs: Tuple[Any, ...], output: Any) -> None:
     grad, x, weight, ctx.backend, *ctx.taken = inputs
     ctx.save_for_backward(grad, x, weight)
 
 
-def _operator_second_backward(ctx, for_grad_x, for_grad_w):
+def _operator_second_backward(ctx: Any, for_grad_x: Optional[Tensor], for_grad_w: Optional[Tensor]) -> _Gradients:
     """The input's gradient is linear in grad and weight, the weight's in grad and x, and each is the adjoint of the
     forward pass in one of them: so are their own gradients."""
     grad, x, weight = ctx.saved_tensors
     u, v = (t if taken else None for t, taken in zip((for_grad_x, for_grad_w), ctx.taken))
     of_grad, of_x, of_weight, *_ = ctx.needs_input_grad
 
-    def total(*terms):
-        terms = [term for term in terms if term is not None]
-        return sum(terms[1:], terms[0]) if terms else None
+    def total(*terms: Optional[Tensor]) -> Optional[Tensor]:
+        given = [term for term in terms if term is not None]
+        return sum(given[1:], given[0]) if given else None
 
     return (total(None if u is None else _operator(u, weight, None, ctx.backend),
                   None if v is None else _operator(x, v, None, ctx.backend)) if of_grad else None,
@@ -219,12 +226,12 @@ def _operator_second_backward(ctx, for_grad_x, for_grad_w):
 _backward_operator.register_autograd(_operator_second_backward, setup_context=_setup_backward_context)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Any) -> None:
     x, weight, _, ctx.backend = inputs
     ctx.save_for_backward(x, weight)
 
 
-def _operator_backward(ctx, grad):
+def _operator_backward(ctx: Any, grad: Tensor) -> _Gradients:
     for_input, for_weight, for_bias, _ = ctx.needs_input_grad
     grad_x, grad_w = _backward_operator(grad, *ctx.saved_tensors, ctx.backend, for_input, for_weight)
     return (grad_x if for_input else None, grad_w if for_weight else None,
@@ -247,10 +254,10 @@ def _check(input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> None:
                              f'and {other.dtype} on {other.device}')
 
 
-def _transformed() -> bool:
+def _transformed(*tensors: Optional[Tensor]) -> bool:
     """Whether ``torch.func``'s transforms or forward-mode differentiation follow the tensors, which they can through
     PyTorch's own convolution only."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return transforms_active() or any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, *,
@@ -258,9 +265,9 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
     """Depthwise convolution, stride 1, dilation 1, output as large as the input.
 
     Backends that go through a spectrum (``dft``, ``fft``, ``fft_pairs``) round relative to the largest value of a map:
-    one pixel of 1e5 in a map of N(0, 1) puts an error of 4e-4 everywhere else. For inputs that are scaled like this take
-    a direct one: ``with mmlk.ops.use_backend('padded'):`` (``'native'`` on a GPU), or ``MMLK_BACKEND=padded``. Without
-    gradients the images of a batch do not touch each other, except by ``backend='fft_pairs'``.
+    one pixel of 1e5 in a map of N(0, 1) puts an error of 4e-4 everywhere else. For inputs that are scaled like this
+    take a direct one: ``with mmlk.ops.use_backend('padded'):`` (``'native'`` on a GPU), or ``MMLK_BACKEND=padded``.
+    Without gradients the images of a batch do not touch each other, except by ``backend='fft_pairs'``.
 
     Args:
         input: (N, C, H, W).
@@ -284,7 +291,7 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
     _check(input, weight, bias)
     compiling = torch.compiler.is_compiling()
     plain = kind == 'meta' or not compiling and (
-        type(input) not in (Tensor, nn.Parameter) or _transformed())  # fake tensors, among others
+        type(input) not in (Tensor, nn.Parameter) or _transformed(input, weight, bias))  # fake tensors, among others
     if plain or exporting() or not (input.numel() and weight.numel()):
         problem = Problem(input.device, input.dtype, *input.shape, *weight.shape[-2:])  # of any layout
         if backend is not None:

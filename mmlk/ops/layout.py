@@ -1,5 +1,5 @@
 """The memory format in which a convolutional network runs fastest, set at its input: from there it spreads."""
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class _InputFormat:
     def __init__(self, memory_format: Optional[torch.memory_format]):
         self.memory_format = memory_format
 
-    def __call__(self, module, args):
+    def __call__(self, module: nn.Module, args: Tuple[Any, ...]) -> Tuple[Any, ...]:
         x = args[0] if args else None  # one that is given by keyword is left as it is
         if not isinstance(x, Tensor) or x.dim() != 4 or x.device.type == 'meta' or exporting():
             return args
@@ -39,7 +39,7 @@ class _OutputFormat:
     def __init__(self, memory_format: torch.memory_format):
         self.memory_format = memory_format
 
-    def __call__(self, module, args, output):
+    def __call__(self, module: nn.Module, args: Tuple[Any, ...], output: Any) -> Any:
         return output if exporting() else self._laid_out(output)
 
     def _laid_out(self, output: Any) -> Any:
@@ -72,9 +72,9 @@ def set_memory_format(module: nn.Module, memory_format: str = 'fastest', output_
         raise ValueError(f"memory_format must be one of {', '.join(MEMORY_FORMATS)} or fastest, got '{memory_format}'")
     if output_format not in MEMORY_FORMATS:
         raise ValueError(f"output_format must be one of {', '.join(MEMORY_FORMATS)}, got '{output_format}'")
-    for hooks, register, hook in (
-            (module._forward_pre_hooks, module.register_forward_pre_hook, _InputFormat(MEMORY_FORMATS.get(memory_format))),
-            (module._forward_hooks, module.register_forward_hook, _OutputFormat(MEMORY_FORMATS[output_format]))):
+    before, after = _InputFormat(MEMORY_FORMATS.get(memory_format)), _OutputFormat(MEMORY_FORMATS[output_format])
+    for hooks, register, hook in ((module._forward_pre_hooks, module.register_forward_pre_hook, before),
+                                  (module._forward_hooks, module.register_forward_hook, after)):
         known = next((other for other in hooks.values() if type(other) is type(hook)), None)
         if known is None:
             register(hook)
@@ -82,7 +82,7 @@ def set_memory_format(module: nn.Module, memory_format: str = 'fastest', output_
             known.memory_format = hook.memory_format
 
 
-def symbolic(*sizes) -> bool:
+def symbolic(*sizes: object) -> bool:
     """Whether one of these sizes of a map is not a number but a value of a graph being written, which holds for maps of
     other sizes too: nothing may be decided by it."""
     return any(type(size) is not int for size in sizes)

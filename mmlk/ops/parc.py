@@ -31,7 +31,7 @@ def fitted(tensor: Tensor, x: Tensor, axis: str) -> Tensor:
     size = (x.shape[2], 1) if axis == 'h' else (1, x.shape[3])
     if torch.onnx.is_in_onnx_export() and torch.jit.is_tracing():
         # that exporter wants to know the kernel's shape, and a traced length is no number
-        size = tuple(int(length) for length in size)
+        size = int(size[0]), int(size[1])
     return resized(tensor, size)
 
 
@@ -214,6 +214,7 @@ def insert_parc(model: nn.Module, stages: Union[Sequence[str], Mapping[str, int]
     if not counts:
         raise ValueError('insert_parc needs at least one stage')
     convs = {stage: dict(_late_convs(model, stage, count)) for stage, count in counts.items()}
+    native: Mapping[str, Size]
     if sizes is None:
         native = _native_sizes(model, {name: c for found in convs.values() for name, c in found.items()}, image_size)
     else:

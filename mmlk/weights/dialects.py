@@ -136,5 +136,5 @@ DIALECTS = (
         (r'^(layer[2-7]\.\d\.conv)\.2\.weight$', r'\1.2.conv.weight'),
         (r'^(layer[2-7]\.\d\.conv)\.3\.', r'\1.2.bn.'),
     )),
-    Dialect("a ParC-Net under a head of cvnets", r'encoder\.conv_1\.block\.conv\.weight', ((r'^encoder\.', ''), )),
+    Dialect('a ParC-Net under a head of cvnets', r'encoder\.conv_1\.block\.conv\.weight', ((r'^encoder\.', ''), )),
 )

@@ -102,7 +102,7 @@ def test_settings_that_fit(make, change, data):
     (segmentor, {'train_cfg.type': 'mmengine.EpochBasedTrainLoop', 'train_dataloader.sampler.type': 'InfiniteSampler'},
      'train_dataloader.sampler', 'never ends'),
     (segmentor, {'val_dataloader.sampler.type': 'mmengine.InfiniteSampler'}, 'val_dataloader.sampler',
-     r"never ends.*shuffle=False\)$"),
+     r'never ends.*shuffle=False\)$'),
     (detector, {'train_dataloader.dataset.pipeline.1.with_mask': False},
      'train_dataloader.dataset.pipeline.1.with_mask', 'roi_head.mask_head learns masks, but .* set with_mask=True'),
 ])

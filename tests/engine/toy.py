@@ -9,7 +9,7 @@ from uuid import uuid4
 import matplotlib.pyplot  # noqa: F401  (a runner imports it and the next; here, once for all forked processes)
 import numpy as np
 import torch
-import torch._dynamo  # noqa: F401
+import torch._dynamo
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel

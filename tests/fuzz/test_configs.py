@@ -167,7 +167,8 @@ NOT_SERVED = ['s3://', 'a:s3://', 'petrel://', 'a:petrel://', 'pavi://']
 
 @cases(100, name=st.sampled_from(sorted(calls(''))), legacy=st.booleans(), key=st.sampled_from(['meta', 'optimizer']),
        source=st.sampled_from(['', *SERVED, *NOT_SERVED]))
-def test_mmengine_too_runs_nothing_of_a_checkpoint(guarded, server, tmp_path, monkeypatch, name, legacy, key, source):
+def test_mmengine_too_runs_nothing_of_a_checkpoint(guarded, server, tmp_path, monkeypatch,  # noqa: F811
+                                                   name, legacy, key, source):
     mark, path = tmp_path / 'ran', tmp_path / 'c.pth'
     torch.save({'state_dict': {'w': torch.ones(2)}, key: Call(*calls(str(mark))[name])}, path,
                _use_new_zipfile_serialization=not legacy)

@@ -204,6 +204,7 @@ def test_forged_arrays(tmp_path, data, forged, place, order, legacy):
 
 @pytest.mark.parametrize('history, counts, more', [
     (np.ones(3), np.ones(2), {}), (np.ones((2, 2)), np.ones((2, 2)), {}), ([1.0], [1], {}), ('a', 'b', {}),
+    ([1.0], np.ones(1), {}), (np.ones(1), [1], {}), (np.ones(1), 1, {}),
     (np.ones(3), np.ones(3), dict(max_length=0)), (np.ones(3), np.ones(3), dict(max_length='9'))])
 def test_forged_logs(tmp_path, history, counts, more):
     torch.save(dict(message_hub=logs(history, counts, **more)), tmp_path / 'c.pth')
@@ -213,7 +214,7 @@ def test_forged_logs(tmp_path, history, counts, more):
 
 def test_logs_share_no_methods_of_a_file(tmp_path):
     buffer = HistoryBuffer([1.0], [1])
-    buffer._statistics_methods = dict(mean=HistoryBuffer.max, extra='text', **{})
+    buffer._statistics_methods = dict(mean=HistoryBuffer.max, extra='text')
     torch.save(dict(x=buffer), tmp_path / 'c.pth')
     before = dict(HistoryBuffer._statistics_methods)
     got = checkpoints.load_checkpoint(str(tmp_path / 'c.pth'))['x']

@@ -84,7 +84,7 @@ def test_under_autocast_the_parameter_is_the_key(monkeypatch, dtype):
     of_kernel = plan.of_kernel
     monkeypatch.setattr(plan, 'of_kernel', lambda self, weight: made.append(1) or of_kernel(self, weight))
     with torch.no_grad(), torch.autocast('cpu', dtype=dtype):
-        for image in range(30):
+        for _image in range(30):
             outs = [depthwise_conv2d(x, conv.weight, conv.bias, backend='fft') for conv in convs]
         assert len(made) == 8 and len(held()) == 4  # of 120 look-ups 112 hit
         convs[0].weight.data.mul_(2)
@@ -164,7 +164,7 @@ def test_bounded_in_bytes_and_entries(monkeypatch):
         for _ in range(3):
             depthwise_conv2d(x, weight, backend='fft')
     assert len(held()) == 3
-    assert [torch.equal(entry.marks, remembered._marks(weight)) for entry, weight in zip(held(), weights[3:])] == [True] * 3
+    assert all(torch.equal(entry.marks, remembered._marks(weight)) for entry, weight in zip(held(), weights[3:]))
     monkeypatch.setattr(remembered, '_ENTRIES', 2)
     depthwise_conv2d(x, weights[0], backend='fft')
     assert len(remembered._spectra) == 2

@@ -68,7 +68,7 @@ def test_inspect_shows_no_control_codes(tool, tmp_path):
     assert printed.replace('\n', '').isprintable()
     assert [line.split()[0] for line in lines[1:]] == [
         'format', 'looks', 'tensors', 'parameters', 'first', 'last', 'meta', 'args', 'epoch', 'iter', 'cfg', 'config']
-    assert r"beside args, cfg, config, epoch, iter, meta, ..." in lines[1]
+    assert r'beside args, cfg, config, epoch, iter, meta, ...' in lines[1]
     assert r'k=\x1b[2J\x9b1m\u202e\r\nformat      forged' in lines[-1]
 
 

@@ -27,7 +27,8 @@ class Problem(NamedTuple):
     def of(cls, x: Tensor, weight: Tensor) -> 'Problem':
         """The problem of an input (N, C, H, W) and a weight (C, 1, kh, kw)."""
         last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-        return cls(x.device, x.dtype, *x.shape, *weight.shape[-2:], last)
+        batch, channels, height, width = x.shape
+        return cls(x.device, x.dtype, batch, channels, height, width, weight.shape[-2], weight.shape[-1], last)
 
     @property
     def macs(self) -> int:
@@ -60,8 +61,9 @@ class Reach(NamedTuple):
     @classmethod
     def of(cls, problem: Problem) -> Tuple['Reach', 'Reach']:
         """Those of the rows and of the columns."""
-        return tuple(cls(extent, min((k - 1) // 2, extent - 1), min(k // 2, extent - 1), (k - 1) // 2)
-                     for extent, k in ((problem.height, problem.kh), (problem.width, problem.kw)))
+        rows, columns = (cls(extent, min((k - 1) // 2, extent - 1), min(k // 2, extent - 1), (k - 1) // 2)
+                         for extent, k in ((problem.height, problem.kh), (problem.width, problem.kw)))
+        return rows, columns
 
     @property
     def taps(self) -> slice:
@@ -101,7 +103,7 @@ def tf32_allowed() -> bool:
     return flags.fp32_precision == 'tf32' if hasattr(flags, 'fp32_precision') else flags.allow_tf32
 
 
-def given_dtypes(device: torch.device) -> ContextManager:
+def given_dtypes(device: torch.device) -> ContextManager[object]:
     """A context in which autocast leaves tensors in the dtypes that they have."""
     mixed = device.type != 'meta' and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if mixed else nullcontext()
@@ -118,7 +120,7 @@ class Backend:
     name: str
     joint = False  #: whether ``gradients`` is less work than ``grad_input`` and ``grad_weight``
     mixes = False  #: whether the images of a batch share their rounding errors
-    keeps = False  #: whether ``forward`` takes a list ``keep``, to put in what makes ``gradients`` less work as ``kept``
+    keeps = False  #: whether ``forward`` takes a list ``keep``, for what makes ``gradients`` less work as ``kept``
 
     def can_run(self, problem: Problem) -> Tuple[bool, str]:
         """Whether it runs this device, dtype and shape, and if not, why not."""

@@ -7,11 +7,12 @@ Z+ = F(A - iB) and Z- = F(A + iB), the spectrum at (v, u) and at (-v, u). Any le
 stands is a matter of phase, so nothing is padded, rolled or cropped.
 """
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Optional, Sequence, Tuple
 
 import torch
+from torch import Tensor
 
-from .base import Reach, half_precision_and_up
+from .base import Problem, Reach, half_precision_and_up
 from .spectral import Plan, Spectral, pixels_to_planes
 
 _CHUNK = 1 << 21  # elements of one chunk's circles, for the caches
@@ -32,11 +33,11 @@ class _Samples(NamedTuple):
     length: int
     start: int
     step: int
-    count: int
+    count: int  # type: ignore[assignment]  # the name of a method of tuples
 
 
 @lru_cache(maxsize=64)
-def _waves(samples: _Samples):
+def _waves(samples: _Samples) -> Tuple[Tensor, Tensor]:
     """Cosines and sines, (frequencies, count) each, in float64."""
     frequencies = torch.arange(samples.length // 2 + 1, device='cpu')
     positions = samples.start + samples.step * torch.arange(samples.count, device='cpu')
@@ -44,7 +45,7 @@ def _waves(samples: _Samples):
     return angles.cos(), angles.sin()
 
 
-def _to_both(cos, sin):
+def _to_both(cos: Tensor, sin: Tensor) -> Tensor:
     """(2 count, 4 frequencies): ``(A beside B) @`` this is Z+ beside Z-, real and imaginary parts interleaved."""
     wave = torch.complex(cos, -sin).t()
     both = torch.cat([torch.cat([wave, wave], 1), torch.cat([-1j * wave, 1j * wave], 1)])
@@ -52,13 +53,13 @@ def _to_both(cos, sin):
 
 
 @lru_cache(maxsize=_MATRICES)
-def _analysis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
+def _analysis(rows: _Samples, columns: _Samples, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
     """(left, right): ``left @ map`` is A and B in turn for each frequency, ``(A beside B) @ right`` is Z+ beside Z-."""
     return torch.stack(_waves(rows), 1).flatten(0, 1).to(dtype), _to_both(*_waves(columns)).to(dtype)
 
 
 @lru_cache(maxsize=_MATRICES)
-def _synthesis(rows: _Samples, columns: _Samples, dtype: torch.dtype):
+def _synthesis(rows: _Samples, columns: _Samples, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
     """(left, right): ``right @ (Z+ above Z-)`` is A above B, ``left @ (A, B in turn)`` is the map at those samples."""
     halves = []
     for samples in (rows, columns):
@@ -77,13 +78,13 @@ class _Plan(Plan):
 
     channels_last = True
 
-    def __init__(self, problem):
+    def __init__(self, problem: Problem) -> None:
         super().__init__(problem, (int, full_speed_length), _CHUNK)
         self.map = [_Samples(length, 0, 1, reach.extent) for length, reach in zip(self.lengths, self.reaches)]
         self.taps = [_Samples(length, reach.before, -1, reach.before + 1 + reach.after)
                      for length, reach in zip(self.lengths, self.reaches)]
 
-    def _spectrum(self, x, samples):
+    def _spectrum(self, x: Tensor, samples: Sequence[_Samples]) -> Tensor:
         """(..., h, w, C) to its spectrum."""
         left, right = _analysis(*samples, self.dtype)
         *outer, height, width, channels = x.shape
@@ -91,7 +92,8 @@ class _Plan(Plan):
         whole = torch.matmul(half.view(-1, 2 * width, channels).mT, right)
         return torch.view_as_complex(whole.view(*outer, len(left) // 2, channels, -1, 2))
 
-    def _inverse(self, spectrum, samples, out, bias=None):
+    def _inverse(self, spectrum: Tensor, samples: Sequence[_Samples], out: Tensor,
+                 bias: Optional[Tensor] = None) -> None:
         """A spectrum to the map, into ``out`` (..., h, w, C)."""
         left, right = _synthesis(*samples, self.dtype)
         *_, frequencies, channels, _ = spectrum.shape
@@ -104,16 +106,16 @@ class _Plan(Plan):
         else:
             out.copy_(torch.matmul(left, half).view(out.shape))
 
-    def of_map(self, x):
+    def of_map(self, x: Tensor) -> Tensor:
         return self._spectrum(x.permute(0, 2, 3, 1), self.map)
 
     of_gradient = of_map
 
-    def of_kernel(self, weight):
+    def of_kernel(self, weight: Tensor) -> Tensor:
         taps = self.in_use(weight)
         return self._spectrum(taps.flatten(1).t().reshape(*taps.shape[1:], -1), self.taps)
 
-    def output(self, spectrum, out, bias=None):
+    def output(self, spectrum: Tensor, out: Tensor, bias: Optional[Tensor] = None) -> None:
         last = torch.empty_like(out, memory_format=torch.channels_last) if out.stride(1) != 1 else out
         self._inverse(spectrum, self.map, last.permute(0, 2, 3, 1), bias)
         if last is not out:
@@ -121,7 +123,7 @@ class _Plan(Plan):
 
     grad_input = output
 
-    def grad_taps(self, spectrum, out):
+    def grad_taps(self, spectrum: Tensor, out: Tensor) -> None:
         self._inverse(spectrum, self.taps, out.permute(1, 2, 0))
 
 
@@ -131,10 +133,10 @@ _plan = lru_cache(maxsize=1024)(_Plan)  # it holds a few numbers
 class DFT(Spectral):
     name = 'dft'
 
-    def plan(self, problem):
+    def plan(self, problem: Problem) -> Plan:
         return _plan(problem)
 
-    def can_run(self, problem):
+    def can_run(self, problem: Problem) -> Tuple[bool, str]:
         if problem.device.type != 'cpu':
             return False, f'it runs on cpu, not {problem.device.type}'
         longest = max(reach.circle for reach in Reach.of(problem))
@@ -142,12 +144,12 @@ class DFT(Spectral):
             return False, f'map plus half the kernel is {longest} long, it runs up to {_LONGEST}'
         return half_precision_and_up(problem.dtype)
 
-    def cost(self, step, problem):
+    def cost(self, step: str, problem: Problem) -> float:
         plan = _plan(problem)
         maps, kernels = self.transforms[step]
         height, width = plan.lengths
 
-        def seconds(rows, columns):
+        def seconds(rows: int, columns: int) -> float:
             return 2 * height * columns * (rows + 2 * width) / 200e9 + plan.area * 3e-10
 
         return 1e-4 * len(plan.chunks) + plan.laying_out(problem, maps) + problem.channels * (

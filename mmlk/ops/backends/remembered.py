@@ -3,7 +3,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from functools import lru_cache
-from typing import Callable, Dict, List, NamedTuple, Optional, Set
+from typing import Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 import torch
 from torch import Tensor
@@ -12,9 +12,11 @@ from .base import Problem, compute_dtype
 
 _BYTES, _ENTRIES = 512 << 20, 1024  # the least recently used go past either
 
+_Key = Tuple[str, Problem, int]  # backend, problem, id of the weight
+
 _lock = threading.Lock()
-_spectra: 'OrderedDict[tuple, _Entry]' = OrderedDict()
-_keys: Dict[int, Set[tuple]] = {}  # of each weight's entries
+_spectra: 'OrderedDict[_Key, _Entry]' = OrderedDict()
+_keys: Dict[int, Set[_Key]] = {}  # of each weight's entries
 
 
 class _Entry(NamedTuple):
@@ -40,7 +42,7 @@ def _marks(weight: Tensor) -> Tensor:
     return torch.mm(_directions(taps.shape[1], taps.dtype), taps.t())
 
 
-def _put(key: tuple, entry: _Entry) -> None:
+def _put(key: _Key, entry: _Entry) -> None:
     with _lock:
         _spectra[key] = entry
         _spectra.move_to_end(key)
@@ -50,7 +52,7 @@ def _put(key: tuple, entry: _Entry) -> None:
             held -= _size(_pop(next(iter(_spectra))))
 
 
-def _pop(key: tuple) -> _Entry:
+def _pop(key: _Key) -> _Entry:
     keys = _keys[key[-1]]
     keys.discard(key)
     if not keys:
@@ -85,10 +87,11 @@ def remembered(backend: str, problem: Problem, weight: Tensor, make: Callable[[]
     if entry.marks is not None and not torch.equal(entry.marks, marks):
         _put(key, entry._replace(marks=marks, spectra=None))
         return make()
-    if entry.spectra is None:
-        entry = entry._replace(marks=marks, spectra=make())
-        _put(key, entry)
-    return entry.spectra
+    if entry.spectra is not None:
+        return entry.spectra
+    spectra = make()
+    _put(key, entry._replace(marks=marks, spectra=spectra))
+    return spectra
 
 
 def learning(owner: Tensor) -> None:

@@ -11,7 +11,8 @@ for. The zeros of a band meet inputs too: what is not finite spreads up to 15 co
 import importlib.util
 import os
 from functools import partial
-from typing import Callable, Dict, NamedTuple, Optional, Sequence, Tuple
+from types import ModuleType
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +131,7 @@ def _relay(maps: Tensor, last: Tensor, to_last: bool) -> None:
             last.stride(3), TO_LAST=to_last, COLUMNS=block, CHANNELS=64, num_warps=4)
 
 
-def _used(problem: Problem) -> tuple:
+def _used(problem: Problem) -> Tuple[Any, ...]:
     """The index of the taps that can meet the map, (C, taps_h, taps_w), in a weight."""
     return (slice(None), 0, *(reach.taps for reach in Reach.of(problem)))
 
@@ -181,10 +182,11 @@ def _whole(taps: Tensor, problem: Problem) -> Tensor:
     return result
 
 
-_best: Dict[tuple, object] = {}  # configurations of ``correlate`` that were the fastest, by key
+_best: Dict[Tuple[object, ...], Any] = {}  # configurations of ``correlate`` that were the fastest, by key
 
 
-def _best_config(device: torch.device, key: tuple, configs: Sequence, launch: Callable[[object], None]) -> object:
+def _best_config(device: torch.device, key: Tuple[object, ...], configs: Sequence[Any],
+                 launch: Callable[[Any], None]) -> Any:
     """The configuration to launch: timed once per key, except where that cannot be or may not change the result.
 
     triton's own tuner times even a single one, which breaks the capture of a CUDA graph, and does not tell GPUs apart.
@@ -215,7 +217,7 @@ class Triton(Backend):
     joint = True
     keeps = True
 
-    def can_run(self, problem):
+    def can_run(self, problem: Problem) -> Tuple[bool, str]:
         device, dtype = problem.device, problem.dtype
         if device.type != 'cuda' and not (device.type == 'cpu' and _interpreting()):
             return False, f'it runs on cuda, not {device.type}'
@@ -233,7 +235,7 @@ class Triton(Backend):
                 return False, f'its products need compute capability 8.0, this GPU has {major}.{minor}'
         return True, ''
 
-    def cost(self, step, problem):
+    def cost(self, step: str, problem: Problem) -> float:
         if step == 'training':
             return self.cost('forward', problem) + self.cost('gradients', problem)
         if step == 'gradients':
@@ -263,14 +265,15 @@ class Triton(Backend):
         moved = maps * problem.height * problem.width * problem.dtype.itemsize * (6 if copied else 2)
         return 3e-5 + seconds + moved / 1.5e12
 
-    def forward(self, x, weight, bias, problem, keep=None):
+    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+                keep: Optional[List[Tensor]] = None) -> Tensor:
         axes = _Axes.of(problem)
         laid = _rows(x.transpose(2, 3) if axes.tall else x)
         if keep is not None and laid is not x and not axes.tall and not (problem.dtype == torch.float32 and axes.wide):
             keep.append(laid)
         return _given(self._correlate(laid, weight[_used(problem)], bias, axes), axes.tall, problem)
 
-    def grad_input(self, grad, weight, problem):
+    def grad_input(self, grad: Tensor, weight: Tensor, problem: Problem) -> Tensor:
         axes = _Axes.of(problem, mirrored=True)
         return self._grad_input(_rows(grad.transpose(2, 3) if axes.tall else grad), weight, problem)
 
@@ -279,13 +282,14 @@ class Triton(Backend):
         axes = _Axes.of(problem, mirrored=True)
         return _given(self._correlate(laid, weight[_used(problem)].flip(1, 2), None, axes), axes.tall, problem)
 
-    def grad_weight(self, grad, x, problem):
+    def grad_weight(self, grad: Tensor, x: Tensor, problem: Problem) -> Tensor:
         if problem.dtype != torch.float32:
             return self._weigh_halves(_rows(grad), x, problem)
         turned = _Axes.of(problem).wide
         return self._weigh(_rows(grad.transpose(2, 3) if turned else grad), x, problem)
 
-    def gradients(self, grad, x, weight, problem, kept=()):
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: Problem,
+                  kept: Sequence[Tensor] = ()) -> Tuple[Tensor, Tensor]:
         axes = _Axes.of(problem)
         laid = _rows(grad.transpose(2, 3) if axes.tall else grad)
         grad_x = self._grad_input(laid, weight, problem)
@@ -310,7 +314,7 @@ class Triton(Backend):
             size //= 2
         framed, bias_or_y = self._framed(taps, axes, kernels), y if bias is None else bias.contiguous()
 
-        def launch(config):
+        def launch(config: Any) -> None:
             rows, together = config.kwargs['ROWS'], size * config.kwargs['TIMES']
             grid = channels * -(-(batch * -(-height // rows) * -(-columns // kernels.STRIP)) // together),
             kernels.correlate[grid](
@@ -323,7 +327,7 @@ class Triton(Backend):
         return y
 
     @staticmethod
-    def _framed(taps: Tensor, axes: _Axes, kernels) -> Tensor:
+    def _framed(taps: Tensor, axes: _Axes, kernels: ModuleType) -> Tensor:
         """(C, taps_h, taps_w) to the zero-framed (C, copies, rows, length) that the kernel reads."""
         start, span = axes.span
         copies, length = 4 // taps.dtype.itemsize, span + kernels.STRIP
@@ -344,7 +348,7 @@ class Triton(Backend):
         taps_h, taps_w = (min(64, max(16, _power(taps))) for taps in (axes.taps_h, axes.taps_w))
         depth = 64
 
-        def area(columns):
+        def area(columns: int) -> int:
             return _up(height, depth // columns) * _up(width, columns)
 
         columns = min((64, 32, 16, 8), key=area)
