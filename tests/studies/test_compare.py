@@ -416,7 +416,7 @@ def refuse(monkeypatch, capsys, tmp_path):
     """The message with which the tool ends; it must end before anything is trained or measured."""
     def run(*arguments):
         module = tool()
-        for name in ('measure_latency', 'measure_erf'):
+        for name in ('compare_latency', 'measure_model_erf'):
             monkeypatch.setattr(module.compare, name, lambda *_, **__: pytest.fail('long work'))
         monkeypatch.setattr(module.compare.Run, 'carry_out', lambda *_: pytest.fail('long work'))
         monkeypatch.chdir(ROOT)
