@@ -34,8 +34,8 @@ class NotOurs(Exception):
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """The demo data to write: a key of ``TOP_FOLDERS``, the seed, the number of scenes in each split, and the height and
-    width of the images in pixels."""
+    """The demo data to write: a key of ``TOP_FOLDERS``, the seed, the number of scenes in each split, and the height
+    and width of the images in pixels."""
     layout: str
     seed: int
     train: int

@@ -168,7 +168,7 @@ def _loops(cfg: dict, splits: Sequence[str]) -> Iterator[DataProblem]:
 
 
 def use_of(cfg: dict, split: str) -> str:
-    """How a split is used: ``'train'``, ``'evaluate'`` (its metric reads label maps) or ``'predict'`` (another metric)."""
+    """How a split is used: ``'train'``, ``'evaluate'`` (its metric reads label maps) or ``'predict'``."""
     if split == 'train':
         return split
     compared = any(type_name(evaluator) == 'IoUMetric' and not evaluator.get('format_only')

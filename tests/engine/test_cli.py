@@ -106,7 +106,7 @@ def test_warnings_of_toolboxes_are_not_shown(arguments, shown, repo):
     code = ('import warnings; from mmlk.cli.prepare import _hush; _hush(); import warnings as w; '
             'w.warn("old", DeprecationWarning); w.warn("`x` will be deprecated"); w.warn("old", FutureWarning); '
             'from mmlk.datasets.check import build_dataset; '
-            'build(dict(type="BaseSegDataset", metainfo=dict(classes=("a", ))), "mmseg"); '
+            'build_dataset(dict(type="BaseSegDataset", metainfo=dict(classes=("a", ))), "mmseg"); '
             'warnings.warn("news")')
     done = subprocess.run([sys.executable, *arguments, '-c', code], capture_output=True, text=True, cwd=repo)
     assert done.returncode == 0 and done.stdout == '' and 'UserWarning: news' in done.stderr, done.stderr
