@@ -39,7 +39,8 @@ def extension(request, monkeypatch):
     return request.param
 
 
-ROIS = torch.tensor([[0, 1.0, 2.0, 15.0, 17.0], [1, 3.0, 3.0, 20.0, 12.0], [1, 0.0, 0.0, 23.0, 19.0]])
+ROIS = torch.tensor([[0, 1.0, 2.0, 15.0, 17.0], [1, 3.0, 3.0, 20.0, 12.0], [1, 0.0, 0.0, 23.0, 19.0],
+                     [0, -7.3, -6.2, 33.1, 29.4]])  # the last reaches out of the map
 ROTATED = torch.tensor([[0, 8.0, 9.0, 10.0, 7.0, 0.3], [1, 10.0, 8.0, 6.0, 12.0, 1.0]])
 
 
