@@ -332,7 +332,7 @@ def test_half_precision_on_a_cpu_is_float32_rounded(dtype, extension):
     x = torch.randn(2, 8, 20, 24).to(dtype).requires_grad_()
     out = ops.roi_align(x, ROIS.to(dtype), (7, 7), 1.0, 0, 'avg', True)
     leaf = x.detach().float().requires_grad_()
-    expected = ops.roi_align(leaf, ROIS, (7, 7), 1.0, 0, 'avg', True)
+    expected = ops.roi_align(leaf, ROIS.to(dtype).float(), (7, 7), 1.0, 0, 'avg', True)
     assert out.dtype == dtype and torch.equal(out, expected.to(dtype))
     out.float().square().sum().backward()
     expected.square().sum().backward()
