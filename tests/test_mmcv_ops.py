@@ -1,4 +1,5 @@
-"""mmcv's operators read a tensor of any strides and dtype: the compiled ones once mmlk is imported, and torchvision's."""
+"""mmcv's operators read a tensor of any strides and dtype: the compiled ones once mmlk is imported, and torchvision's.
+"""
 import base64
 import hashlib
 import importlib.machinery
@@ -133,7 +134,8 @@ def test_every_gradient_of_deformable_convolution_is_that_of_the_compiled_one(mo
         else:
             inputs = [x, offset, weight]
             out = ops.deform_conv2d(*inputs, (2, 1), (1, 1), (1, 1), 2, 2)
-        return [out, *torch.autograd.grad(out, inputs, torch.randn_like(out).transpose(2, 3).contiguous().transpose(2, 3))]
+        gradient = torch.randn_like(out).transpose(2, 3).contiguous().transpose(2, 3)
+        return [out, *torch.autograd.grad(out, inputs, gradient)]
 
     expected = gradients()
     use_ours(monkeypatch)
@@ -357,7 +359,8 @@ def test_the_order_of_imports_does_not_matter(first, second):
 def test_ours_have_the_names_and_arguments_of_the_compiled_operators():
     for name in _mmcv_ext.__all__:
         signature = getattr(_ext, name).__doc__.splitlines()[0]
-        theirs = [part.split(':')[0].strip() for part in signature.split('(', 1)[1].split(')')[0].split(',') if ':' in part]
+        parts = signature.split('(', 1)[1].split(')')[0].split(',')
+        theirs = [part.split(':')[0].strip() for part in parts if ':' in part]
         function = getattr(_mmcv_ext, name)
         code = getattr(function, '__wrapped__', function).__code__
         assert list(code.co_varnames[:code.co_argcount]) == theirs, name

@@ -122,7 +122,8 @@ def test_the_dockerfile_runs_what_a_checkout_has(repo):
         assert all((repo / source).exists() for source in text.split()[:-1])
     commands = ' '.join(line for name, line in lines if name in ('RUN', 'CMD'))
     scripts = re.findall(r'tools/\w+\.sh', commands)
-    assert scripts == ['tools/install.sh', 'tools/quickstart.sh'] and all((repo / script).exists() for script in scripts)
+    assert scripts == ['tools/install.sh', 'tools/quickstart.sh']
+    assert all((repo / script).exists() for script in scripts)
     for command in [line for name, line in lines if name == 'RUN']:
         subprocess.run(['bash', '-n', '-c', command], check=True)
     assert '--compiled-ops' in (repo / 'tools' / 'install.sh').read_text()
