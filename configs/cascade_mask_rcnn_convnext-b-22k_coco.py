@@ -1,4 +1,4 @@
-# ConvNeXt-B, ImageNet-22K, on COCO: published 54.0 box AP, 46.9 mask AP, 146M, 964G at 1280x800.
+# ConvNeXt-B, ImageNet-22K, on COCO.
 # Source: ConvNeXt object_detection/configs/convnext/
 # cascade_mask_rcnn_convnext_base_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco_in22k.py
 # Trained in mixed precision (--amp).

@@ -1,4 +1,4 @@
-# ConvNeXt-B, ImageNet-1K, on COCO: published 52.7 box AP, 45.6 mask AP, 146M, 964G at 1280x800.
+# ConvNeXt-B, ImageNet-1K, on COCO.
 # Source: ConvNeXt object_detection/configs/convnext/
 # cascade_mask_rcnn_convnext_base_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco_in1k.py
 # Trained in mixed precision (--amp).

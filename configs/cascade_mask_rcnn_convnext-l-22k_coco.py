@@ -1,4 +1,4 @@
-# ConvNeXt-L, ImageNet-22K, on COCO: published 54.8 box AP, 47.6 mask AP, 255M, 1354G at 1280x800.
+# ConvNeXt-L, ImageNet-22K, on COCO.
 # Source: ConvNeXt object_detection/configs/convnext/
 # cascade_mask_rcnn_convnext_large_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco_in22k.py
 _base_ = [

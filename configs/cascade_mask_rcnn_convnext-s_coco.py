@@ -1,4 +1,4 @@
-# ConvNeXt-S, ImageNet-1K, on COCO: published 51.9 box AP, 45.0 mask AP, 108M, 827G at 1280x800.
+# ConvNeXt-S, ImageNet-1K, on COCO.
 # Source: ConvNeXt object_detection/configs/convnext/
 # cascade_mask_rcnn_convnext_small_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco_in1k.py
 # Trained in mixed precision (--amp).

@@ -1,4 +1,4 @@
-# ConvNeXt-T, ImageNet-1K, on COCO: published 50.4 box AP, 43.7 mask AP, 86M, 741G at 1280x800.
+# ConvNeXt-T, ImageNet-1K, on COCO.
 # Source: ConvNeXt object_detection/configs/convnext/
 # cascade_mask_rcnn_convnext_tiny_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco_in1k.py
 # Trained in mixed precision (--amp).

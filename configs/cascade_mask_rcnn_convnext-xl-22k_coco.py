@@ -1,4 +1,4 @@
-# ConvNeXt-XL, ImageNet-22K, on COCO: published 55.2 box AP, 47.7 mask AP, 407M, 1898G at 1280x800.
+# ConvNeXt-XL, ImageNet-22K, on COCO.
 # Source: ConvNeXt object_detection/configs/convnext/
 # cascade_mask_rcnn_convnext_xlarge_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco_in22k.py
 _base_ = [

@@ -1,4 +1,4 @@
-# ConvNeXt-XT, ImageNet-1K, on COCO as the baseline of ParC-ConvNeXt-XT: published 47.2 box AP, 41.0 mask AP.
+# ConvNeXt-XT, ImageNet-1K, on COCO as the baseline of ParC-ConvNeXt-XT.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_object_detection configs/
 # convnext_xt/cascade_mask_rcnn_convnext_xt_...py by the author of Fast-ParC.
 # No weights of this network were published: pretrain, and set model.backbone.init_cfg.

@@ -1,7 +1,7 @@
-# MobileNetV2, ImageNet-1K, on COCO as the baseline of ParC-MobileNetV2: published 43.7 box AP, 37.9 mask AP.
+# MobileNetV2, ImageNet-1K, on COCO as the baseline of ParC-MobileNetV2.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_object_detection configs/
 # mobilenetv2/cascade_mask_rcnn_mv2_...py by the author of Fast-ParC.
-# mmpretrain's weights stand for its own (70.2 top-1), which were not published.
+# mmpretrain's weights stand for its own, which were not published.
 _base_ = [
     '_base_/backbones/mobilenetv2.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',
     '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_parc.py',

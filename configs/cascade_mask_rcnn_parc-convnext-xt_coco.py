@@ -1,4 +1,4 @@
-# ParC-ConvNeXt-XT, ImageNet-1K, on COCO: published 47.7 box AP, 41.5 mask AP.
+# ParC-ConvNeXt-XT, ImageNet-1K, on COCO.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_object_detection configs/
 # convnext_xt/cascade_mask_rcnn_convnext_gcc_xt_...py by the author of Fast-ParC.
 # No weights of this network were published: pretrain, and set model.backbone.init_cfg.

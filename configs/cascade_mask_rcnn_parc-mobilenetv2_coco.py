@@ -1,4 +1,4 @@
-# ParC-MobileNetV2, ImageNet-1K, on COCO: published 44.3 box AP, 39.0 mask AP.
+# ParC-MobileNetV2, ImageNet-1K, on COCO.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_object_detection configs/
 # mobilenetv2/cascade_mask_rcnn_mv2_gcc_...py by the author of Fast-ParC.
 # Its last map is that of the classifier's 1280 channels there, that of 320 before them here.

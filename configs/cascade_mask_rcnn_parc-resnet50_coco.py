@@ -1,4 +1,4 @@
-# ParC-ResNet-50, ImageNet-1K, on COCO: published 48.1 box AP, 41.8 mask AP.
+# ParC-ResNet-50, ImageNet-1K, on COCO.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_object_detection configs/
 # resnet50/cascade_mask_rcnn_resnet50_gcc_...py by the author of Fast-ParC.
 # No weights of this network were published: pretrain, and set model.backbone.init_cfg.

@@ -1,5 +1,4 @@
-# PeLK-S, ImageNet-1K, on COCO: published 52.2 box AP, 45.3 mask AP, 108M, 874G at 1280x800, zero weights
-# not counted.
+# PeLK-S, ImageNet-1K, on COCO.
 # Source: the PeLK paper, table 3; it names Cascade Mask R-CNN and 3x, all else is inferred: ConvNeXt's of
 # the same size. No code and no weights were published: pretrain, sparsely as SLaK, and set
 # model.backbone.init_cfg.

@@ -1,5 +1,4 @@
-# PeLK-T, ImageNet-1K, on COCO: published 51.4 box AP, 44.6 mask AP, 86M, 770G at 1280x800, zero weights not
-# counted.
+# PeLK-T, ImageNet-1K, on COCO.
 # Source: the PeLK paper, table 3; it names Cascade Mask R-CNN and 3x, all else is inferred: ConvNeXt's of
 # the same size. No code and no weights were published: pretrain, sparsely as SLaK, and set
 # model.backbone.init_cfg.

@@ -1,4 +1,4 @@
-# RepLKNet-31B, ImageNet-22K, on COCO: published 53.0 box AP, 46.0 mask AP, 137M, 965G at 1280x800.
+# RepLKNet-31B, ImageNet-22K, on COCO.
 # Source: RepLKNet-pytorch detection/configs/RepLKNet-31B_22Kpretrain_cascade_mask_rcnn_3x_coco.py
 _base_ = [
     '_base_/backbones/replknet31b.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',

@@ -1,4 +1,4 @@
-# RepLKNet-31L, ImageNet-22K, on COCO: published 53.9 box AP, 46.5 mask AP, 229M, 1321G at 1280x800.
+# RepLKNet-31L, ImageNet-22K, on COCO.
 # Source: RepLKNet-pytorch detection/configs/RepLKNet-31L_22Kpretrain_cascade_mask_rcnn_3x_coco.py
 _base_ = [
     '_base_/backbones/replknet31l.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',

@@ -1,4 +1,4 @@
-# RepLKNet-XL, MegData73M, on COCO: published 55.5 box AP, 48.0 mask AP, 392M, 1958G at 1280x800.
+# RepLKNet-XL, MegData73M, on COCO.
 # Source: RepLKNet-pytorch detection/configs/RepLKNet-XL_MegData73Mpretrain_cascade_mask_rcnn_3x_coco.py
 # mean = std = 127.5 as in pretraining.
 _base_ = [

@@ -1,7 +1,7 @@
-# ResNet-50, ImageNet-1K, on COCO as the baseline of ParC-ResNet-50: published 47.5 box AP, 41.1 mask AP.
+# ResNet-50, ImageNet-1K, on COCO as the baseline of ParC-ResNet-50.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_object_detection configs/
 # resnet50/cascade_mask_rcnn_resnet50_...py by the author of Fast-ParC.
-# torchvision's second weights (80.9 top-1) stand for its own (79.1), which were not published.
+# torchvision's second weights stand for its own, which were not published.
 _base_ = [
     '_base_/backbones/resnet50.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',
     '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_parc.py',

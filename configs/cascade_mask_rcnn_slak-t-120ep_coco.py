@@ -1,4 +1,4 @@
-# SLaK-T, ImageNet-1K for 120 epochs, 1x on COCO: published 48.4 box AP, 41.8 mask AP.
+# SLaK-T, ImageNet-1K for 120 epochs, 1x on COCO.
 # Source: SLaK detection/configs/
 # cascade_mask_rcnn_slak_tiny_120_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco_in1k.py
 _base_ = [

@@ -1,4 +1,4 @@
-# SLaK-T, ImageNet-1K for 300 epochs, 3x on COCO: published 51.3 box AP, 44.3 mask AP.
+# SLaK-T, ImageNet-1K for 300 epochs, 3x on COCO.
 # Source: SLaK detection/configs/
 # cascade_mask_rcnn_slak_tiny_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco_in1k.py
 _base_ = [

@@ -1,4 +1,4 @@
-# Swin-B, ImageNet-1K, on COCO: published 51.9 box AP, 45.0 mask AP, 145M, 982G at 1280x800.
+# Swin-B, ImageNet-1K, on COCO.
 # Source: Swin-Transformer-Object-Detection configs/swin/
 # cascade_mask_rcnn_swin_base_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco.py
 # Trained in mixed precision (--amp).

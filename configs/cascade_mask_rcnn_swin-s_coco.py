@@ -1,4 +1,4 @@
-# Swin-S, ImageNet-1K, on COCO: published 51.9 box AP, 45.0 mask AP, 107M, 838G at 1280x800.
+# Swin-S, ImageNet-1K, on COCO.
 # Source: Swin-Transformer-Object-Detection configs/swin/
 # cascade_mask_rcnn_swin_small_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco.py
 # Trained in mixed precision (--amp).

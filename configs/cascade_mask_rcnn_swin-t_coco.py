@@ -1,4 +1,4 @@
-# Swin-T, ImageNet-1K, on COCO: published 50.4 box AP, 43.7 mask AP, 86M, 745G at 1280x800.
+# Swin-T, ImageNet-1K, on COCO.
 # Source: Swin-Transformer-Object-Detection configs/swin/
 # cascade_mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco.py
 # Trained in mixed precision (--amp).

@@ -1,4 +1,4 @@
-# UniRepLKNet-B, ImageNet-22K, on COCO: published 54.8 box AP, 47.4 mask AP, 155M, 978G at 1280x800.
+# UniRepLKNet-B, ImageNet-22K, on COCO.
 # Source: UniRepLKNet detection/configs/coco/casc_mask_rcnn_unireplknet_b_in22k_fpn_3x_coco.py. It does not
 # name the weights; here those of the segmentation run.
 _base_ = [

@@ -1,4 +1,4 @@
-# UniRepLKNet-L, ImageNet-22K, on COCO: published 55.8 box AP, 48.4 mask AP, 276M, 1385G at 1280x800.
+# UniRepLKNet-L, ImageNet-22K, on COCO.
 # Source: UniRepLKNet detection/configs/coco/casc_mask_rcnn_unireplknet_l_in22k_fpn_3x_coco.py. It does not
 # name the weights; here those of the segmentation run.
 _base_ = [

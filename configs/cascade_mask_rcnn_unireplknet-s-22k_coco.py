@@ -1,4 +1,4 @@
-# UniRepLKNet-S, ImageNet-22K, on COCO: published 54.3 box AP, 47.1 mask AP, 113M, 835G at 1280x800.
+# UniRepLKNet-S, ImageNet-22K, on COCO.
 # Source: UniRepLKNet detection/configs/coco/casc_mask_rcnn_unireplknet_s_in22k_fpn_3x_coco.py. It does not
 # name the weights; here those of the segmentation run.
 _base_ = [

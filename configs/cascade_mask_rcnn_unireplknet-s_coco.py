@@ -1,4 +1,4 @@
-# UniRepLKNet-S, ImageNet-1K, on COCO: published 53.0 box AP, 45.9 mask AP, 113M, 835G at 1280x800.
+# UniRepLKNet-S, ImageNet-1K, on COCO.
 # Source: UniRepLKNet detection/configs/coco/casc_mask_rcnn_unireplknet_s_in1k_fpn_3x_coco.py
 _base_ = [
     '_base_/backbones/unireplknet-s.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',

@@ -1,4 +1,4 @@
-# UniRepLKNet-T, ImageNet-1K, on COCO: published 51.7 box AP, 44.9 mask AP, 89M, 749G at 1280x800.
+# UniRepLKNet-T, ImageNet-1K, on COCO.
 # Source: UniRepLKNet detection/configs/coco/casc_mask_rcnn_unireplknet_t_in1k_fpn_3x_coco.py. It gives T
 # the twelve layers of the other models, of which its third stage reaches the eighth.
 _base_ = [

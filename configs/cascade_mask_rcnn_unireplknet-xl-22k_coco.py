@@ -1,4 +1,4 @@
-# UniRepLKNet-XL, ImageNet-22K, on COCO: published 56.4 box AP, 49.0 mask AP, 443M, 1952G at 1280x800.
+# UniRepLKNet-XL, ImageNet-22K, on COCO.
 # Source: UniRepLKNet detection/configs/coco/casc_mask_rcnn_unireplknet_xl_in22k_fpn_3x_coco.py. It does not
 # name the weights; here those of the segmentation run.
 _base_ = [

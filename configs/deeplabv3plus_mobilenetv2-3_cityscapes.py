@@ -1,4 +1,4 @@
-# MobileNetV2 with kernels of 3x3, ImageNet-1K for 100 epochs, on Cityscapes: published 72.31 mIoU.
+# MobileNetV2 with kernels of 3x3, ImageNet-1K for 100 epochs, on Cityscapes.
 # Source: section 3 of the RepLKNet paper, on mmseg's default settings: mmsegmentation
 # configs/mobilenet_v2/mobilenet-v2-d8_deeplabv3plus_4xb2-80k_cityscapes-512x1024.py. The weights are
 # mmpretrain's, which trained longer.

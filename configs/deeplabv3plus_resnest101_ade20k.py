@@ -1,4 +1,4 @@
-# ResNeSt-101 on ADE20K: published 46.47 mIoU (47.27 multi-scale).
+# ResNeSt-101 on ADE20K.
 # Source: mmsegmentation configs/resnest/resnest_s101-d8_deeplabv3plus_4xb4-160k_ade20k-512x512.py (4 GPUs x
 # 4 images)
 _base_ = [

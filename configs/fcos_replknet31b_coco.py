@@ -1,4 +1,4 @@
-# RepLKNet-31B, ImageNet-1K, on COCO: published 47.0 box AP, 87M, 437G at 1280x800.
+# RepLKNet-31B, ImageNet-1K, on COCO.
 # Source: RepLKNet-pytorch detection/configs/RepLKNet-31B_1Kpretrain_fcos_2x_coco.py
 _base_ = [
     '_base_/backbones/replknet31b.py', '_base_/models/fcos.py',

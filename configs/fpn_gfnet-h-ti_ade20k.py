@@ -1,4 +1,4 @@
-# GFNet-H-Ti, ImageNet-1K, under Semantic FPN on ADE20K: published 41.0 mIoU.
+# GFNet-H-Ti, ImageNet-1K, under Semantic FPN on ADE20K.
 # Source: the GFNet paper, without a config: here PVT's recipe, the usual one of Semantic FPN with such
 # networks, and the drop path of PVT's run.
 _base_ = [

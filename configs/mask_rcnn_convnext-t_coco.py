@@ -1,4 +1,4 @@
-# ConvNeXt-T, ImageNet-1K, on COCO: published 46.2 box AP, 41.7 mask AP, 48M, 262G at 1280x800.
+# ConvNeXt-T, ImageNet-1K, on COCO.
 # Source: ConvNeXt object_detection/configs/convnext/
 # mask_rcnn_convnext_tiny_patch4_window7_mstrain_480-800_adamw_3x_coco_in1k.py
 # Trained in mixed precision (--amp).

@@ -1,4 +1,4 @@
-# Swin-S, ImageNet-1K, on COCO: published 48.5 box AP, 43.3 mask AP, 69M, 359G at 1280x800.
+# Swin-S, ImageNet-1K, on COCO.
 # Source: Swin-Transformer-Object-Detection configs/swin/
 # mask_rcnn_swin_small_patch4_window7_mstrain_480-800_adamw_3x_coco.py
 # Trained in mixed precision (--amp).

@@ -1,4 +1,4 @@
-# Swin-T, ImageNet-1K, 1x on COCO: published 43.7 box AP, 39.8 mask AP, 48M, 267G at 1280x800.
+# Swin-T, ImageNet-1K, 1x on COCO.
 # Source: Swin-Transformer-Object-Detection configs/swin/
 # mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco.py
 # Trained in mixed precision (--amp).

@@ -1,4 +1,4 @@
-# Swin-T, ImageNet-1K, on COCO: published 46.0 box AP, 41.6 mask AP, 48M, 267G at 1280x800.
+# Swin-T, ImageNet-1K, on COCO.
 # Source: Swin-Transformer-Object-Detection configs/swin/
 # mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_3x_coco.py
 # Trained in mixed precision (--amp).

@@ -1,4 +1,4 @@
-# RepVGG-B1g2, ImageNet-1K, on Cityscapes: published 78.70 mIoU.
+# RepVGG-B1g2, ImageNet-1K, on Cityscapes.
 # Source: section 4.3 of the RepVGG paper on the framework of the official PSPNet (semseg), which gives its
 # pyramid a quarter of the channels at each scale where mmseg's has 512, and tests with the mirror image too
 # (--tta).

@@ -1,4 +1,4 @@
-# ResNet-101, ImageNet-1K, on Cityscapes: 78.51 mIoU in the RepVGG paper.
+# ResNet-101, ImageNet-1K, on Cityscapes, as in the RepVGG paper.
 # Source: section 4.3 of the RepVGG paper on the framework of the official PSPNet (semseg), which gives its
 # pyramid a quarter of the channels at each scale where mmseg's has 512, and tests with the mirror image too
 # (--tta).

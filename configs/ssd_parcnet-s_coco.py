@@ -1,4 +1,4 @@
-# ParC-Net-S, ImageNet-1K, on COCO: published 28.8 box AP, 5.2M parameters, at 320x320.
+# ParC-Net-S, ImageNet-1K, on COCO.
 # Source: the README of ParC-Net; the recipe is its config/detection/edgeformer/ssd_edgeformer_s.yaml,
 # trained in mixed precision (--amp). Its heads project each map to 64 to 512 channels by 1x1 convolutions
 # first and its last map is an average; the heads here are mmdet's.

@@ -1,4 +1,4 @@
-# ConvNeXt-B, ImageNet-22K, on ADE20K: published 52.6 mIoU (53.1 multi-scale), 122M, 1828G at 2560x640.
+# ConvNeXt-B, ImageNet-22K, on ADE20K.
 # Source: ConvNeXt semantic_segmentation/configs/convnext/upernet_convnext_base_640_160k_ade20k_ss.py
 # The multi-scale test (_ms.py) takes whole images: --tta --cfg-options model.test_cfg.mode=whole.
 # Trained in mixed precision (--amp).

@@ -1,4 +1,4 @@
-# ConvNeXt-B, ImageNet-1K, on ADE20K: published 49.1 mIoU (49.9 multi-scale), 122M, 1170G at 2048x512.
+# ConvNeXt-B, ImageNet-1K, on ADE20K.
 # Source: ConvNeXt semantic_segmentation/configs/convnext/upernet_convnext_base_512_160k_ade20k_ss.py
 # The multi-scale test (_ms.py) takes whole images: --tta --cfg-options model.test_cfg.mode=whole.
 # Trained in mixed precision (--amp).

@@ -1,4 +1,4 @@
-# ConvNeXt-L, ImageNet-22K, on ADE20K: published 53.2 mIoU (53.7 multi-scale), 235M, 2458G at 2560x640.
+# ConvNeXt-L, ImageNet-22K, on ADE20K.
 # Source: ConvNeXt semantic_segmentation/configs/convnext/upernet_convnext_large_640_160k_ade20k_ss.py
 # The multi-scale test (_ms.py) takes whole images: --tta --cfg-options model.test_cfg.mode=whole.
 _base_ = [

@@ -1,5 +1,4 @@
-# ConvNeXt-S with kernels of 31 to 13, ImageNet-1K for 120 epochs, on ADE20K: published 48.2 mIoU, 90M,
-# 1081G at 2048x512.
+# ConvNeXt-S with kernels of 31 to 13, ImageNet-1K for 120 epochs, on ADE20K.
 # Source: appendix of the RepLKNet paper, 80k iterations; the rest, which it does not give, is of the run
 # that repeats its ConvNeXt-T, SLaK segmentation/configs/upernet_slak_tiny_512_80k_ade20k_ss.py. No weights
 # were published: pretrain, and set model.backbone.init_cfg.

@@ -1,4 +1,4 @@
-# ConvNeXt-S, ImageNet-1K, on ADE20K: published 48.7 mIoU (49.6 multi-scale), 82M, 1027G at 2048x512.
+# ConvNeXt-S, ImageNet-1K, on ADE20K.
 # Source: ConvNeXt semantic_segmentation/configs/convnext/upernet_convnext_small_512_160k_ade20k_ss.py
 # The multi-scale test (_ms.py) takes whole images: --tta --cfg-options model.test_cfg.mode=whole.
 # Trained in mixed precision (--amp).

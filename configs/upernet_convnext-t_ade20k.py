@@ -1,4 +1,4 @@
-# ConvNeXt-T, ImageNet-1K, on ADE20K: published 46.0 mIoU (46.7 multi-scale), 60M, 939G at 2048x512.
+# ConvNeXt-T, ImageNet-1K, on ADE20K.
 # Source: ConvNeXt semantic_segmentation/configs/convnext/upernet_convnext_tiny_512_160k_ade20k_ss.py
 # The multi-scale test (_ms.py) takes whole images: --tta --cfg-options model.test_cfg.mode=whole.
 # Trained in mixed precision (--amp).

@@ -1,4 +1,4 @@
-# ConvNeXt-XL, ImageNet-22K, on ADE20K: published 53.6 mIoU (54.0 multi-scale), 391M, 3335G at 2560x640.
+# ConvNeXt-XL, ImageNet-22K, on ADE20K.
 # Source: ConvNeXt semantic_segmentation/configs/convnext/upernet_convnext_xlarge_640_160k_ade20k_ss.py
 # The multi-scale test (_ms.py) takes whole images: --tta --cfg-options model.test_cfg.mode=whole.
 _base_ = [

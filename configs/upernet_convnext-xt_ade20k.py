@@ -1,4 +1,4 @@
-# ConvNeXt-XT, ImageNet-1K, on ADE20K as the baseline of ParC-ConvNeXt-XT: published 42.17 mIoU.
+# ConvNeXt-XT, ImageNet-1K, on ADE20K as the baseline of ParC-ConvNeXt-XT.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_semantic_segmentation configs/
 # convnext_xt/upernet_convnext_xt_512_160k_ade20k.py by the author of Fast-ParC.
 # No weights of this network were published: pretrain, and set model.backbone.init_cfg.

@@ -1,5 +1,4 @@
-# HorNet-B with global filters, ImageNet-1K, on ADE20K: published 50.5 mIoU (50.9 multi-scale), 126M, 1171G
-# at 2048x512.
+# HorNet-B with global filters, ImageNet-1K, on ADE20K.
 # Source: HorNet semantic_segmentation/configs/hornet/upernet_hornet_base_gf_512_160k_ade20k.py. The README
 # says 640x640; the config and the FLOPs say 512x512.
 _base_ = [

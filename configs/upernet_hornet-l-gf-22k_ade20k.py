@@ -1,5 +1,4 @@
-# HorNet-L with global filters, ImageNet-22K, on ADE20K: published 55.0 mIoU (55.2 multi-scale), 239M, 2465G
-# at 2560x640.
+# HorNet-L with global filters, ImageNet-22K, on ADE20K.
 # Source: HorNet semantic_segmentation/configs/hornet/upernet_hornet_large_gf_640_160k_ade20k.py
 _base_ = [
     '_base_/backbones/hornet-l-gf.py', '_base_/models/upernet.py',

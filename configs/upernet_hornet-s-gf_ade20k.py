@@ -1,5 +1,4 @@
-# HorNet-S with global filters, ImageNet-1K, on ADE20K: published 50.0 mIoU (50.5 multi-scale), 85M, 1027G
-# at 2048x512.
+# HorNet-S with global filters, ImageNet-1K, on ADE20K.
 # Source: HorNet semantic_segmentation/configs/hornet/upernet_hornet_small_gf_512_160k_ade20k.py
 _base_ = [
     '_base_/backbones/hornet-s-gf.py', '_base_/models/upernet.py',

@@ -1,5 +1,4 @@
-# HorNet-T with global filters, ImageNet-1K, on ADE20K: published 49.2 mIoU (49.3 multi-scale), 55M, 924G at
-# 2048x512.
+# HorNet-T with global filters, ImageNet-1K, on ADE20K.
 # Source: HorNet semantic_segmentation/configs/hornet/upernet_hornet_tiny_gf_512_160k_ade20k.py
 _base_ = [
     '_base_/backbones/hornet-t-gf.py', '_base_/models/upernet.py',

@@ -1,8 +1,8 @@
-# MobileNetV2, ImageNet-1K, on ADE20K as the baseline of ParC-MobileNetV2: published 32.8 mIoU.
+# MobileNetV2, ImageNet-1K, on ADE20K as the baseline of ParC-MobileNetV2.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_semantic_segmentation configs/
 # mobilenetv2/upernet_mv2_512_160k_ade20k.py by the author of Fast-ParC.
 # Its last map is that of the classifier's 1280 channels there, that of 320 before them here.
-# mmpretrain's weights stand for its own (70.2 top-1), which were not published.
+# mmpretrain's weights stand for its own, which were not published.
 _base_ = [
     '_base_/backbones/mobilenetv2.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k_parc.py', '_base_/runtime_seg.py',

@@ -1,4 +1,4 @@
-# MogaNet-B, ImageNet-1K, on ADE20K: published 50.1 mIoU, 73.7M, 1050.4G at 2048x512.
+# MogaNet-B, ImageNet-1K, on ADE20K.
 # Source: MogaNet segmentation/configs/upernet/moganet/upernet_moganet_base_512x512_160k_ade20k.py
 _base_ = [
     '_base_/backbones/moganet-b.py', '_base_/models/upernet.py',

@@ -1,4 +1,4 @@
-# MogaNet-L, ImageNet-1K, on ADE20K: published 50.9 mIoU, 113.2M, 1176.1G at 2048x512.
+# MogaNet-L, ImageNet-1K, on ADE20K.
 # Source: MogaNet segmentation/configs/upernet/moganet/upernet_moganet_large_512x512_160k_ade20k.py
 _base_ = [
     '_base_/backbones/moganet-l.py', '_base_/models/upernet.py',

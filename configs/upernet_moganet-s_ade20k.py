@@ -1,4 +1,4 @@
-# MogaNet-S, ImageNet-1K, on ADE20K: published 49.2 mIoU, 55.3M, 946.4G at 2048x512.
+# MogaNet-S, ImageNet-1K, on ADE20K.
 # Source: MogaNet segmentation/configs/upernet/moganet/upernet_moganet_small_512x512_160k_ade20k.py
 _base_ = [
     '_base_/backbones/moganet-s.py', '_base_/models/upernet.py',

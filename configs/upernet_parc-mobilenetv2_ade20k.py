@@ -1,4 +1,4 @@
-# ParC-MobileNetV2, ImageNet-1K, on ADE20K: published 35.13 mIoU.
+# ParC-MobileNetV2, ImageNet-1K, on ADE20K.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_semantic_segmentation configs/
 # mobilenetv2/upernet_mv2_gcc_512_160k_ade20k.py by the author of Fast-ParC.
 # Its last map is that of the classifier's 1280 channels there, that of 320 before them here.

@@ -1,4 +1,4 @@
-# ParC-ResNet-50, ImageNet-1K, on ADE20K: published 43.85 mIoU.
+# ParC-ResNet-50, ImageNet-1K, on ADE20K.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_semantic_segmentation configs/
 # resnet50/upernet_rs50_gcc_512_160k_ade20k.py by the author of Fast-ParC.
 # No weights of this network were published: pretrain, and set model.backbone.init_cfg.

@@ -1,4 +1,4 @@
-# PeLK-B, ImageNet-1K, on ADE20K: published 50.4 mIoU, 126M, 1237G at 2048x512, zero weights not counted.
+# PeLK-B, ImageNet-1K, on ADE20K.
 # Source: the PeLK paper, table 2; it names UperNet and 160k iterations, all else is inferred: ConvNeXt's of
 # the same size. No code and no weights were published: pretrain, sparsely as SLaK, and set
 # model.backbone.init_cfg.

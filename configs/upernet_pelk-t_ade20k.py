@@ -1,4 +1,4 @@
-# PeLK-T, ImageNet-1K, on ADE20K: published 48.1 mIoU, 62M, 970G at 2048x512, zero weights not counted.
+# PeLK-T, ImageNet-1K, on ADE20K.
 # Source: the PeLK paper, table 2; it names UperNet and 160k iterations, all else is inferred: ConvNeXt's of
 # the same size. No code and no weights were published: pretrain, sparsely as SLaK, and set
 # model.backbone.init_cfg.

@@ -1,5 +1,4 @@
-# RepLKNet with kernels of 25x25 (13x13 in the last stage), ImageNet-1K for 120 epochs, on ADE20K: published
-# 48.68 mIoU.
+# RepLKNet with kernels of 25x25 (13x13 in the last stage), ImageNet-1K for 120 epochs, on ADE20K.
 # Source: the study of kernel sizes in the RepLKNet paper, 80k iterations; the rest, which it does not give,
 # is of the run that repeats such a study, SLaK segmentation/configs/upernet_slak_tiny_512_80k_ade20k_ss.py,
 # the test RepLKNet's. No weights were published: pretrain, and set model.backbone.init_cfg.

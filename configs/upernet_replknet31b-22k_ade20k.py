@@ -1,6 +1,6 @@
-# RepLKNet-31B, ImageNet-22K, on ADE20K: published 51.5 mIoU (52.3 multi-scale), 112M, 1829G at 2560x640.
+# RepLKNet-31B, ImageNet-22K, on ADE20K.
 # Source: RepLKNet-pytorch segmentation/configs/RepLKNet-31B_22Kpretrain_upernet_160k_ade20k_640.py
-# On 8 GPUs: few_gpus/upernet_replknet31b-22k-8gpus_ade20k.py.
+# On 8 GPUs: upernet_replknet31b-22k_8xb4_ade20k.py.
 _base_ = [
     '_base_/backbones/replknet31b.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k_640.py', '_base_/schedules/seg_adamw_40k_replknet.py', '_base_/runtime_seg.py',

@@ -1,6 +1,6 @@
-# RepLKNet-31B, ImageNet-1K, on ADE20K: published 49.9 mIoU (50.6 multi-scale), 112M, 1170G at 2048x512.
+# RepLKNet-31B, ImageNet-1K, on ADE20K.
 # Source: RepLKNet-pytorch segmentation/configs/RepLKNet-31B_1Kpretrain_upernet_160k_ade20k_512.py
-# On 8 GPUs: few_gpus/upernet_replknet31b-8gpus_ade20k.py.
+# On 8 GPUs: upernet_replknet31b_8xb4_ade20k.py.
 _base_ = [
     '_base_/backbones/replknet31b.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_40k_replknet.py', '_base_/runtime_seg.py',

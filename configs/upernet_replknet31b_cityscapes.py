@@ -1,6 +1,6 @@
-# RepLKNet-31B, ImageNet-1K, on Cityscapes: published 83.1 mIoU (83.5 multi-scale), 110M, 2315G at 1024x2048.
+# RepLKNet-31B, ImageNet-1K, on Cityscapes.
 # Source: RepLKNet-pytorch segmentation/configs/RepLKNet-31B_1Kpretrain_upernet_80k_cityscapes_769.py
-# On 8 GPUs: few_gpus/upernet_replknet31b-8gpus_cityscapes.py.
+# On 8 GPUs: upernet_replknet31b_8xb2_cityscapes.py.
 _base_ = [
     '_base_/backbones/replknet31b.py', '_base_/models/upernet.py',
     '_base_/datasets/cityscapes_769.py', '_base_/schedules/seg_adamw_20k_replknet.py',

@@ -1,6 +1,6 @@
-# RepLKNet-31L, ImageNet-22K, on ADE20K: published 52.4 mIoU (52.7 multi-scale), 207M, 2404G at 2560x640.
+# RepLKNet-31L, ImageNet-22K, on ADE20K.
 # Source: RepLKNet-pytorch segmentation/configs/RepLKNet-31L_22Kpretrain_upernet_160k_ade20k_640.py
-# On 8 GPUs: few_gpus/upernet_replknet31l-22k-8gpus_ade20k.py.
+# On 8 GPUs: upernet_replknet31l-22k_8xb4_ade20k.py.
 _base_ = [
     '_base_/backbones/replknet31l.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k_640.py', '_base_/schedules/seg_adamw_80k_replknet.py', '_base_/runtime_seg.py',

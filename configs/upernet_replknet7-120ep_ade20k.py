@@ -1,5 +1,4 @@
-# RepLKNet with kernels of 7x7, ImageNet-1K for 120 epochs, on ADE20K: published 48.05 mIoU, 104.6M, 1123G
-# at 2048x512.
+# RepLKNet with kernels of 7x7, ImageNet-1K for 120 epochs, on ADE20K.
 # Source: the study of kernel sizes in the RepLKNet paper, 80k iterations; the rest, which it does not give,
 # is of the run that repeats such a study, SLaK segmentation/configs/upernet_slak_tiny_512_80k_ade20k_ss.py,
 # the test RepLKNet's. No weights were published: pretrain, and set model.backbone.init_cfg.

@@ -1,4 +1,4 @@
-# RepLKNet-XL, MegData73M, on ADE20K: published 55.2 mIoU (56.0 multi-scale), 374M, 3431G at 2560x640.
+# RepLKNet-XL, MegData73M, on ADE20K.
 # Source: RepLKNet-pytorch segmentation/configs/RepLKNet-XL_MegData73M_upernet_160k_ade20k_640.py. Its
 # training set reads `test_pipeline`, which cannot train; ours reads the train pipeline that the same file
 # defines.

@@ -1,4 +1,4 @@
-# ResNet-101 on ADE20K: published 43.82 mIoU (44.85 multi-scale).
+# ResNet-101 on ADE20K.
 # Source: mmsegmentation configs/upernet/upernet_r101_4xb4-160k_ade20k-512x512.py (4 GPUs x 4 images)
 _base_ = [
     '_base_/backbones/resnet101v1c.py', '_base_/models/upernet.py',

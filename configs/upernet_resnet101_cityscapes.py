@@ -1,4 +1,4 @@
-# ResNet-101 on Cityscapes: published 80.1 mIoU (81.49 multi-scale).
+# ResNet-101 on Cityscapes.
 # Source: mmsegmentation configs/upernet/upernet_r101_4xb2-80k_cityscapes-769x769.py (4 GPUs x 2 images)
 _base_ = [
     '_base_/backbones/resnet101v1c.py', '_base_/models/upernet.py',

@@ -1,7 +1,7 @@
-# ResNet-50, ImageNet-1K, on ADE20K as the baseline of ParC-ResNet-50: published 42.27 mIoU.
+# ResNet-50, ImageNet-1K, on ADE20K as the baseline of ParC-ResNet-50.
 # Source: the README of ParC-Net; the recipe is edgeformer_v2_semantic_segmentation configs/
 # resnet50/upernet_rs50_512_160k_ade20k.py by the author of Fast-ParC.
-# torchvision's second weights (80.9 top-1) stand for its own (79.1), which were not published.
+# torchvision's second weights stand for its own, which were not published.
 _base_ = [
     '_base_/backbones/resnet50.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k_parc.py', '_base_/runtime_seg.py',

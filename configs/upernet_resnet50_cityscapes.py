@@ -1,4 +1,4 @@
-# ResNet-50 on Cityscapes: published 79.39 mIoU (80.92 multi-scale).
+# ResNet-50 on Cityscapes.
 # Source: mmsegmentation configs/upernet/upernet_r50_4xb2-80k_cityscapes-769x769.py (4 GPUs x 2 images)
 _base_ = [
     '_base_/backbones/resnet50v1c.py', '_base_/models/upernet.py',

@@ -1,4 +1,4 @@
-# SLaK-B, ImageNet-1K, on ADE20K: published 50.0 mIoU, 135M, 1172G at 2048x512, zero weights not counted.
+# SLaK-B, ImageNet-1K, on ADE20K.
 # Source: SLaK segmentation/configs/upernet_slak_base_512_160k_ade20k_ss.py (4 GPUs x 4 images)
 _base_ = [
     '_base_/backbones/slak-b.py', '_base_/models/upernet.py',

@@ -1,4 +1,4 @@
-# SLaK-S, ImageNet-1K, on ADE20K: published 49.4 mIoU, 91M, 1028G at 2048x512, zero weights not counted.
+# SLaK-S, ImageNet-1K, on ADE20K.
 # Source: SLaK segmentation/configs/upernet_slak_small_512_160k_ade20k_ss.py (4 GPUs x 4 images)
 _base_ = [
     '_base_/backbones/slak-s.py', '_base_/models/upernet.py',

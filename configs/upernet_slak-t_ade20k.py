@@ -1,4 +1,4 @@
-# SLaK-T, ImageNet-1K, on ADE20K: published 47.6 mIoU, 65M, 936G at 2048x512, zero weights not counted.
+# SLaK-T, ImageNet-1K, on ADE20K.
 # Source: SLaK segmentation/configs/upernet_slak_tiny_512_160k_ade20k_ss.py (4 GPUs x 4 images)
 _base_ = [
     '_base_/backbones/slak-t.py', '_base_/models/upernet.py',

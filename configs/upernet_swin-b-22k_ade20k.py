@@ -1,4 +1,4 @@
-# Swin-B, ImageNet-22K, on ADE20K: published 50.0 mIoU (51.7 multi-scale), 121M, 1841G at 2560x640.
+# Swin-B, ImageNet-22K, on ADE20K.
 # Source: the Swin paper, without a config: here the recipe of the 1K models on crops of 640x640.
 _base_ = [
     '_base_/backbones/swin-b.py', '_base_/models/upernet.py',

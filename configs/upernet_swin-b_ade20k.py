@@ -1,4 +1,4 @@
-# Swin-B, ImageNet-1K, on ADE20K: published 48.13 mIoU (49.72 multi-scale), 121M, 1188G at 2048x512.
+# Swin-B, ImageNet-1K, on ADE20K.
 # Source: mmsegmentation configs/swin/swin-base-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py
 _base_ = [
     '_base_/backbones/swin-b.py', '_base_/models/upernet.py',

@@ -1,5 +1,6 @@
-# Swin-B, ImageNet-1K, on Cityscapes: 80.4 mIoU (81.5 multi-scale) in the RepLKNet paper, without a recipe.
-# Here: Swin's own optimiser, as in upernet_swin-b_ade20k.py, on RepLKNet's crops and number of images.
+# Swin-B, ImageNet-1K, on Cityscapes.
+# Source: the RepLKNet paper, which has a result without a recipe. Here: Swin's own optimiser, as in
+# upernet_swin-b_ade20k.py, on RepLKNet's crops and number of images.
 _base_ = [
     '_base_/backbones/swin-b.py', '_base_/models/upernet.py',
     '_base_/datasets/cityscapes_769.py', '_base_/schedules/seg_adamw_80k.py', '_base_/runtime_seg.py',

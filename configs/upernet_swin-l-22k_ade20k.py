@@ -1,4 +1,4 @@
-# Swin-L, ImageNet-22K, on ADE20K: published 52.1 mIoU (53.5 multi-scale), 234M, 2468G at 2560x640.
+# Swin-L, ImageNet-22K, on ADE20K.
 # Source: the Swin paper, without a config: here the recipe of the 1K models on crops of 640x640.
 _base_ = [
     '_base_/backbones/swin-l.py', '_base_/models/upernet.py',

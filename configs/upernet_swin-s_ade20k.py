@@ -1,4 +1,4 @@
-# Swin-S, ImageNet-1K, on ADE20K: published 47.64 mIoU (49.47 multi-scale), 81M, 1038G at 2048x512.
+# Swin-S, ImageNet-1K, on ADE20K.
 # Source: mmsegmentation configs/swin/swin-small-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py
 _base_ = [
     '_base_/backbones/swin-s.py', '_base_/models/upernet.py',

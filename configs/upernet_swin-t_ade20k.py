@@ -1,4 +1,4 @@
-# Swin-T, ImageNet-1K, on ADE20K: published 44.51 mIoU (45.81 multi-scale), 60M, 945G at 2048x512.
+# Swin-T, ImageNet-1K, on ADE20K.
 # Source: mmsegmentation configs/swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py
 _base_ = [
     '_base_/backbones/swin-t.py', '_base_/models/upernet.py',

@@ -1,4 +1,4 @@
-# UniRepLKNet-B, ImageNet-22K, on ADE20K: published 53.5 mIoU (53.9 multi-scale), 130M, 1850G at 2560x640.
+# UniRepLKNet-B, ImageNet-22K, on ADE20K.
 # Source: UniRepLKNet segmentation/configs/ade20k/upernet_unireplknet_b_in22k_640_160k_ade20k.py. It
 # defines 640x640 crops that its training set does not read: the released model learned from 512x512, as here.
 _base_ = [

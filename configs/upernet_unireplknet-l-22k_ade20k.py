@@ -1,4 +1,4 @@
-# UniRepLKNet-L, ImageNet-22K, on ADE20K: published 54.5 mIoU (55.0 multi-scale), 254M, 2507G at 2560x640.
+# UniRepLKNet-L, ImageNet-22K, on ADE20K.
 # Source: UniRepLKNet segmentation/configs/ade20k/upernet_unireplknet_l_in22k_640_160k_ade20k.py. It
 # defines 640x640 crops that its training set does not read: the released model learned from 512x512, as here.
 _base_ = [

@@ -1,4 +1,4 @@
-# UniRepLKNet-S, ImageNet-22K, on ADE20K: published 52.3 mIoU (52.7 multi-scale), 86M, 1618G at 2560x640.
+# UniRepLKNet-S, ImageNet-22K, on ADE20K.
 # Source: UniRepLKNet segmentation/configs/ade20k/upernet_unireplknet_s_in22k_640_160k_ade20k.py. It
 # defines 640x640 crops that its training set does not read: the released model learned from 512x512, as here.
 _base_ = [

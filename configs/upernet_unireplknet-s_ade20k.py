@@ -1,4 +1,4 @@
-# UniRepLKNet-S, ImageNet-1K, on ADE20K: published 50.5 mIoU (51.0 multi-scale), 86M, 1036G at 2048x512.
+# UniRepLKNet-S, ImageNet-1K, on ADE20K.
 # Source: UniRepLKNet segmentation/configs/ade20k/upernet_unireplknet_s_512_160k_ade20k.py
 _base_ = [
     '_base_/backbones/unireplknet-s.py', '_base_/models/upernet.py',

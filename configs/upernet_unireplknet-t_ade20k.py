@@ -1,4 +1,4 @@
-# UniRepLKNet-T, ImageNet-1K, on ADE20K: published 48.6 mIoU (49.1 multi-scale), 61M, 946G at 2048x512.
+# UniRepLKNet-T, ImageNet-1K, on ADE20K.
 # Source: UniRepLKNet segmentation/configs/ade20k/upernet_unireplknet_t_512_160k_ade20k.py
 _base_ = [
     '_base_/backbones/unireplknet-t.py', '_base_/models/upernet.py',

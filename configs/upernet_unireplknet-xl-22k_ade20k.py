@@ -1,4 +1,4 @@
-# UniRepLKNet-XL, ImageNet-22K, on ADE20K: published 55.2 mIoU (55.6 multi-scale), 425M, 3420G at 2560x640.
+# UniRepLKNet-XL, ImageNet-22K, on ADE20K.
 # No config was published: here that of L, UniRepLKNet
 # segmentation/configs/ade20k/upernet_unireplknet_l_in22k_640_160k_ade20k.py. It defines 640x640
 # crops that its training set does not read: it learned from 512x512, as here.

@@ -1,4 +1,4 @@
-# ViT-B/16, ImageNet-21K, then 1K, on ADE20K: published 47.73 mIoU (49.95 multi-scale).
+# ViT-B/16, ImageNet-21K, then 1K, on ADE20K.
 # Source: mmsegmentation configs/vit/vit_vit-b16-ln_mln_upernet_8xb2-160k_ade20k-512x512.py. Its pretrained
 # file is timm's jx_vit_base_p16_224-80ecf9dd.pth, converted by mmsegmentation's
 # tools/model_converters/vit2mmseg.py: set model.backbone.init_cfg to it.

@@ -5,6 +5,8 @@ from functools import lru_cache
 from reprlib import repr as brief
 from typing import Any, Callable, List, Tuple
 
+from mmlk._after_import import after_import
+
 METHODS = ('current', 'max', 'mean', 'min')  # of HistoryBuffer, which names them in its state
 
 
@@ -81,7 +83,8 @@ def mmengine_types() -> List[Tuple[Callable, str]]:
 def allow_mmengine_types() -> None:
     """Put those types on torch's allow-list where mmengine, up to 0.10.7, would not read its own checkpoints: torch 2.6
     and later read tensors alone by default. The onedl releases have a list of their own.
+
+    torch is not imported for it: the list is extended once somebody imports torch.
     """
     if () < _release('mmengine') <= (0, 10, 7) and _release('torch') >= (2, 6):
-        from torch import serialization
-        serialization.add_safe_globals(mmengine_types())
+        after_import('torch.serialization', lambda module: module.add_safe_globals(mmengine_types()))

@@ -1,14 +1,96 @@
-"""The toolboxes' data preprocessors for images of any number of channels.
+"""Mean, standard deviation and channel order of the images that a network takes.
 
-Those of mmsegmentation and mmdetection take a mean of one value or of three. These are the same otherwise, and they are
-built where a config names them, so that no toolbox is imported before.
+:class:`Normalization` reads them from a config, a data preprocessor or a model of timm. The two data preprocessors are
+those of mmsegmentation and mmdetection, which take a mean of one value or of three, for any number of channels. The
+toolbox is imported when a config names its preprocessor, not before.
 """
-from typing import Optional, Sequence
+from typing import Any, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from torch import nn
+from mmengine.config import Config
+from torch import Tensor, nn
 
 from mmlk.registry import MODELS
+
+#: Of the pixels of ImageNet, 0 to 255, in the order red, green, blue.
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+class Normalization(NamedTuple):
+    """What turns an image of values from 0 to 255 into the input of a network: ``(image - mean) / std``.
+
+    Args:
+        mean: One value for each channel, in the order in which the network takes the channels, or one for all.
+        std: The standard deviation, likewise.
+        bgr: Whether the network takes images of three channels in the order blue, green, red.
+    """
+    mean: Tuple[float, ...] = IMAGENET_MEAN
+    std: Tuple[float, ...] = IMAGENET_STD
+    bgr: bool = False
+
+    @classmethod
+    def imagenet(cls, channels: int = 3) -> 'Normalization':
+        """That of ImageNet for an image of :func:`mmlk.datasets.images.to_bands`: for one channel the average of the
+        three values, for more than three the values of red, green, blue, red, ..."""
+        if channels == 1:
+            return cls((sum(IMAGENET_MEAN) / 3, ), (sum(IMAGENET_STD) / 3, ))
+        return cls(*(tuple(values[index % 3] for index in range(channels)) for values in (IMAGENET_MEAN, IMAGENET_STD)))
+
+    @classmethod
+    def of_config(cls, cfg: Config, channels: int = 3) -> 'Normalization':
+        """That of the data preprocessor in a config: mean 0 and deviation 1 if it names none, and that of ImageNet if
+        the config has no data preprocessor.
+
+        Args:
+            cfg: A whole config of mmseg, mmdet or mmpretrain.
+            channels: Of the images.
+        """
+        settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
+        if not settings:
+            return cls.imagenet(channels)
+        to_rgb = settings.get('bgr_to_rgb') or settings.get('to_rgb')  # mmcv reads images as BGR
+        return cls(tuple(settings.get('mean') or (0, ) * channels), tuple(settings.get('std') or (1, ) * channels),
+                   channels == 3 and not to_rgb)
+
+    @classmethod
+    def of_preprocessor(cls, preprocessor: nn.Module, channels: int = 3) -> 'Normalization':
+        """That of a data preprocessor of mmseg, mmdet or mmpretrain; mean 0 and deviation 1 if it does not normalise.
+
+        Args:
+            preprocessor: The module.
+            channels: Of the images.
+        """
+        values = [getattr(preprocessor, name, None) for name in ('mean', 'std')]
+        mean, std = ((neutral, ) if value is None else tuple(value.flatten().tolist())
+                     for value, neutral in zip(values, (0.0, 1.0)))
+        # mmengine's ImgDataPreprocessor, and mmpretrain's, name the attribute so
+        to_rgb = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'channel_conversion', False))
+        return cls(mean, std, channels == 3 and not to_rgb)
+
+    @classmethod
+    def of_timm(cls, pretrained_cfg: Mapping[str, Any]) -> 'Normalization':
+        """That of a model of timm, whose ``pretrained_cfg`` has it for values from 0 to 1."""
+        mean, std = (tuple(255 * value for value in pretrained_cfg[key]) for key in ('mean', 'std'))
+        usual = (*IMAGENET_MEAN, *IMAGENET_STD)
+        same = all(abs(ours - theirs) < 1e-3 for ours, theirs in zip(usual, (*mean, *std)))
+        return cls() if same else cls(mean, std)  # 255 times 0.485 is not quite 123.675
+
+    def tensors(self, like: Tensor) -> Tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (C, 1, 1) or (1, 1, 1), in the dtype and on the device of a tensor."""
+        mean, std = (like.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return mean, std
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise images.
+
+        Args:
+            images: (C, H, W) or (N, C, H, W), floating point, values from 0 to 255; three channels are RGB.
+
+        Returns:
+            The input of the network, of the same shape and dtype.
+        """
+        mean, std = self.tensors(images)
+        return ((images.flip(-3) if self.bgr else images) - mean) / std
 
 
 @MODELS.register_module(name='SegDataPreProcessor')

@@ -24,4 +24,4 @@ RUNNERS = Registry(
     'runner', build_func=build_runner_from_cfg, parent=_root.RUNNERS, scope='mmlk', locations=['mmlk.engine'])
 STRATEGIES = Registry('strategy', parent=_root.STRATEGIES, scope='mmlk', locations=['mmlk.engine'])
 WEIGHT_INITIALIZERS = Registry(
-    'weight initializer', parent=_root.WEIGHT_INITIALIZERS, scope='mmlk', locations=['mmlk.weights'])
+    'weight initializer', parent=_root.WEIGHT_INITIALIZERS, scope='mmlk', locations=['mmlk.weights.pretrained'])

@@ -10,12 +10,15 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from PIL import Image
 
-from mmlk.analysis import bands, cam, complexity, erf, latency, panels
+from mmlk.analysis import cam, complexity, erf, latency, panels
+from mmlk.datasets.images import open_bands, packaged_photographs, read_image, viewable
 from mmlk.deploy.export import export
 from mmlk.deploy.merging import merge_checkpoint
 from mmlk.engine.cli import build_runner
 from mmlk.engine.hooks import CheckLabelsHook
 from mmlk.engine.loading import DataError
+from mmlk.engine.network import build_network, in_channels
+from mmlk.preprocessors import IMAGENET_MEAN
 from mmlk.reparam import merge
 from tests.test_training import CONFIGS, shrink_model
 from tests.utils import fill, relative_error
@@ -73,8 +76,8 @@ def case(request, tmp_path):
     channels, head = request.param
     write_data(tmp_path, channels)
     cfg = config(tmp_path, channels, head)
-    model = fill(cam.build(cfg)).eval()
-    model.data_preprocessor = cam.build(cfg).data_preprocessor  # its constants are not of the weights
+    model = fill(build_network(cfg)).eval()
+    model.data_preprocessor = build_network(cfg).data_preprocessor  # its constants are not of the weights
     found = SimpleNamespace(cfg=cfg, model=model, checkpoint=str(tmp_path / 'trained.pth'), folder=tmp_path,
                             channels=channels, head=head)
     logits, _ = expected(found)
@@ -111,7 +114,7 @@ def test_analyses(case):
     panels.panels(scenes, classes, palette).savefig(case.folder / 'panels.png')
 
     if find_spec('pytorch_grad_cam'):
-        subject = cam.from_config(case.cfg, case.model)
+        subject = cam.subject_from_config(case.cfg, case.model)
         sample = subject.sample(case.folder / 'images' / '0.png')
         for label in (None, 0, 1):
             choice, maps = cam.explain(subject, sample, [cam.LAST_MAP], label=label)
@@ -123,18 +126,18 @@ def test_analyses(case):
             assert subject.score(subject(sample.inputs)[0], choice).item() == pytest.approx(score.item(), rel=1e-3)
         assert subject.classes == list(classes)
 
-    network = erf.from_config(case.cfg, initialise=True)
+    network = erf.erf_from_config(case.cfg, initialise=True)
     stage, _ = network.check(SIDE)
-    photographs = [erf.read_image(path, SIDE, case.channels) for path in erf.packaged_photographs()[:1]]
+    photographs = [read_image(path, SIDE, case.channels) for path in packaged_photographs()[:1]]
     assert photographs[0].shape == (SIDE, SIDE, case.channels)
-    assert erf.measure(network, photographs, stage).scores.shape == (SIDE, SIDE)
+    assert erf.measure_erf(network, photographs, stage).scores.shape == (SIDE, SIDE)
 
-    counted = complexity.count(complexity.build(case.cfg), (SIDE, SIDE), bands.in_channels(case.cfg))
+    counted = complexity.count(complexity.build_on_meta(case.cfg), (SIDE, SIDE), in_channels(case.cfg))
     assert counted.parameters < sum(p.numel() for p in case.model.parameters())
-    network = latency.from_config(case.cfg, 'x', 'model')
+    network = latency.latency_from_config(case.cfg, 'x', 'model')
     for mode in latency.MODES:
-        row, = latency.measure([network], [network.build()], [latency.Variant()], mode, (SIDE, SIDE), 2,
-                               torch.device('cpu'), turns=1, warmup=1)
+        row, = latency.measure_latency([network], [network.build()], [latency.Variant()], mode, (SIDE, SIDE), 2,
+                                       torch.device('cpu'), turns=1, warmup=1)
         assert row.failed is None
 
 
@@ -181,7 +184,7 @@ def test_a_mean_of_one_value_and_none(mean, tmp_path):
     write_data(tmp_path, 3)
     cfg = config(tmp_path, 3, 'softmax')
     cfg.model.data_preprocessor.update(type='SegDataPreProcessor', mean=mean, std=mean and [50.0])
-    model = fill(cam.build(cfg)).eval()
+    model = fill(build_network(cfg)).eval()
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'trained.pth')
     checkpoint, picture = str(tmp_path / 'trained.pth'), tmp_path / 'images' / '0.png'
     result = merge_checkpoint(cfg, checkpoint, str(tmp_path / 'merged.pth'), str(picture))
@@ -193,9 +196,9 @@ def test_a_mean_of_one_value_and_none(mean, tmp_path):
     assert result.blocks == 5
     export(cfg, checkpoint, str(tmp_path / 'x.pt'), [picture], 'torchscript', (SIDE, SIDE))
     assert relative_error(torch.jit.load(tmp_path / 'x.pt')(images)[1], logits) < 1e-5
-    network = erf.from_config(cfg, initialise=True)
+    network = erf.erf_from_config(cfg, initialise=True)
     standard = torch.zeros(1, 3, SIDE, SIDE)  # an image of ImageNet's mean
-    pixels = standard + torch.tensor(erf.IMAGENET_MEAN)[:, None, None]
+    pixels = standard + torch.tensor(IMAGENET_MEAN)[:, None, None]
     with torch.no_grad():
         expected_maps = network.backbone((pixels - 100) / 50 if mean else pixels)
         assert relative_error(network.maps(standard)[3], expected_maps[-1]) < 1e-5
@@ -240,15 +243,15 @@ def test_channels_of_files(tmp_path):
     tifffile.imwrite(tmp_path / 'five.tif', five, photometric='minisblack', planarconfig='contig')
     tifffile.imwrite(tmp_path / 'planes.tif', five.transpose(2, 0, 1).astype(np.uint16) << 8, photometric='minisblack')
     for name in ('five.tif', 'planes.tif'):
-        assert np.array_equal(bands.open_bands(tmp_path / name, 5), five)
-        assert np.array_equal(bands.viewable(tmp_path / name), five[..., :3])
+        assert np.array_equal(open_bands(tmp_path / name, 5), five)
+        assert np.array_equal(viewable(tmp_path / name), five[..., :3])
     colours = five[..., :3]
     Image.fromarray(colours).save(tmp_path / 'three.png')
-    assert np.array_equal(bands.open_bands(tmp_path / 'three.png', 3), colours)
-    assert np.array_equal(bands.open_bands(tmp_path / 'three.png', 7), colours[..., [0, 1, 2, 0, 1, 2, 0]])
-    grey = bands.open_bands(tmp_path / 'three.png', 1)
+    assert np.array_equal(open_bands(tmp_path / 'three.png', 3), colours)
+    assert np.array_equal(open_bands(tmp_path / 'three.png', 7), colours[..., [0, 1, 2, 0, 1, 2, 0]])
+    grey = open_bands(tmp_path / 'three.png', 1)
     assert np.abs(grey[..., 0] - colours @ [0.299, 0.587, 0.114]).max() <= 1
     (tmp_path / 'no.png').write_bytes(b'no image')
     for channels in (1, 3, 4):
         with pytest.raises(ValueError, match='no.png cannot be read as an image'):
-            bands.open_bands(tmp_path / 'no.png', channels)
+            open_bands(tmp_path / 'no.png', channels)

@@ -96,7 +96,7 @@ def test_mmengine_reads_its_own_once_mmlk_is_imported(tmp_path):
 def test_arrays_and_logs_are_numpys_own_again_when_they_are_written(tmp_path):
     """What was read by the stand-ins can be changed, copied, written, and read by numpy and mmengine alone."""
     torch.save(dict(message_hub=logs(), state_dict={}), tmp_path / 'c.pth')
-    loaded = checkpoints.load(str(tmp_path / 'c.pth'))['message_hub']
+    loaded = checkpoints.load_checkpoint(str(tmp_path / 'c.pth'))['message_hub']
     loss, palette = loaded['log_scalars']['train/loss'], loaded['runtime_info']['palette']
     assert type(loss) is HistoryBuffer and type(loss.data[0]) is np.ndarray and type(palette) is _arrays.Array
     loss.update(5.0)
@@ -128,11 +128,11 @@ def test_names_of_mmengine(monkeypatch, tmp_path):
     torch.save(dict(state_dict={'backbone.w': torch.ones(2), 'head.w': torch.zeros(1)}), tmp_path / 'x.pth')
     Named(monkeypatch, tmp_path / 'x.pth')
     for name in ('torchvision://a', 'modelzoo://a', 'open-mmlab://a', 'openmmlab://old'):
-        assert list(checkpoints.load(name)['state_dict']) == ['backbone.w', 'head.w']
-    assert list(checkpoints.load('mmcls://a')['state_dict']) == ['w']
+        assert list(checkpoints.load_checkpoint(name)['state_dict']) == ['backbone.w', 'head.w']
+    assert list(checkpoints.load_checkpoint('mmcls://a')['state_dict']) == ['w']
     for name in ('torchvision://b', 'mmcls://none', 'open-mmlab://a/../b'):
         with pytest.raises(WeightsError, match=f'{name}: mmengine knows no weights of that name. Near names: '):
-            checkpoints.load(name)
+            checkpoints.load_checkpoint(name)
 
 
 def test_names_in_configs_have_digests():
@@ -147,4 +147,4 @@ def test_names_in_configs_have_digests():
 
 def test_the_text_of_a_config_is_not_handed_on(tmp_path):
     torch.save(dict(state_dict={}, meta=dict(config='open("x")', epoch=1)), tmp_path / 'x.pth')
-    assert checkpoints.load(str(tmp_path / 'x.pth'))['meta'] == dict(epoch=1)
+    assert checkpoints.load_checkpoint(str(tmp_path / 'x.pth'))['meta'] == dict(epoch=1)

@@ -12,15 +12,17 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmlk.analysis.complexity import build
+from mmlk.analysis import zoo
+from mmlk.analysis.complexity import build_on_meta
 from mmlk.datasets.check import datasets
 from mmlk.datasets.scenes import CLASSES, PALETTE
-from mmlk.studies.compare import Entry, check, read_study
+from mmlk.studies.compare import ComparedModel, check_models, read_study
 from mmlk.weights.catalog import CATALOG, FAMILIES
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
-LEAF_FILES = [path for folder in ('', 'demo/', 'few_gpus/', 'studies/') for path in CONFIGS.glob(f'{folder}*.py')]
+LEAF_FILES = [path for folder in ('', 'demo/', 'studies/') for path in CONFIGS.glob(f'{folder}*.py')]
 LEAVES = sorted(str(path.relative_to(CONFIGS))[:-3] for path in LEAF_FILES)
+ROWS = {row['Name']: row for row in zoo.rows(zoo.read(CONFIGS.parent))}
 DEMOS = {'demo/upernet_replknet-tiny_ade20k', 'demo/upernet_replknet-tiny_ade20k_fsdp',
          'demo/upernet_replknet-tiny_cityscapes',
          'demo/mask_rcnn_replknet-tiny_coco', 'demo/cascade_mask_rcnn_replknet-tiny_coco'}
@@ -42,182 +44,36 @@ STUDIED = {f'studies/{name}' for names in STUDIES.values() for name in names if 
 
 # The same images as the published runs in longer runs of smaller batches: of which config, images per step, iterations.
 FEW_GPUS = {
-    'few_gpus/upernet_replknet31b-8gpus_ade20k': ('upernet_replknet31b_ade20k', 32, 160000),
-    'few_gpus/upernet_replknet31b-22k-8gpus_ade20k': ('upernet_replknet31b-22k_ade20k', 32, 160000),
-    'few_gpus/upernet_replknet31l-22k-8gpus_ade20k': ('upernet_replknet31l-22k_ade20k', 32, 160000),
-    'few_gpus/upernet_replknet31b-8gpus_cityscapes': ('upernet_replknet31b_cityscapes', 16, 80000),
+    'upernet_replknet31b_8xb4_ade20k': ('upernet_replknet31b_ade20k', 32, 160000),
+    'upernet_replknet31b-22k_8xb4_ade20k': ('upernet_replknet31b-22k_ade20k', 32, 160000),
+    'upernet_replknet31l-22k_8xb4_ade20k': ('upernet_replknet31l-22k_ade20k', 32, 160000),
+    'upernet_replknet31b_8xb2_cityscapes': ('upernet_replknet31b_cityscapes', 16, 80000),
 }
 
-# lr, weight decay, drop path, images per step, iterations or epochs: of the official configs, and for baselines of
-# mmseg's, mmdet's and Swin's. Where a config says that it infers some of them, that is what stands here.
-RECIPES = {
-    'upernet_replknet31b_ade20k': (2e-4, 0.05, 0.5, 128, 40000),
-    'upernet_replknet31b-22k_ade20k': (2e-4, 0.05, 0.3, 128, 40000),
-    'upernet_replknet31l-22k_ade20k': (2e-4, 0.05, 0.3, 64, 80000),
-    'upernet_replknetxl_ade20k': (2e-4, 0.05, 0.5, 32, 160000),
-    'upernet_replknet31b_cityscapes': (2e-4, 0.05, 0.5, 64, 20000),
-    'mask_rcnn_replknet31b_coco': (4e-4, 0.05, 0.6, 64, 36),
-    'cascade_mask_rcnn_replknet31b_coco': (4e-4, 0.05, 0.6, 64, 36),
-    'cascade_mask_rcnn_replknet31b-22k_coco': (4e-4, 0.05, 0.4, 64, 36),
-    'cascade_mask_rcnn_replknet31l-22k_coco': (4e-4, 0.05, 0.7, 64, 36),
-    'cascade_mask_rcnn_replknetxl_coco': (4e-4, 0.05, 0.5, 64, 36),
-    'fcos_replknet31b_coco': (2e-4, 0.05, 0.5, 16, 24),
-    'upernet_replknet3-120ep_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
-    'upernet_replknet7-120ep_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
-    'upernet_replknet13-120ep_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
-    'upernet_replknet25-120ep_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
-    'upernet_replknet31b-120ep_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
-
-    'upernet_convnext-t_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_convnext-s_ade20k': (1e-4, 0.05, 0.3, 16, 160000),
-    'upernet_convnext-b_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_convnext-b-22k_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_convnext-l-22k_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_convnext-xl-22k_ade20k': (8e-5, 0.05, 0.4, 16, 160000),
-    'upernet_convnext-t-120ep_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
-    'upernet_convnext-s-120ep_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
-    'upernet_convnext-b-120ep_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
-    'upernet_convnext-t-31_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
-    'upernet_convnext-s-31_ade20k': (2e-4, 0.05, 0.1, 16, 80000),
-    'mask_rcnn_convnext-t_coco': (1e-4, 0.05, 0.4, 16, 36),
-    'cascade_mask_rcnn_convnext-t_coco': (2e-4, 0.05, 0.4, 16, 36),
-    'cascade_mask_rcnn_convnext-s_coco': (2e-4, 0.05, 0.6, 16, 36),
-    'cascade_mask_rcnn_convnext-b_coco': (2e-4, 0.05, 0.7, 16, 36),
-    'cascade_mask_rcnn_convnext-b-22k_coco': (1e-4, 0.05, 0.6, 16, 36),
-    'cascade_mask_rcnn_convnext-l-22k_coco': (1e-4, 0.05, 0.7, 16, 36),
-    'cascade_mask_rcnn_convnext-xl-22k_coco': (1e-4, 0.05, 0.8, 16, 36),
-
-    'upernet_slak-t_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_slak-s_ade20k': (1e-4, 0.05, 0.3, 16, 160000),
-    'upernet_slak-b_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_pelk-t_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_pelk-s_ade20k': (1e-4, 0.05, 0.3, 16, 160000),
-    'upernet_pelk-b_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_pelk-b-101_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'cascade_mask_rcnn_pelk-t_coco': (2e-4, 0.05, 0.4, 16, 36),
-    'cascade_mask_rcnn_pelk-s_coco': (2e-4, 0.05, 0.6, 16, 36),
-    'cascade_mask_rcnn_pelk-b_coco': (2e-4, 0.05, 0.7, 16, 36),
-    'cascade_mask_rcnn_pelk-b-101_coco': (2e-4, 0.05, 0.7, 16, 36),
-    'cascade_mask_rcnn_slak-t_coco': (2e-4, 0.05, 0.4, 16, 36),
-    'cascade_mask_rcnn_slak-t-120ep_coco': (2e-4, 0.05, 0.4, 16, 12),
-
-    'upernet_unireplknet-t_ade20k': (1e-4, 0.05, 0.2, 16, 160000),
-    'upernet_unireplknet-s_ade20k': (1e-4, 0.05, 0.3, 16, 160000),
-    'upernet_unireplknet-s-22k_ade20k': (1e-4, 0.05, 0.3, 16, 160000),
-    'upernet_unireplknet-b-22k_ade20k': (1e-4, 0.05, 0.3, 16, 160000),
-    'upernet_unireplknet-l-22k_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_unireplknet-xl-22k_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'cascade_mask_rcnn_unireplknet-t_coco': (1e-4, 0.05, 0.3, 16, 36),
-    'cascade_mask_rcnn_unireplknet-s_coco': (1e-4, 0.05, 0.5, 16, 36),
-    'cascade_mask_rcnn_unireplknet-s-22k_coco': (1e-4, 0.05, 0.5, 16, 36),
-    'cascade_mask_rcnn_unireplknet-b-22k_coco': (1e-4, 0.05, 0.6, 16, 36),
-    'cascade_mask_rcnn_unireplknet-l-22k_coco': (1e-4, 0.05, 0.7, 16, 36),
-    'cascade_mask_rcnn_unireplknet-xl-22k_coco': (1e-4, 0.05, 0.7, 16, 36),
-
-    'upernet_hornet-t-gf_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_hornet-s-gf_ade20k': (1e-4, 0.05, 0.3, 16, 160000),
-    'upernet_hornet-b-gf_ade20k': (1e-4, 0.05, 0.5, 16, 160000),
-    'upernet_hornet-l-gf-22k_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_moganet-s_ade20k': (1e-4, 0.01, 0.1, 16, 160000),
-    'upernet_moganet-b_ade20k': (1e-4, 0.01, 0.2, 16, 160000),
-    'upernet_moganet-l_ade20k': (1e-4, 0.01, 0.3, 16, 160000),
+# Flat configs: those of published runs, ours and baselines.
+PUBLISHED = sorted({path.stem for path in CONFIGS.glob('*.py')} - set(FEW_GPUS))
+# Values of the official runs, with the line that says each; its comment has the conventions.
+FACTS = yaml.safe_load((Path(__file__).parent / 'data' / 'recipes.yml').read_text())
+# Configs whose recipes nobody published: the record's row names the config whose recipe is taken, or says 'inferred'.
+INFERRED = {name: row['Recipe'] for name, row in ROWS.items() if 'Recipe' in row}
+# lr, weight decay, drop path, images per step, iterations, of the latter.
+INFERRED_VALUES = {
     'fpn_gfnet-h-ti_ade20k': (1e-4, 1e-4, 0.1, 16, 80000),
     'fpn_gfnet-h-s_ade20k': (1e-4, 1e-4, 0.1, 16, 80000),
     'fpn_gfnet-h-b_ade20k': (1e-4, 1e-4, 0.1, 16, 80000),
-
-    'upernet_parc-convnext-xt_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_parc-resnet50_ade20k': (1e-4, 0.05, None, 16, 160000),
-    'upernet_parc-mobilenetv2_ade20k': (1e-4, 0.05, None, 16, 160000),
-    'upernet_convnext-xt_ade20k': (1e-4, 0.05, 0.4, 16, 160000),
-    'upernet_resnet50-adamw_ade20k': (1e-4, 0.05, None, 16, 160000),
-    'upernet_mobilenetv2_ade20k': (1e-4, 0.05, None, 16, 160000),
-    'cascade_mask_rcnn_convnext-xt_coco': (2e-4, 0.05, 0.4, 16, 36),
-    'cascade_mask_rcnn_resnet50-adamw_coco': (2e-4, 0.05, None, 16, 36),
-    'cascade_mask_rcnn_mobilenetv2_coco': (2e-4, 0.05, None, 16, 36),
-    'ssd_parcnet-s_coco': (9e-4, 0.02, None, 128, 200),
-    'deeplabv3_parcnet-s_voc': (9e-4, 0.01, None, 32, 16500),
-    'cascade_mask_rcnn_parc-convnext-xt_coco': (2e-4, 0.05, 0.4, 16, 36),
-    'cascade_mask_rcnn_parc-resnet50_coco': (2e-4, 0.05, None, 16, 36),
-    'cascade_mask_rcnn_parc-mobilenetv2_coco': (2e-4, 0.05, None, 16, 36),
-    'pspnet_repvgg-b1g2-fast_cityscapes': (0.01, 1e-4, None, 16, 7440),
-    'pspnet_repvgg-b2-fast_cityscapes': (0.01, 1e-4, None, 16, 7440),
-    'pspnet_repvgg-b1g2_cityscapes': (0.01, 1e-4, None, 16, 7440),
-    'pspnet_repvgg-b2_cityscapes': (0.01, 1e-4, None, 16, 7440),
-    'pspnet_resnet50_cityscapes': (0.01, 1e-4, None, 16, 7440),
-    'pspnet_resnet101_cityscapes': (0.01, 1e-4, None, 16, 7440),
-    'deeplabv3plus_mobilenetv2-3_cityscapes': (0.01, 0.0005, None, 8, 80000),
-    'deeplabv3plus_mobilenetv2-9_cityscapes': (0.01, 0.0005, None, 8, 80000),
-    'deeplabv3plus_mobilenetv2-9-reparam_cityscapes': (0.01, 0.0005, None, 8, 80000),
-    'deeplabv3plus_mobilenetv2-13_cityscapes': (0.01, 0.0005, None, 8, 80000),
-    'deeplabv3plus_mobilenetv2-13-reparam_cityscapes': (0.01, 0.0005, None, 8, 80000),
-    'deeplabv3plus_mobilenetv2-last7_cityscapes': (0.01, 0.0005, None, 8, 80000),
-    'deeplabv3plus_mobilenetv2-last9_cityscapes': (0.01, 0.0005, None, 8, 80000),
-    'deeplabv3plus_mobilenetv2-last13_cityscapes': (0.01, 0.0005, None, 8, 80000),
-
-    'upernet_swin-t_ade20k': (6e-5, 0.01, 0.3, 16, 160000),
-    'upernet_swin-s_ade20k': (6e-5, 0.01, 0.3, 16, 160000),
-    'upernet_swin-b_ade20k': (6e-5, 0.01, 0.3, 16, 160000),
-    'upernet_swin-b-22k_ade20k': (6e-5, 0.01, 0.3, 16, 160000),
-    'upernet_swin-l-22k_ade20k': (6e-5, 0.01, 0.3, 16, 160000),
     'upernet_swin-b_cityscapes': (6e-5, 0.01, 0.3, 16, 80000),
-    'mask_rcnn_swin-t_coco': (1e-4, 0.05, 0.2, 16, 36),
-    'mask_rcnn_swin-t_coco-1x': (1e-4, 0.05, 0.1, 16, 12),
-    'mask_rcnn_swin-s_coco': (1e-4, 0.05, 0.2, 16, 36),
-    'cascade_mask_rcnn_swin-t_coco': (1e-4, 0.05, 0.2, 16, 36),
-    'cascade_mask_rcnn_swin-s_coco': (1e-4, 0.05, 0.2, 16, 36),
-    'cascade_mask_rcnn_swin-b_coco': (1e-4, 0.05, 0.3, 16, 36),
-    'upernet_vit-b16_ade20k': (6e-5, 0.01, 0.1, 16, 160000),
-    'upernet_resnet50_ade20k': (0.01, 0.0005, None, 16, 160000),
-    'upernet_resnet101_ade20k': (0.01, 0.0005, None, 16, 160000),
-    'upernet_resnet50_cityscapes': (0.01, 0.0005, None, 8, 80000),
-    'upernet_resnet101_cityscapes': (0.01, 0.0005, None, 8, 80000),
-    'deeplabv3plus_resnest101_ade20k': (0.01, 0.0005, None, 16, 160000),
-    'mask_rcnn_resnet50_coco': (0.02, 0.0001, None, 16, 36),
-    'mask_rcnn_resnet101_coco': (0.02, 0.0001, None, 16, 36),
-    'cascade_mask_rcnn_resnet50_coco': (0.02, 0.0001, None, 16, 36),
-    'cascade_mask_rcnn_resnet101_coco': (0.02, 0.0001, None, 16, 36),
-    'cascade_mask_rcnn_resnext101-32x4d_coco': (0.02, 0.0001, None, 16, 36),
-    'cascade_mask_rcnn_resnext101-64x4d_coco': (0.02, 0.0001, None, 16, 36),
-    'cascade_mask_rcnn_resnest50_coco': (0.02, 0.0001, None, 16, 12),
-    'cascade_mask_rcnn_resnest101_coco': (0.02, 0.0001, None, 16, 12),
 }
-
-# Values of the official runs, with the line that says each; its comment has the conventions.
-FACTS = yaml.safe_load((Path(__file__).parent / 'data' / 'recipes.yml').read_text())
-# Configs whose recipes nobody published: of the papers' own, or RepLKNet's on a baseline.
-INFERRED = {
-    *(f'{method}_pelk-{arch}_{data}' for arch in ('t', 's', 'b', 'b-101')
-      for method, data in (('upernet', 'ade20k'), ('cascade_mask_rcnn', 'coco'))),
-    'fpn_gfnet-h-ti_ade20k', 'fpn_gfnet-h-s_ade20k', 'fpn_gfnet-h-b_ade20k',
-    'upernet_swin-b-22k_ade20k', 'upernet_swin-l-22k_ade20k', 'upernet_swin-b_cityscapes',
+# Images per step, and iterations, where the official files say nothing of them.
+NOT_STATED = {
+    **{name: (64, 36) for name in FACTS if 'rcnn_replknet' in name},
+    'fcos_replknet31b_coco': (16, 24), 'cascade_mask_rcnn_slak-t_coco': (16, 36),
+    'cascade_mask_rcnn_slak-t-120ep_coco': (16, 12), 'ssd_parcnet-s_coco': (128, 200),
+    'deeplabv3_parcnet-s_voc': (32, 16500),
 }
-
-# Rate and `num_layers` of the official configs' decay: by stage in segmentation, but for UniRepLKNet, else by layer.
-LAYER_DECAY = {
-    'upernet_pelk-t_ade20k': (0.9, 6), 'cascade_mask_rcnn_pelk-t_coco': (0.7, 6),
-    'upernet_pelk-s_ade20k': (0.9, 12), 'cascade_mask_rcnn_pelk-s_coco': (0.7, 12),
-    'upernet_pelk-b_ade20k': (0.9, 12), 'cascade_mask_rcnn_pelk-b_coco': (0.8, 12),
-    'upernet_pelk-b-101_ade20k': (0.9, 12), 'cascade_mask_rcnn_pelk-b-101_coco': (0.8, 12),
-    'upernet_parc-convnext-xt_ade20k': (0.9, 6), 'upernet_convnext-xt_ade20k': (0.9, 6),
-    'cascade_mask_rcnn_parc-convnext-xt_coco': (0.7, 6), 'cascade_mask_rcnn_convnext-xt_coco': (0.7, 6),
-    'upernet_convnext-t_ade20k': (0.9, 6), 'upernet_convnext-s_ade20k': (0.9, 12),
-    'upernet_convnext-b_ade20k': (0.9, 12), 'upernet_convnext-b-22k_ade20k': (0.9, 12),
-    'upernet_convnext-l-22k_ade20k': (0.9, 12), 'upernet_convnext-xl-22k_ade20k': (0.9, 12),
-    'mask_rcnn_convnext-t_coco': (0.95, 6), 'cascade_mask_rcnn_convnext-t_coco': (0.7, 6),
-    'cascade_mask_rcnn_convnext-s_coco': (0.7, 12), 'cascade_mask_rcnn_convnext-b_coco': (0.8, 12),
-    'cascade_mask_rcnn_convnext-b-22k_coco': (0.8, 12), 'cascade_mask_rcnn_convnext-l-22k_coco': (0.7, 12),
-    'cascade_mask_rcnn_convnext-xl-22k_coco': (0.7, 12),
-    'upernet_slak-t_ade20k': (0.9, 6), 'upernet_slak-s_ade20k': (0.9, 12), 'upernet_slak-b_ade20k': (0.9, 12),
-    'cascade_mask_rcnn_slak-t_coco': (0.7, 6), 'cascade_mask_rcnn_slak-t-120ep_coco': (0.7, 6),
-    'upernet_hornet-t-gf_ade20k': (0.9, 6), 'upernet_hornet-s-gf_ade20k': (0.9, 12),
-    'upernet_hornet-b-gf_ade20k': (0.9, 12), 'upernet_hornet-l-gf-22k_ade20k': (0.8, 12),
-    'upernet_unireplknet-t_ade20k': (1.0, 9), 'upernet_unireplknet-s_ade20k': (0.9, 12),
-    'upernet_unireplknet-s-22k_ade20k': (0.9, 12), 'upernet_unireplknet-b-22k_ade20k': (0.9, 12),
-    'upernet_unireplknet-l-22k_ade20k': (0.85, 12), 'upernet_unireplknet-xl-22k_ade20k': (0.85, 12),
-    'cascade_mask_rcnn_unireplknet-t_coco': (0.8, 12), 'cascade_mask_rcnn_unireplknet-s_coco': (0.8, 12),
-    'cascade_mask_rcnn_unireplknet-s-22k_coco': (0.8, 12), 'cascade_mask_rcnn_unireplknet-b-22k_coco': (0.8, 12),
-    'cascade_mask_rcnn_unireplknet-l-22k_coco': (0.7, 12), 'cascade_mask_rcnn_unireplknet-xl-22k_coco': (0.7, 12),
-}
+# Rate and `num_layers` of the decay by stage or layer, of configs that have it.
+LAYER_DECAY = {name: (rates.get('stages') or rates['layers'], rates['num_layers'])
+               for name, rates in ((name, facts['rates']) for name, facts in FACTS.items() if 'rates' in facts)}
+LAYER_DECAY.update((name, LAYER_DECAY[source]) for name, source in INFERRED.items() if source in LAYER_DECAY)
 
 REPLKNET = {'31b': 'replknet-31b_in1k', '31b-22k': 'replknet-31b_in22k', '31l-22k': 'replknet-31l_in22k',
             'xl': 'replknet-xl_meg73m'}
@@ -232,7 +88,7 @@ def load(name):
 @lru_cache(maxsize=None)
 def built(name):
     """The config's model on the meta device, in eval mode. Every test gets the same one."""
-    model = build(load(name), merged=False)
+    model = build_on_meta(load(name), merged=False)
     model.eval()
     return model
 
@@ -262,7 +118,8 @@ def is_mmlk(name):
 
 
 def test_the_promised_configs_are_there():
-    assert set(LEAVES) == {*RECIPES, *DEMOS, *FEW_GPUS, *STUDIED}
+    assert set(LEAVES) == {*FACTS, *INFERRED, *DEMOS, *FEW_GPUS, *STUDIED}
+    assert not set(FACTS) & set(INFERRED)
     assert {path.stem for path in CONFIGS.glob('studies/*.yml')} == set(STUDIES)
 
 
@@ -314,6 +171,7 @@ def test_a_config_is_a_whole_run(name):
     assert cfg.custom_imports.imports == ['mmlk.registry']
     assert cfg.default_scope == ('mmdet' if 'coco' in name else 'mmseg')
     assert cfg.auto_scale_lr.enable is False
+    assert cfg.auto_scale_lr.base_batch_size % cfg.train_dataloader.batch_size == 0  # that many GPUs
     hooks = {'timer', 'logger', 'param_scheduler', 'checkpoint', 'sampler_seed', 'visualization'}
     assert hooks <= set(cfg.default_hooks)
     for split in ('train', 'val', 'test'):
@@ -367,7 +225,7 @@ def test_weights_fit_and_pixels_are_scaled_as_the_pretraining_did(name):
     assert entry in FAMILIES[family]
     # HorNet's segmentors have the filters of 384 pixels, made on loading from those of the 224 in the file
     assert entry.arch == backbone.arch or f'{entry.arch}-384' == backbone.arch
-    assert cfg.model.data_preprocessor.bgr_to_rgb == ('BGR' not in entry.note)
+    assert cfg.model.data_preprocessor.bgr_to_rgb == (entry.channels == 'RGB')
     assert tuple(cfg.model.data_preprocessor['mean']) == entry.mean
     assert tuple(cfg.model.data_preprocessor['std']) == entry.std
     if name in CATALOG:  # the trained model itself was published
@@ -375,30 +233,35 @@ def test_weights_fit_and_pixels_are_scaled_as_the_pretraining_did(name):
         assert CATALOG[name].pretraining.split(',')[0] == entry.pretraining.split(',')[0]
 
 
-@pytest.mark.parametrize('name', RECIPES)
-def test_recipes(name):
+@pytest.mark.parametrize('name', INFERRED)
+def test_inferred_recipes(name):
+    """Those of the config that the record names, whose own test compares it with what was published."""
     cfg = load(name)
-    lr, decay, drop_path, batch, length = RECIPES[name]
-    optimizer = cfg.optim_wrapper.optimizer
-    assert (optimizer.lr, optimizer.weight_decay) == (lr, decay)
-    assert optimizer.type == ('AdamW' if lr < 1e-3 else 'SGD')
-    assert cfg.model.backbone.get('drop_path_rate') == drop_path
-    assert cfg.auto_scale_lr.base_batch_size == batch
-    assert cfg.train_cfg.get('max_iters', cfg.train_cfg.get('max_epochs')) == length
-    assert batch % cfg.train_dataloader.batch_size == 0  # that many GPUs
-    scheduler = cfg.param_scheduler
-    if 'parcnet' in name:
-        assert [(s.type, s.end) for s in scheduler] == [('LinearLR', 500), ('CosineAnnealingLR', length)]
-    elif 'coco' in name:
-        milestones = {36: [27, 33], 24: [16, 22], 12: [8, 11]}[length]
-        assert scheduler[-1].milestones == milestones
-    elif optimizer.type == 'SGD' or 'gfnet' in name:
-        assert [(s.type, s.end, s.power) for s in scheduler] == [('PolyLR', length, 0.9)]
-    else:
-        study = '-120ep' in name or '-31_' in name  # 80k iterations as SLaK's
-        warmup = 800 if study or 'replknet31l' in name else 400 if '_replknet31b' in name else 1500
-        assert [(s.type, s.end) for s in scheduler] == [('LinearLR', warmup), ('PolyLR', length)]
-        assert scheduler[-1].power == 1.0
+    if INFERRED[name] == 'inferred':
+        lr, decay, drop_path, batch, length = INFERRED_VALUES[name]
+        optimizer = cfg.optim_wrapper.optimizer
+        assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', lr, decay)
+        assert cfg.model.backbone.drop_path_rate == drop_path
+        assert (cfg.auto_scale_lr.base_batch_size, cfg.train_cfg.max_iters) == (batch, length)
+        schedule = [('PolyLR', length, 0.9)] if 'gfnet' in name else [('LinearLR', 1500, None), ('PolyLR', length, 1.0)]
+        assert [(s.type, s.end, s.get('power')) for s in cfg.param_scheduler] == schedule
+        assert cfg.model.test_cfg == dict(mode='whole')
+        return
+    source = load(INFERRED[name])
+    assert INFERRED[name] in FACTS
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr'):
+        assert cfg[key] == source[key], key
+    assert cfg.model.backbone.drop_path_rate == source.model.backbone.drop_path_rate
+    assert cfg.model.test_cfg == source.model.test_cfg
+    # Swin's models from ImageNet-22K have larger crops than their recipe
+    assert 'swin' in name or pipeline(cfg, 'train') == pipeline(source, 'train')
+
+
+@pytest.mark.parametrize('name', NOT_STATED)
+def test_what_the_official_files_do_not_say(name):
+    cfg = load(name)
+    length = cfg.train_cfg.get('max_iters', cfg.train_cfg.get('max_epochs'))
+    assert (cfg.auto_scale_lr.base_batch_size, length) == NOT_STATED[name]
 
 
 @pytest.mark.parametrize('name', FEW_GPUS)
@@ -424,8 +287,7 @@ def header(name):
     return ' '.join(line.lstrip('# ') for line in lines if line.startswith('#'))
 
 
-def test_every_config_with_an_official_counterpart_is_in_the_table():
-    assert set(RECIPES) - set(FACTS) == INFERRED and set(FACTS) <= set(RECIPES)
+def test_every_value_of_the_table_says_where_it_is_from():
     defaults = dict(mixed_precision=False, no_decay=[], test_multiple=1, test=dict(mode='whole'))
     for name, facts in FACTS.items():
         bare = set(facts) - set(facts['lines']) - {'lines', 'source', 'betas', 'momentum', 'train_ratios'}
@@ -532,6 +394,7 @@ def test_crops_and_tests_are_the_official_ones(name):
         assert list(train['RandomResize']['scale']) == facts['train_scale']
         assert list(train['RandomResize']['ratio_range']) == facts['train_ratios']
     if 'test' not in facts:
+        assert 'coco' in name or cfg.model.test_cfg == dict(mode='whole')
         return
     assert test.get('ResizeToMultiple', {'size_divisor': 1})['size_divisor'] == facts['test_multiple']
     assert cfg.model.test_cfg == {key: tuple(v) if isinstance(v, list) else v for key, v in facts['test'].items()}
@@ -569,7 +432,7 @@ def test_backbones_are_trained_as_officially(name):
 
 
 def test_layer_decay_is_where_the_official_runs_have_it():
-    assert {name for name in LEAVES if 'constructor' in load(name).optim_wrapper} == set(LAYER_DECAY)
+    assert {name for name in PUBLISHED if 'constructor' in load(name).optim_wrapper} == set(LAYER_DECAY)
 
 
 @pytest.mark.parametrize('name', LAYER_DECAY)
@@ -598,28 +461,9 @@ def test_layer_decay(name):
     assert {value for key, value in lr.items() if not key.startswith('backbone.')} == {1.0}
 
 
-@pytest.mark.parametrize('name', [name for name in RECIPES if 'coco' not in name])
-def test_whole_images_or_windows(name):
-    cfg = load(name)
-    stride = None
-    if name.startswith(('upernet_convnext', 'upernet_slak', 'upernet_hornet', 'upernet_parc', 'upernet_pelk',
-                        'upernet_mobilenetv2', 'upernet_resnet50-adamw')):
-        stride = {512: 341, 640: 426}[cfg.crop_size[0]]
-    elif name.startswith(('upernet_replknet31b-22k', 'upernet_replknet31l', 'upernet_replknetxl')):
-        stride = 426
-    elif name.startswith('upernet_resnet') and 'cityscapes' in name:
-        stride = 513
-    elif name.startswith('pspnet'):
-        stride = 476
-    expected = dict(mode='whole')
-    if stride:
-        expected = dict(mode='slide', crop_size=tuple(cfg.crop_size), stride=(stride, stride))
-    assert cfg.model.test_cfg == expected
-
-
 @pytest.mark.parametrize('backbone', REPLKNET)
 def test_what_the_replknet_paper_did(backbone):
-    names = [name for name in RECIPES if f'_replknet{backbone}_' in name]
+    names = [name for name in PUBLISHED if f'_replknet{backbone}_' in name]
     assert names
     for name in names:
         cfg = load(name)
@@ -640,7 +484,7 @@ def test_what_the_replknet_paper_did(backbone):
             assert tuple(test['Resize']['scale']) == (1333, 800)
 
 
-@pytest.mark.parametrize('name', [name for name in RECIPES if 'rcnn' in name and '_resn' not in name])
+@pytest.mark.parametrize('name', [name for name in PUBLISHED if 'rcnn' in name and '_resn' not in name])
 def test_detectors_after_swin(name):
     cfg = load(name)
     train = steps(pipeline(cfg, 'train'))
@@ -656,7 +500,7 @@ def test_detectors_after_swin(name):
 
 
 def test_what_single_families_did():
-    for name in RECIPES:
+    for name in PUBLISHED:
         cfg = load(name)
         hooks = [hook.type for hook in cfg.get('custom_hooks', [])]
         averaged = 'cascade_mask_rcnn_unireplknet' in name and '-22k' in name or 'parcnet' in name
@@ -675,7 +519,7 @@ def test_what_single_families_did():
                 assert scale == ((2560, 640) if larger else (2048, 512)), name
 
 
-@pytest.mark.parametrize('name', [name for name in RECIPES if name.startswith('pspnet_repvgg')])
+@pytest.mark.parametrize('name', [name for name in PUBLISHED if name.startswith('pspnet_repvgg')])
 def test_pspnets_repvgg_is_the_authors(name):
     assert '3rdparty' in CATALOG[load(name).model.backbone.init_cfg.checkpoint].url, 'not the one mmpretrain trained'
 
@@ -699,7 +543,7 @@ def test_a_study_compares_what_it_names(name):
     study = read_study(CONFIGS / 'studies' / f'{name}.yml')
     assert study.title and study.finding and 'arXiv:2203.06717' in study.source
     assert [Path(path).stem for path in study.configs.values()] == STUDIES[name]
-    check([Entry(label, path, Config.fromfile(path)) for label, path in study.configs.items()])
+    check_models([ComparedModel(label, path, Config.fromfile(path)) for label, path in study.configs.items()])
 
 
 @pytest.mark.parametrize('name, expected', [

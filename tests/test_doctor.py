@@ -2,6 +2,7 @@
 import importlib.util
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -92,10 +93,14 @@ CASES = {
     'stale classic mmcv': (
         facts(CLASSIC, ops={'cpu': SYMBOL}), 'problem', 'compiled for another torch', 'mmcv==2.1.0'),
     'mmcv without operators': (
-        facts(ops={'cpu': NO_EXT, 'cuda': NO_EXT}), 'problem', 'without compiled operators', INSTALL),
+        facts(ops={'cpu': NO_EXT, 'cuda': NO_EXT}, which_ops='none'), 'problem', "torchvision's in their place",
+        'python -m mmlk._mmcv_ext'),
+    'mmcv without operators nor mmlk': (
+        facts(ops={'cpu': NO_EXT}, which_ops='none', failing={'mmlk': NO_EXT}), 'problem', 'without compiled operators',
+        INSTALL),
     'mmcv without CUDA operators': (
         facts(ops={'cpu': None, 'cuda': 'RuntimeError: nms is not compiled with GPU support'}, cuda=['H200']),
-        'note', 'detection needs them there', INSTALL),
+        'note', "torchvision's, which take their place", 'pip uninstall -y onedl-mmcv && bash tools/install.sh'),
     'driver too old': (
         facts(nvidia_driver=True, cuda_error='RuntimeError: The NVIDIA driver on your system is too old'),
         'note', 'driver on your system is too old', 'nvidia-smi'),
@@ -146,6 +151,29 @@ def test_it_runs_where_nothing_is_installed(tmp_path):
 
 def test_the_operators_here_give_the_right_answers(doctor):
     assert doctor.attempt(lambda: doctor.try_ops('cpu')) is None
+
+
+@pytest.mark.parametrize('kind, text', [
+    ('compiled', "mmcv's own, compiled"), ('torchvision', "torchvision's, through mmlk")])
+def test_it_says_which_operators_are_in_use(doctor, capsys, kind, text):
+    doctor.show(facts(which_ops=kind))
+    assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('files, kind', [
+    ([], 'none'), (['_ext.py'], 'torchvision'), (['_ext.py', f'_ext{EXTENSION_SUFFIXES[0]}'], 'compiled')])
+def test_which_operators_are_there(tmp_path, files, kind):
+    (tmp_path / 'mmcv').mkdir()
+    for name in ['__init__.py', *files]:
+        (tmp_path / 'mmcv' / name).touch()
+    done = subprocess.run([sys.executable, '-S', TOOL, '--which-ops'], capture_output=True, text=True,
+                          env={'PYTHONPATH': str(tmp_path)})
+    assert done.stdout == f'{kind}\n', done.stderr
+
+
+def test_there_are_no_operators_without_mmcv():
+    done = subprocess.run([sys.executable, '-S', '-E', TOOL, '--which-ops'], capture_output=True, text=True)
+    assert done.stdout == 'none\n', done.stderr
 
 
 def test_a_wrong_operator_is_found(doctor, monkeypatch):

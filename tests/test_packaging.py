@@ -1,5 +1,9 @@
-"""What a wheel and a source distribution hold, and that the installed files are enough for MIM."""
+"""What a wheel and a source distribution hold, that the installed files are enough for MIM, and what pip installs."""
+import ast
+import fnmatch
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +12,7 @@ import zipfile
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 CHECKOUT_TOOLS = {'doctor.py', 'render_zoo.py'}  # they look at files of a checkout
 LEFT_OUT = shutil.ignore_patterns('.git', '.venv*', 'data', 'work_dirs', 'build', 'dist', '*.egg-info', '__pycache__',
@@ -68,7 +73,10 @@ def test_everything_that_the_index_names_is_installed(built):
         def read(name):
             return yaml.safe_load(archive.read(f'mmlk/.mim/{name}'))
 
-        configs = [row['Config'] for name in read('model-index.yml')['Import'] for row in read(name)['Models']]
+        names = [name[len('mmlk/.mim/'):] for name in archive.namelist() if name.startswith('mmlk/.mim/')]
+        records = [name for pattern in read('model-index.yml')['Import'] for name in fnmatch.filter(names, pattern)]
+        configs = [row['Config'] for name in records for row in read(name)['Models']]
+    assert len(records) > 10
     assert configs and {f'mmlk/.mim/{config}' for config in configs} <= contents(wheel)
 
 
@@ -101,3 +109,88 @@ def test_the_installed_tools_train_an_installed_config(built, tmp_path):
          'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
          'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False')
     assert (run / 'work_dirs' / 'upernet_replknet-tiny_ade20k' / 'iter_1.pth').exists()
+
+
+def instructions(dockerfile):
+    """(instruction, arguments) of every line of a Dockerfile, continued lines joined."""
+    text = re.sub(r'^#.*\n', '', dockerfile.read_text(), flags=re.MULTILINE).replace('\\\n', ' ')
+    return [tuple(line.split(None, 1)) for line in text.splitlines() if line.strip()]
+
+
+def test_the_dockerfile_runs_what_a_checkout_has(repo):
+    lines = instructions(repo / 'Dockerfile')
+    assert {name for name, _ in lines} <= {'ARG', 'FROM', 'RUN', 'WORKDIR', 'COPY', 'ENV', 'CMD'}
+    assert [name for name, _ in lines][:2] == ['ARG', 'FROM'] and lines[-1][0] == 'CMD'
+    assert dict(line[1].split('=') for line in lines if line[0] == 'ARG')['BASE']  # what FROM uses has a default
+    for text in [line for name, line in lines if name == 'COPY']:
+        assert all((repo / source).exists() for source in text.split()[:-1])
+    commands = ' '.join(line for name, line in lines if name in ('RUN', 'CMD'))
+    scripts = re.findall(r'tools/\w+\.sh', commands)
+    assert scripts == ['tools/install.sh', 'tools/quickstart.sh']
+    assert all((repo / script).exists() for script in scripts)
+    for command in [line for name, line in lines if name == 'RUN']:
+        subprocess.run(['bash', '-n', '-c', command], check=True)
+    assert '--compiled-ops' in (repo / 'tools' / 'install.sh').read_text()
+    # variables that the image's build hands on are arguments of it
+    declared = {line.split('=')[0] for name, line in lines if name == 'ARG'}
+    given = set(re.findall(r'--build-arg (\w+)=', (repo / 'Dockerfile').read_text()))
+    assert given <= declared and {'BASE', 'INSTALL', 'FORCE_CUDA'} <= given
+
+
+def test_an_image_gets_the_files_of_git_and_no_others(repo):
+    """Docker's patterns: ``**/`` is any folder, also none; others start at the root, and take whole folders."""
+    patterns = (repo / '.dockerignore').read_text().split()
+
+    def ignored(name):
+        parts = name.split('/')
+        starts = ['/'.join(parts[:end]) for end in range(1, len(parts) + 1)]
+        return any(fnmatch.fnmatchcase(part if pattern.startswith('**/') else start, pattern.replace('**/', ''))
+                   for pattern in patterns for part, start in zip(parts, starts))
+
+    for name in ('.venv/bin/python', '.venv-classic/x', '.git/config', 'data/ade/1.png', 'work_dirs/a/b.pth',
+                 'mmlk/ops/__pycache__/choice.cpython-311.pyc', 'mmlk.egg-info/PKG-INFO', 'build/lib/mmlk/a.py'):
+        assert ignored(name), name
+    for name in ('mmlk/__init__.py', 'tools/install.sh', 'requirements.txt', 'tests/data/a.npz', '.ci/run',
+                 '.ci/requirements-classic.txt', 'README.md', 'mmlk/.mim/tools', 'configs/demo/a.py'):
+        assert not ignored(name), name
+
+
+def test_the_lowest_python_that_is_accepted_runs_every_pinned_package(repo):
+    [lowest] = set(re.findall(r'sys\.version_info < \((\d+), (\d+)\)', (repo / 'tools' / '_env.sh').read_text()
+                              + (repo / 'tools' / 'install.sh').read_text()))
+    for name in re.findall(r'^([\w-]+)==', (repo / 'requirements.txt').read_text(), re.MULTILINE):
+        try:
+            required = importlib.metadata.metadata(name).get('Requires-Python')
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of the other stack
+        assert '.'.join(lowest) in SpecifierSet(required or ''), f'{name} needs Python {required}'
+
+
+#: Distributions whose packages have other names.
+DISTRIBUTIONS = {'PIL': 'pillow', 'pytorch_grad_cam': 'grad-cam', 'skimage': 'scikit-image', 'yaml': 'pyyaml'}
+#: What comes with one of the two distributions of OpenMMLab (mmlk/_require.py), and with PyTorch for GPUs.
+NOT_NAMED = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'cv2', 'pycocotools', 'triton'}
+
+
+def normalised(requirement):
+    """The name in a requirement, as pip compares names."""
+    return re.sub('[-_.]+', '-', re.match(r'[\w.-]+', requirement)[0]).lower()
+
+
+def test_every_import_is_a_declared_and_pinned_dependency(repo):
+    project = pytest.importorskip('tomllib').loads((repo / 'pyproject.toml').read_text(encoding='utf-8'))['project']
+    extras = project['optional-dependencies']
+    declared = {normalised(text) for text in (*project['dependencies'], *extras['cam'], *extras['export'])}
+    imported = set()
+    for path in (*(repo / 'mmlk').glob('[!.]*/**/*.py'), *(repo / 'mmlk').glob('*.py'), *(repo / 'tools').glob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition('.')[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.partition('.')[0])
+    foreign = imported - set(sys.stdlib_module_names) - NOT_NAMED - {'mmlk'}
+    needed = {normalised(DISTRIBUTIONS.get(name, name)) for name in foreign}
+    assert {'torch', 'filelock', 'onnx-ir', 'pillow', 'rich'} <= needed
+    assert not needed - declared
+    pinned = {normalised(line) for line in (repo / 'requirements.txt').read_text().splitlines() if '==' in line}
+    assert not declared - pinned - {'setuptools'}

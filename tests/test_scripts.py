@@ -1,5 +1,7 @@
 """The shell scripts, run against stand-ins for python, srun, apt-get and id that note their arguments."""
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -121,22 +123,29 @@ def test_too_few_arguments_show_the_usage(stage, script, arguments):
     assert done.returncode == 2 and f'bash tools/{script} ' in done.stderr and not stage.calls
 
 
-# Answers like an environment with the packages in `packages` ("name version" a line); pip is done at once.
+# Answers like an environment with the packages in `packages` ("name version" a line) and the operators in `operators`
+# (compiled, torchvision or, without that file, none); pip is done at once.
 PYTHON = r'''
 state={state}
 case "$*" in
     "-c import importlib.metadata"*) grep "^${{@: -1}} " $state/packages | cut -d " " -f 2 | grep . ;;
     "-c import sys; print("*) echo python3.11-dev ;;
+    "-c import torch; print("*) echo 13.0 ;;
     *Python.h*) [ ! -e $state/no_headers ] ;;
     "- "*/mmlk-mmcv/source) exec {python} "$@" ;;
-    *"-c requirements.txt "*/mmlk-mmcv/source) cp -r "${{@: -1}}" $state/compiled; [ ! -e $state/broken ] ;;
-    - | "- "*) [ -e $state/up_to_date ] ;;
-    "tools/doctor.py --ops"*) [ -e $state/ops ] ;;
-    *" cache list "*) ! [ -e $state/cached ] || echo wheels/onedl_mmcv.whl ;;
+    *--force-reinstall*/mmlk-mmcv/source)
+        cp -r "${{@: -1}}" $state/compiled; [ ! -e $state/broken ] && echo compiled >$state/operators ;;
     *" download "*) [ ! -e $state/sources ] || tar -czf "${{@: -2:1}}/mmcv.tar.gz" -C $state sources ;;
-    *" torch torchvision") sed -i "/^torch /d" $state/packages; echo "torch 2.12.1" >>$state/packages ;;
-    *--no-cache-dir*) touch $state/ops ;;
-    *"install -r "*) [ ! -e $state/offline ] || {{ echo "no network here"; exit 1; }} ;;
+    *--no-build-isolation*mmcv==*) echo compiled >$state/operators ;;
+    *--no-cache-dir*mmcv==*) rm -f $state/operators $state/stale ;;
+    "- "*) [ -e $state/up_to_date ] ;;
+    -) cat $state/target 2>/dev/null || echo cpu ;;
+    "tools/doctor.py --which-ops") cat $state/operators 2>/dev/null || echo none ;;
+    "tools/doctor.py --ops"*) [ -e $state/operators ] && [ ! -e $state/stale ] ;;
+    *"-m mmlk._mmcv_ext") echo torchvision >$state/operators ;;
+    *"install --no-compile -r "*)
+        [ ! -e $state/offline ] || {{ echo "no network here"; exit 1; }}
+        sed -i "/^torch /d" $state/packages; echo "torch 2.12.1" >>$state/packages ;;
     --version) echo "Python 3.11.7" ;;
 esac
 '''
@@ -159,64 +168,82 @@ def pip_calls(stage):
     return [call[call.index('install') + 1:] for call in calls]
 
 
-def test_install_puts_torch_first_then_mmcv_then_the_rest(stage, environment):
-    (environment / 'ops').touch()
+OURS = ['python', '-m', 'mmlk._mmcv_ext']
+UNITED = ['-v', '--no-build-isolation', '--force-reinstall', '--no-deps']
+PLAIN = ['-v', '--no-build-isolation', '--no-cache-dir', '--force-reinstall', '--no-deps', 'onedl-mmcv==2.3.6']
+WITHOUT = ['--no-cache-dir', '--force-reinstall', '--no-deps', 'onedl-mmcv==2.3.6']
+
+
+def test_install_compiles_nothing_unless_it_is_asked_to(stage, environment):
     done = install(stage, environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    calls = pip_calls(stage)
-    assert calls[0] == ['-c', 'requirements.txt', 'torch', 'torchvision']
-    assert calls[3:] == [['-v', '--no-build-isolation', '-c', 'requirements.txt', 'onedl-mmcv'],
-                         ['-r', 'requirements.txt'], ['--no-deps', '--no-build-isolation', '-e', '.']]
-    assert stage.calls[-1] == ['python', 'tools/doctor.py']
-    assert 'for the CPU' in done.stdout and 'installed and proved' in done.stdout
+    assert pip_calls(stage) == [['--upgrade', 'pip'], ['--no-compile', '-r', 'requirements.txt', '-e', '.']]
+    assert OURS in stage.calls and stage.calls[-1] == ['python', 'tools/doctor.py']
+    assert "torchvision's kernels in place of mmcv's" in done.stdout and 'installed and proved' in done.stdout
+    assert not (environment / 'mmlk-mmcv-torch.txt').exists()
+
+
+def test_an_unknown_argument_is_named_before_anything_is_done(stage, environment):
+    done = install(stage, environment, 'install.sh', '--compile')
+    assert done.returncode == 2 and '[--compiled-ops], got: --compile' in done.stderr and not stage.calls
+
+
+@pytest.fixture
+def sources(environment):
+    folder = environment / 'sources' / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+    (folder / 'cpu').mkdir(parents=True)
+    for number in range(9):
+        (folder / f'op_{number}.cpp').touch()
+        (folder / 'cpu' / f'op_{number}.cpp').touch()
+    (folder / 'cpu' / 'psamask.cpp').touch()
+    return [f'op_{number}.cpp' for number in range(9)]
 
 
 @pytest.mark.parametrize('broken', [False, True])
-def test_mmcv_is_compiled_from_files_that_include_its_sources(stage, environment, broken):
+def test_mmcv_is_compiled_from_files_that_include_its_sources(stage, environment, sources, broken):
     """One file of nearly all operators of a folder, or the sources as they are where anything about that fails."""
-    folder = environment / 'sources' / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
-    (folder / 'cpu').mkdir(parents=True)
-    names = [f'op_{number}.cpp' for number in range(9)]
-    for name in names:
-        (folder / name).touch()
-        (folder / 'cpu' / name).touch()
-    (folder / 'cpu' / 'psamask.cpp').touch()
-    (environment / 'ops').touch()
     if broken:
         (environment / 'broken').touch()
-    done = install(stage, environment)
+    done = install(stage, environment, 'install.sh', '--compiled-ops')
     assert done.returncode == 0, done.stdout + done.stderr
     compiled = environment / 'compiled' / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
     assert sorted(path.name for path in compiled.glob('*.cpp')) == ['united_0.cpp', 'united_1.cpp']
     assert sorted(path.name for path in (compiled / 'cpu').glob('*.cpp')) == ['psamask.cpp', 'united_0.cpp']
     for place in (compiled, compiled / 'cpu'):
         lines = [line for path in place.glob('united_*.cpp') for line in path.read_text().splitlines()]
-        assert sorted(lines) == [f'#include "parts/{name}"' for name in names]
-        assert sorted(path.name for path in (place / 'parts').iterdir()) == names
-    plain = ['-v', '--no-build-isolation', '-c', 'requirements.txt', 'onedl-mmcv']
-    assert (plain in pip_calls(stage)) == broken
-    assert not (environment / 'mmlk-mmcv').exists()
+        assert sorted(lines) == [f'#include "parts/{name}"' for name in sources]
+        assert sorted(path.name for path in (place / 'parts').iterdir()) == sources
+    calls = pip_calls(stage)
+    assert calls[-1 - broken] == [*UNITED, str(environment / 'mmlk-mmcv' / 'source')]
+    assert calls[-1] == PLAIN if broken else PLAIN not in calls
+    assert not (environment / 'mmlk-mmcv').exists() and 'compiled for cpu' in done.stdout
+    assert (environment / 'mmlk-mmcv-torch.txt').read_text() == '2.12.1\n'
+    # what a compilation that fails leaves behind works
+    assert stage.calls.index(OURS) < next(number for number, call in enumerate(stage.calls) if 'download' in call)
 
 
-def test_a_wheel_that_pip_has_kept_is_taken(stage, environment):
-    for name in ('ops', 'cached', 'sources'):
-        (environment / name).touch()
-    assert install(stage, environment).returncode == 0
-    assert pip_calls(stage)[3] == ['-v', '--no-build-isolation', '-c', 'requirements.txt', 'onedl-mmcv']
-    assert not any('download' in call for call in stage.calls)
+def test_a_gpu_without_its_compiler_is_named_and_torchvision_serves_it(stage, environment):
+    (environment / 'target').write_text('none\n')
+    done = install(stage, environment, 'install.sh', '--compiled-ops')
+    assert done.returncode == 1 and 'no nvcc of CUDA 13.0' in done.stderr
+    assert 'CUDA_VISIBLE_DEVICES= bash tools/install.sh --compiled-ops' in done.stderr
+    assert (environment / 'operators').read_text() == 'torchvision\n'
+    (environment / 'target').write_text('cuda\n')
+    done = install(stage, environment, 'install.sh', '--compiled-ops')
+    assert done.returncode == 0 and 'compiled for cuda' in done.stdout and pip_calls(stage)[-1] == PLAIN
 
 
 def test_the_classic_stack_has_its_own_pins(stage, environment):
-    (environment / 'ops').touch()
     done = install(stage, environment, MMLK_STACK='classic')
     assert done.returncode == 0, done.stdout + done.stderr
     pins = str(environment / 'mmlk-requirements.txt')
-    assert pip_calls(stage)[0] == ['-c', pins, 'torch', 'torchvision']
-    assert pip_calls(stage)[3:5] == [['-v', '--no-build-isolation', '-c', pins, 'mmcv'], ['-r', pins]]
+    assert pip_calls(stage)[-1] == ['--no-compile', '-r', pins, '-e', '.']
     lines = Path(pins).read_text().splitlines()
     assert {'torch==2.12.1', 'mmengine==0.10.7', 'mmcv==2.1.0', 'pytest==9.2.0'} <= set(lines)
     assert not any(line.startswith('onedl') for line in lines)
     assert [line for line in lines if line.startswith('setuptools')] == ['setuptools>=75,<81']
+    done = install(stage, environment, 'install.sh', '--compiled-ops', MMLK_STACK='classic')
+    assert done.returncode == 0 and pip_calls(stage)[-1] == [*PLAIN[:-1], 'mmcv==2.1.0']
 
 
 def test_an_unknown_stack_is_named(stage, environment):
@@ -225,39 +252,67 @@ def test_an_unknown_stack_is_named(stage, environment):
 
 
 def test_a_second_install_only_proves(stage, environment):
-    (environment / 'ops').touch()
-    install(stage, environment)
-    before = len(stage.calls)
-    (environment / 'up_to_date').touch()
+    for arguments in ((), ('--compiled-ops', ), ()):  # with compiled operators, the default has nothing to do either
+        done = install(stage, environment, 'install.sh', *arguments)
+        assert 'installed and proved' in done.stdout or arguments == (), done.stderr
+        (environment / 'up_to_date').touch()
+        before = len(stage.calls)
+        done = install(stage, environment, 'install.sh', *arguments)
+        assert 'everything was in place already' in done.stdout
+        assert not any('pip' in call for call in stage.calls[before:])
+
+
+@pytest.mark.parametrize('pin, origin, expected', [
+    ('1.0', 'here', 0), ('1.1', 'here', 1), ('1.0', 'elsewhere', 1), ('1.0', None, 1)])
+def test_what_is_up_to_date(tmp_path, pin, origin, expected):
+    """Versions as pinned, and mmlk from this folder, in which pip has left an egg-info."""
+    here, site = tmp_path / 'here', tmp_path / 'site'
+    (here / 'mmlk.egg-info').mkdir(parents=True)
+    (here / 'mmlk.egg-info' / 'PKG-INFO').write_text('Name: mmlk\nVersion: 1\n')
+    (here / 'requirements.txt').write_text(f'# pins\nthing=={pin}\nother>=2\n')
+    for name in ('thing', 'mmlk'):
+        folder = site / f'{name}-1.0.dist-info'
+        folder.mkdir(parents=True)
+        (folder / 'METADATA').write_text(f'Name: {name}\nVersion: 1.0\n')
+    if origin:
+        (folder / 'direct_url.json').write_text(json.dumps(dict(url=(tmp_path / origin).as_uri())))
+    function = re.search(r'^up_to_date\(\) \{.*?^\}', (TOOLS / 'install.sh').read_text(), re.MULTILINE | re.DOTALL)[0]
+    python = f'python() {{ "{sys.executable}" -S "$@"; }}'
+    done = subprocess.run([BASH, '-c', f'{python}\nrequirements=requirements.txt\n{function}\nup_to_date'], cwd=here,
+                          env=dict(os.environ, PYTHONPATH=str(site)))
+    assert done.returncode == expected
+
+
+def test_compiled_operators_that_fit_are_kept(stage, environment):
+    (environment / 'packages').write_text('torch 2.12.1\nonedl-mmcv 2.3.6\n')
+    (environment / 'operators').write_text('compiled\n')
     done = install(stage, environment)
-    assert 'everything was in place already' in done.stdout
-    assert not any('pip' in call for call in stage.calls[before:])
+    assert done.returncode == 0 and 'are kept' in done.stdout
+    assert OURS not in stage.calls and len(pip_calls(stage)) == 2
+    done = install(stage, environment, 'install.sh', '--compiled-ops')
+    assert done.returncode == 0 and len(pip_calls(stage)) == 4  # nor are they compiled again
 
 
-REBUILT = ['-v', '--no-build-isolation', '-c', 'requirements.txt', 'onedl-mmcv', '--no-cache-dir',
-           '--force-reinstall', '--no-deps']
-
-
-def test_a_stale_cached_mmcv_is_built_again(stage, environment):
-    done = install(stage, environment)  # the operators work only after --no-cache-dir
-    assert done.returncode == 0 and 'that mmcv does not work with torch 2.12.1 on cpu' in done.stdout
-    assert pip_calls(stage)[3:5] == [REBUILT[:5], REBUILT]
-
-
-def test_mmcv_is_built_again_after_torch_changed(stage, environment):
-    (environment / 'packages').write_text('torch 2.9.0\nonedl-mmcv 2.3.6\n')
-    (environment / 'mmlk-mmcv-torch.txt').write_text('2.9.0\n')
-    done = install(stage, environment)
-    assert done.returncode == 0 and 'built for torch 2.9.0: once more for torch 2.12.1' in done.stdout
-    assert pip_calls(stage)[3] == REBUILT
+@pytest.mark.parametrize('compiled', [False, True])
+def test_compiled_operators_that_do_not_fit_torch_are_removed(stage, environment, compiled):
+    for name, torch in (('stale', '2.12.1'), ('old', '2.9.0')):
+        stage.log.write_text('')
+        (environment / 'packages').write_text(f'torch {torch}\nonedl-mmcv 2.3.6\n')
+        (environment / 'operators').write_text('compiled\n')
+        (environment / 'mmlk-mmcv-torch.txt').write_text(f'{torch}\n')
+        (environment / name).touch()
+        done = install(stage, environment, 'install.sh', *['--compiled-ops'] * compiled)
+        assert done.returncode == 0 and 'do not fit torch 2.12.1' in done.stdout
+        calls = pip_calls(stage)
+        assert calls[2] == WITHOUT and (calls[-1] == PLAIN) == compiled
+        assert (environment / 'mmlk-mmcv-torch.txt').exists() == compiled
 
 
 def test_a_failing_step_shows_the_end_of_its_output(stage, environment):
-    (environment / 'ops').touch()
     (environment / 'offline').touch()
     done = install(stage, environment)
     assert done.returncode == 1 and 'no network here' in done.stderr
-    assert 'this step failed: 4/4' in done.stderr and str(environment / 'mmlk-install.log') in done.stderr
+    assert 'this step failed: 1/2' in done.stderr and str(environment / 'mmlk-install.log') in done.stderr
 
 
 def test_the_other_stack_is_not_overwritten(stage, environment):
@@ -272,20 +327,22 @@ def test_the_other_stack_is_not_overwritten(stage, environment):
 
 @pytest.mark.parametrize('root', [False, True], ids=['user', 'root'])
 def test_missing_headers_are_installed_for_root_and_named_to_others(stage, environment, root):
-    (environment / 'ops').touch()
     (environment / 'no_headers').touch()
     stage.add('id', f'echo {0 if root else 1000}')
     stage.add('apt-get')
-    done = install(stage, environment)
+    done = install(stage, environment, 'install.sh', '--compiled-ops')
     apt = [call for call in stage.calls if call[0] == 'apt-get']
     if root:
         assert done.returncode == 0 and 'python3.11-dev' in apt[-1]
     else:
         assert done.returncode == 1 and 'sudo apt-get install -y python3.11-dev' in done.stderr and not apt
+        assert not pip_calls(stage)
+        assert install(stage, environment).returncode == 0  # nothing is compiled: nothing is missing
 
 
 def test_run_tests_hands_its_arguments_to_pytest(stage, environment):
     (environment / 'up_to_date').touch()
+    (environment / 'operators').write_text('torchvision\n')
     stage.add('getconf', 'echo 3')
     install(stage, environment, 'run_tests.sh', '-k', 'a or b', 'tests/ops')
     assert stage.calls[-1] == ['python', '-m', 'pytest', '--numprocesses', '3', '--dist', 'worksteal', '-k', 'a or b',

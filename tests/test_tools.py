@@ -17,13 +17,15 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS, MODELS, OPTIM_WRAPPERS, DefaultScope
+from mmengine.runner import FlexibleRunner
 from PIL import Image
 
 from mmlk._types import type_of
-from mmlk.datasets.layouts import Plan, write
+from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.deploy import merging
 from mmlk.deploy.merging import merge_checkpoint
-from mmlk.weights.read import read
+from mmlk.engine import ResumableRunner
+from mmlk.weights.read import read_weights
 
 REPO = Path(__file__).resolve().parent.parent
 UPERNET = 'configs/demo/upernet_replknet-tiny_ade20k.py'
@@ -51,7 +53,7 @@ def data_options(layout, data):
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp('tools')
     for layout in ('ade20k', 'coco'):
-        write(Plan(layout, seed=0, train=6, val=3, size=(64, 80)), folder / layout)
+        write_demo(DemoPlan(layout, seed=0, train=6, val=3, size=(64, 80)), folder / layout)
     return folder
 
 
@@ -193,7 +195,7 @@ def test_merge_tool_writes_a_checkpoint_and_a_config_that_loads_it(segmentor, wo
 
 def test_merge_takes_averaged_weights_and_leaves_other_files(segmentor, tmp_path):
     """mmengine's EMAHook leaves the average under state_dict, and the weights that were trained beside it."""
-    content = dict(read(segmentor / 'iter_4.pth'))
+    content = dict(read_weights(segmentor / 'iter_4.pth'))
     state = content['state_dict']
     trained = {f'module.{name}': value + 1 if value.is_floating_point() else value for name, value in state.items()}
     torch.save(dict(state_dict=state, ema_state_dict=dict(trained, steps=torch.tensor(4))), tmp_path / 'averaged.pth')
@@ -239,7 +241,7 @@ def test_merge_tool_refuses_and_writes_nothing(segmentor, work):
 
 
 def test_a_checkpoint_of_another_model_is_refused_not_tested(segmentor, work):
-    state = read(segmentor / 'iter_4.pth')['state_dict']
+    state = read_weights(segmentor / 'iter_4.pth')['state_dict']
     state.pop('backbone.stages.1.blocks.0.pw1.conv.weight')
     torch.save(dict(state_dict=state), work / 'lacking.pth')
     out = python('tools/test.py', UPERNET, work / 'lacking.pth', '--work-dir', work / 'lacking', '--cfg-options',
@@ -294,12 +296,12 @@ def test_a_killed_training_ends_as_one_that_was_not(work):
     assert process.wait() == -signal.SIGKILL
     newest = work / 'killed' / 'iter_4.pth'
     for path in (work / 'killed').glob('iter_*.pth'):
-        read(path)
+        read_weights(path)
     newest.write_bytes(newest.read_bytes()[:-1000])  # and damaged on top
     (work / 'killed' / 'iter_6.pth').unlink(missing_ok=True)
     out = python('tools/train.py', UPERNET, '--work-dir', work / 'killed', '--resume', *options)
     assert 'iter_4.pth is truncated' in out and 'iter_2.pth instead' in out and 'resumed epoch: 0, iter: 2' in out
-    states = [read(work / name / 'iter_8.pth')['state_dict'] for name in ('unkilled', 'killed')]
+    states = [read_weights(work / name / 'iter_8.pth')['state_dict'] for name in ('unkilled', 'killed')]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
@@ -347,6 +349,8 @@ def test_options_of_train_reach_the_config(monkeypatch):
 
 @pytest.mark.parametrize('runner, last, resume, kept', [
     (None, False, 'auto', True), (None, True, 'auto', True),  # ResumableRunner chooses by itself
+    ('mmlk.ResumableRunner', True, 'auto', True), (ResumableRunner, True, 'auto', True),
+    (type('Derived', (ResumableRunner, ), {}), True, 'auto', True), (FlexibleRunner, True, True, False),
     ('FlexibleRunner', False, None, True), ('FlexibleRunner', True, True, False)])
 def test_resume_keeps_load_from_for_a_run_that_has_no_checkpoint(tmp_path, runner, last, resume, kept):
     cfg = Config(dict(work_dir=str(tmp_path), load_from=str(tmp_path / 'w.pth'), **({} if runner is None else dict(

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmlk.datasets.layouts import Plan, write
+from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.datasets.scenes import CLASSES
 from mmlk.registry import MODELS
 from tests.backbones.test_contract import TINY
@@ -116,7 +116,7 @@ def shrunk(name, layout, data, work_dir, family=None):
 
 def train(name, layout, folder, family=None):
     """Train two steps; the config and what its validation gave."""
-    write(Plan(layout, seed=0, train=4, val=2, size=(SIDE, SIDE)), folder / 'data')
+    write_demo(DemoPlan(layout, seed=0, train=4, val=2, size=(SIDE, SIDE)), folder / 'data')
     cfg = shrunk(name, layout, folder / 'data', folder / 'work', family)
     runner = Runner.from_cfg(cfg)
     runner.model.init_weights()

@@ -26,13 +26,13 @@ need_packages() {
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.10; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    fail "no Python >= 3.10 on PATH, which the pinned OpenMMLab packages need.
+    fail "no Python >= 3.11 on PATH, which the pinned packages need.
 Install one, or name it:  PYTHON=/path/to/python3.11 bash $0"
 }
 

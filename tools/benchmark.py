@@ -64,9 +64,9 @@ def find_networks(args, size):
         try:
             if not source.startswith(TIMM):
                 name = osp.splitext(osp.basename(source))[0]
-                networks.append(latency.from_config(read_config(source, args.cfg_options), name, args.part))
+                networks.append(latency.latency_from_config(read_config(source, args.cfg_options), name, args.part))
             elif args.part == 'backbone':
-                networks.append(latency.from_timm(source[len(TIMM):], size))
+                networks.append(latency.latency_from_timm(source[len(TIMM):], size))
             else:
                 raise ValueError('--part model is of segmentors and detectors; a timm model is a backbone')
         except ValueError as error:
@@ -104,8 +104,8 @@ def measure(networks, modules, args, variants, size, device):
                 progress.update(task, advance=1, total=total, description=text)
                 progress.refresh()
 
-            rows += latency.measure(networks, modules, variants, mode, size, args.batch, device, args.turns,
-                                    args.warmup, tick)
+            rows += latency.measure_latency(networks, modules, variants, mode, size, args.batch, device, args.turns,
+                                            args.warmup, tick)
             progress.remove_task(task)
     return rows
 
@@ -143,7 +143,7 @@ def save(rows, results, args, size, device, title):
                               tf32_convolutions=torch.backends.cudnn.allow_tf32,
                               tf32_products=torch.backends.cuda.matmul.allow_tf32)
     (args.out / 'benchmark.json').write_text(json.dumps(report, indent=1) + '\n')
-    latency.plot(rows, results, title).savefig(args.out / 'benchmark.png', dpi=110)
+    latency.plot_latency(rows, results, title).savefig(args.out / 'benchmark.png', dpi=110)
 
 
 def main():

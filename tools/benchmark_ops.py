@@ -80,15 +80,17 @@ def _plot(series: dict, measured: dict, path: Path, machine: str) -> None:
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+
+    from mmlk.analysis.palette import looks
     figure, axes = plt.subplots(1, len(series), figsize=(6.4 * len(series), 4.8))
     for axis, (title, cases) in zip(axes, series.items()):
-        names = dict.fromkeys(name for row in measured[title] for name in row.times)
-        for name in names:
+        for name, (colour, marker) in looks(name for row in measured[title] for name in row.times).items():
             points = [(value, row.times[name] * 1e3)
                       for (value, _), row in zip(cases, measured[title]) if name in row.times]
             chosen = name == 'chosen'
-            axis.plot(*zip(*points), label=name, color='black' if chosen else None, linestyle='--' if chosen else '-',
-                      linewidth=2.5 if chosen or name.startswith('stock') else 1, zorder=3 if chosen else 2)
+            axis.plot(*zip(*points), marker, label=name, color='0.4' if chosen else colour, markersize=5,
+                      linestyle='--' if chosen else '-', linewidth=2.5 if chosen or name.startswith('stock') else 1,
+                      zorder=3 if chosen else 2)
         axis.set(xscale='log', yscale='log', xlabel=title, ylabel='forward + backward, ms')
         ticks = [value for value, _ in cases][::2]
         axis.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -26,8 +26,10 @@ from PIL import Image
 from rich.progress import track
 
 from mmlk._text import one_line
-from mmlk.analysis import cam, classifiers, erf
+from mmlk.analysis import cam, classifiers
+from mmlk.datasets.images import SUFFIXES, find_images, open_image, packaged_photographs
 from mmlk.engine.cli import add_config_options, fail, find_checkpoint, is_config, read_config
+from mmlk.engine.network import build_network
 from mmlk.weights import load
 
 
@@ -57,19 +59,19 @@ def parse_args():
 
 def is_image(text: str) -> bool:
     """Whether an argument is meant as an image or a folder of them."""
-    return os.path.isdir(text) or text.lower().endswith(erf.SUFFIXES)
+    return os.path.isdir(text) or text.lower().endswith(SUFFIXES)
 
 
-def find_images(args: argparse.Namespace) -> list:
+def images_of(args: argparse.Namespace) -> list:
     """Paths of the images, each of which can be read."""
     paths = []
     for text in args.inputs:
-        paths += erf.find_images(text) if os.path.isdir(text) else [Path(text)]
-    paths = (paths if args.inputs else erf.packaged_photographs())[:args.num_images]
+        paths += find_images(text) if os.path.isdir(text) else [Path(text)]
+    paths = (paths if args.inputs else packaged_photographs())[:args.num_images]
     for path in track(paths, 'reading images'):
         if not path.is_file():
             raise ValueError(f'there is no file {path}')
-        classifiers.open_image(path)
+        open_image(path)
     return paths
 
 
@@ -78,14 +80,14 @@ def build(args: argparse.Namespace) -> cam.Subject:
     if args.checkpoint:
         find_checkpoint(args.checkpoint)
     if not is_config(args.config):
-        return cam.ClassifierSubject(classifiers.build(args.config, args.checkpoint))
+        return cam.ClassifierSubject(classifiers.build_classifier(args.config, args.checkpoint))
     cfg = read_config(args.config, args.cfg_options)
-    network = cam.build(cfg)
+    network = build_network(cfg)
     if args.checkpoint:
         load(network, args.checkpoint)
     else:
         print('no checkpoint: weights are random, and so is what the maps show')
-    return cam.from_config(cfg, network, args.score)
+    return cam.subject_from_config(cfg, network, args.score)
 
 
 def names_of(paths: list) -> list:
@@ -99,7 +101,7 @@ def main():
     if find_spec('pytorch_grad_cam') is None:
         fail('pytorch-grad-cam is not installed: pip install grad-cam')
     try:
-        paths = find_images(args)
+        paths = images_of(args)
         subject = build(args)
         layers = args.layer or [subject.default_layer]
         for name in layers:
@@ -124,10 +126,10 @@ def main():
             continue
         choice, maps = explained
         facts.update(label=choice.label, target=subject.classes[choice.label], found=choice.found, layers={})
-        row = cam.Row(sample.image, f'{path.name}: {facts["target"]}, {choice.found}', {})
+        row = cam.CamRow(sample.image, f'{path.name}: {facts["target"]}, {choice.found}', {})
         for layer, heat in maps.items():
             file = f'{name}.png' if len(layers) == 1 else f"{name}_{re.sub(r'[^0-9A-Za-z.-]', '_', layer)}.png"
-            row.overlays[layer] = cam.overlay(sample, heat, choice)
+            row.overlays[layer] = cam.overlay_heat(sample, heat, choice)
             Image.fromarray(row.overlays[layer]).save(os.path.join(args.out, file))
             heats[file[:-len('.png')]] = heat.astype(np.float16)
             facts['layers'][layer] = dict(file=file, empty=not heat.any())

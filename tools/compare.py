@@ -26,12 +26,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import mmlk
 from mmlk._types import scoped_name, type_name
 from mmlk.analysis import erf
-from mmlk.analysis.bands import in_channels
-from mmlk.analysis.complexity import build, count, parse_size
+from mmlk.analysis.complexity import build_on_meta, count, parse_size
 from mmlk.analysis.latency import PARTS
 from mmlk.analysis.panels import predict_some, side_by_side
 from mmlk.datasets.audit import audit
+from mmlk.datasets.images import find_images, packaged_photographs, read_image
 from mmlk.engine.cli import add_config_options, fail, find_checkpoint, preflight, read_config
+from mmlk.engine.network import in_channels
 from mmlk.studies import compare, report
 from mmlk.weights import WeightsError
 
@@ -94,13 +95,14 @@ def read_entries(args):
     checkpoints = dict(pair.partition('=')[::2] for pair in args.checkpoints)
     entries = []
     for name, path in named:
-        entry = compare.Entry(name, path, read_config(path, args.cfg_options), checkpoints.pop(Path(path).stem, None))
+        entry = compare.ComparedModel(name, path, read_config(path, args.cfg_options),
+                                      checkpoints.pop(Path(path).stem, None))
         entries.append(entry)
     if checkpoints:
         raise ValueError(f"--checkpoints: there is no config {', '.join(checkpoints)} among those compared")
     for entry in entries:
         compare.use_data(entry.cfg, args.data_root, names)
-    compare.check(entries)
+    compare.check_models(entries)
     for entry in entries:
         if args.budget is not None:
             compare.use_budget(entry.cfg, args.budget)
@@ -108,7 +110,8 @@ def read_entries(args):
         start = entry.cfg.model.backbone.get('init_cfg') or {}
         if args.train and not entry.checkpoint and scoped_name(start) == 'mmlk.Pretrained':
             find_checkpoint(start['checkpoint'])  # now, not when the runs before it have taken hours
-    units = {entry.path: compare.length(entry.cfg)[1] for entry in entries if args.train and not entry.checkpoint}
+    units = {entry.path: compare.training_length(entry.cfg)[1] for entry in entries
+             if args.train and not entry.checkpoint}
     if args.budget is not None and len(set(units.values())) > 1:
         raise ValueError('one budget needs one unit: '
                          + '; '.join(f'{path} counts in {unit}' for path, unit in units.items()))
@@ -163,7 +166,7 @@ def count_all(entries, size):
     counted = {}
     for entry in track(entries, 'counting'):
         try:
-            counted[entry.name] = count(build(entry.cfg), size, in_channels(entry.cfg))
+            counted[entry.name] = count(build_on_meta(entry.cfg), size, in_channels(entry.cfg))
         except NotImplementedError as error:
             CONSOLE.print(f'{entry.name} cannot be counted: {error}')
         except Exception as error:  # a foreign model's own
@@ -219,7 +222,7 @@ def add_latency(lines, columns, entries, size, args):
     def compute():
         with progress(MofNCompleteColumn()) as bar:
             task = bar.add_task('latency', total=None)
-            return compare.measure_latency(
+            return compare.compare_latency(
                 entries, args.part, size, args.turns, device,
                 lambda text, total: bar.update(task, advance=1, total=total, description=text))
 
@@ -244,7 +247,7 @@ def add_erf(lines, columns, entries, runs, paths, args):
     for line, entry in zip(lines, entries):
         checkpoint = next((run.checkpoint for run in runs if run.entry is entry), None)
         try:
-            found, fields[line.name] = compare.measure_erf(
+            found, fields[line.name] = compare.measure_model_erf(
                 entry, checkpoint, paths, args.erf_size, args.device, args.out / 'erf' / entry.stem,
                 lambda images: track(images, f'{line.name}: receptive field'))
         except ValueError as error:
@@ -299,7 +302,8 @@ def write(made, study, references, runs, args):
     accuracies = [key for key in made.shown if key.startswith(tuple(
         metric for metrics in compare.METRICS.values() for metric in metrics))]
     if accuracies:
-        report.plot(made, accuracies[0], ('parameters', 'macs', 'latency')).savefig(args.out / 'results.png', dpi=110)
+        figure = report.plot_study(made, accuracies[0], ('parameters', 'macs', 'latency'))
+        figure.savefig(args.out / 'results.png', dpi=110)
     pictures = [name for name in ('results.png', 'predictions.png', 'erf.png') if (args.out / name).is_file()]
     text = [f'# {made.title}', '']
     if study:
@@ -339,10 +343,10 @@ def main():
         size = parse_size(args.shape) if args.shape else compare.default_size(entries, MIM)
         paths = []
         if 'erf' not in args.skip:
-            paths = erf.find_images(args.erf_images) if args.erf_images else erf.packaged_photographs()
+            paths = find_images(args.erf_images) if args.erf_images else packaged_photographs()
             paths = paths[:args.erf_num]
         for path in paths:
-            erf.read_image(path, 8)
+            read_image(path, 8)
     except ValueError as error:
         fail(str(error))
     for entry in {run.entry.name: run.entry for run in runs}.values():
@@ -355,12 +359,12 @@ def main():
     check_files([run.entry for run in runs if not run.finished])
     try:
         carry_out(runs, Path(__file__).resolve().parent)
-    except compare.Failed as error:
+    except compare.RunFailed as error:
         fail(str(error))
 
     title, caption, cites, references = describe_all(entries, study, args)
     columns, cells = compare.accuracy(entries, runs, MIM)
-    lines = [report.Line(entry.name, entry.path, cells[entry.name], cites[entry.name]) for entry in entries]
+    lines = [report.StudyRow(entry.name, entry.path, cells[entry.name], cites[entry.name]) for entry in entries]
     add_counts(lines, columns, counted, size)
     if 'latency' not in args.skip:
         add_latency(lines, columns, entries, size, args)
@@ -376,7 +380,7 @@ def main():
                  settings={key: value if isinstance(value, (int, list, dict, type(None))) else str(value)
                            for key, value in vars(args).items()},
                  runs=[dict(model=run.entry.name, seed=run.seed, folder=str(run.folder), **run.state) for run in runs])
-    made = report.Report(title, lines, columns, caption, facts)
+    made = report.StudyReport(title, lines, columns, caption, facts)
     write(made, study, references, runs, args)
     CONSOLE.print(f'\n{made.markdown()}\n\nreport.md, report.json, table.tex, references.bib and pictures: {args.out}')
 

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from mmlk.analysis import complexity
-from mmlk.analysis.bands import in_channels
 from mmlk.engine.cli import add_config_options, fail, read_config
+from mmlk.engine.network import check_backbone, in_channels
 
 CONVENTIONS = inspect.cleandoc(complexity.__doc__).split('\n\n', 1)[1]
 
@@ -35,7 +35,7 @@ def measure(cfg, size):
     forms = {}
     for form in ('training', 'merged'):
         try:
-            model = complexity.build(cfg, merged=form == 'merged')
+            model = complexity.build_on_meta(cfg, merged=form == 'merged')
         except Exception as error:  # a foreign model's own
             fail(f'the model cannot be built: {type(error).__name__}: {error}')
         try:
@@ -70,7 +70,7 @@ def table(forms, title, depth):
         for form in ('training', 'merged') if both else ('', ):
             drawn.add_column(f'{quantity}\n{form}', justify='right', no_wrap=True)
     drawn.add_column('share', justify='right', no_wrap=True)
-    for line in complexity.side_by_side(forms['training'], forms.get('merged', forms['training']), depth):
+    for line in complexity.compare_forms(forms['training'], forms.get('merged', forms['training']), depth):
         nodes = (line.training, line.merged) if both else (line.training, )
         if line.level and not any(node and (node.parameters or node.macs) for node in nodes):
             continue
@@ -92,7 +92,7 @@ def main():
         fail(f'--depth must be 0 (the model alone) or more, got {args.depth}')
     cfg = read_config(args.config, args.cfg_options)
     try:
-        complexity.check_backbone(cfg)
+        check_backbone(cfg)
     except ValueError as error:
         fail(f'{args.config}: {error}')
     forms = measure(cfg, size)

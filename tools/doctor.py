@@ -7,6 +7,7 @@ Exit code 1 when something is broken, else 0. Needs the standard library alone: 
 import argparse
 import contextlib
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import io
@@ -36,6 +37,7 @@ DISTRIBUTIONS = {
 }
 INSTALL = 'bash tools/install.sh'
 EDITABLE = 'pip install --no-deps --no-build-isolation -e .'
+WRITE = 'python -m mmlk._mmcv_ext'
 COMPILE = ('pip install "setuptools<81" wheel ninja psutil && '
            'MMCV_WITH_OPS=1 pip install --no-build-isolation')
 
@@ -75,7 +77,7 @@ def pinned(distribution: str) -> str:
 def check_python(facts: Facts) -> Iterator[Problem]:
     if release(facts['python']) < (3, 9):
         yield Problem('problem',
-                      f'Python {facts["python"]} is too old: mmlk needs 3.9, the pinned packages 3.10',
+                      f'Python {facts["python"]} is too old: mmlk needs 3.9, the pinned packages 3.11',
                       f'PYTHON=python3.11 {INSTALL}')
 
 
@@ -160,6 +162,10 @@ def check_ops(facts: Facts) -> Iterator[Problem]:
     on_cpu, on_gpu = facts['ops'].get('cpu'), facts['ops'].get('cuda')
     there = installed(facts, 'mmcv')
     mend = INSTALL
+    if on_cpu and facts.get('which_ops') == 'none' and not facts['imports'].get('mmlk'):
+        yield Problem('problem', f"mmcv's operators fail ({on_cpu}): it was installed without compiled operators, and "
+                      "without the file that puts torchvision's in their place", WRITE)
+        return
     if there and there[0] != 'onedl-mmcv':
         mend = (f'pip uninstall -y {" ".join(there)} && {COMPILE} --no-cache-dir --no-deps '
                 f'mmcv=={facts["versions"][there[0]]}')
@@ -169,10 +175,11 @@ def check_ops(facts: Facts) -> Iterator[Problem]:
                if 'mmcv._ext' in on_cpu else 'its compiled operators do not work')
         yield Problem('problem', f"mmcv's operators fail ({on_cpu}): {why}", mend)
     elif on_gpu:
+        mend = f'pip uninstall -y {" ".join(there)} && {INSTALL}'
         yield Problem('note',
                       f"mmcv's operators fail on the GPU ({on_gpu}): detection needs them there, "
-                      'segmentation does not. Compiling them takes nvcc of the CUDA release that torch was '
-                      f'built with, {facts.get("torch_cuda")}', mend)
+                      "segmentation does not. They were compiled for the CPU alone; torchvision's, which take their "
+                      'place where none are compiled, run on the GPU', mend)
 
 
 def check_gpu(facts: Facts) -> Iterator[Problem]:
@@ -243,6 +250,16 @@ def try_ops(device: str) -> None:
         raise RuntimeError("roi_align differs from torchvision's")
 
 
+def which_ops() -> str:
+    """What mmcv's operators are here: ``'compiled'``, ``'torchvision'`` (mmlk's file in their place) or ``'none'``."""
+    mmcv = importlib.util.find_spec('mmcv')
+    folders = list(mmcv.submodule_search_locations or []) if mmcv else []
+    extension = importlib.machinery.PathFinder.find_spec('_ext', folders)  # a compiled one comes before a .py file
+    if extension is None or not extension.origin:
+        return 'none'
+    return 'torchvision' if extension.origin.endswith('.py') else 'compiled'
+
+
 def try_checkpoint() -> None:
     """Load what every checkpoint of mmengine holds, with mmlk's own help if it gives any."""
     import torch
@@ -296,6 +313,7 @@ def collect() -> Facts:
             facts['cuda'].append(f'{card.name}, compute capability {card.major}.{card.minor}, '
                                  f'{card.total_memory / 2**30:.0f} GiB')
         if not failed['mmcv']:
+            facts['which_ops'] = which_ops()
             for device in ['cpu'] + ['cuda'] * bool(facts['cuda']):
                 facts['ops'][device] = attempt(lambda: try_ops(device))
             if not failed['mmlk']:
@@ -318,8 +336,12 @@ def show(facts: Facts) -> None:
     if 'cpu' in facts:
         row('cpu', facts['cpu'])
         row('gpu', '; '.join(facts['cuda']) or 'none')
+    if facts.get('which_ops') == 'compiled':
+        row('mmcv.ops', "mmcv's own, compiled: mmcv/_ext is there, and comes before mmlk's file")
+    elif facts.get('which_ops') == 'torchvision':
+        row('mmcv.ops', "torchvision's, through mmlk: mmcv was installed without compiled operators")
     for device, error in facts['ops'].items():
-        row('mmcv.ops', f'{device}: {error or "nms and roi_align give the right answers"}')
+        row('', f'{device}: {error or "nms and roi_align give the right answers"}')
     for place in dict.fromkeys(place for _, place, _ in facts['backends']):
         rows = [(name, reason) for name, where, reason in facts['backends'] if where == place]
         row('convolution', f'{place}: {", ".join(name for name, reason in rows if reason is None)}')
@@ -332,7 +354,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--ops', choices=['cpu', 'cuda'], help="only try mmcv's operators, on this device")
+    parser.add_argument('--which-ops', action='store_true',
+                        help="only say what mmcv's operators are: compiled, torchvision or none")
     args = parser.parse_args()
+    if args.which_ops:
+        print(which_ops())
+        return 0
     if args.ops:
         error = attempt(lambda: try_ops(args.ops))
         print(error or 'ok')

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from mmlk.analysis import erf
+from mmlk.datasets.images import find_images, packaged_photographs, read_image
 from mmlk.engine.cli import add_config_options, fail, find_checkpoint, read_config
 from mmlk.weights import WeightsError, load
 
@@ -73,13 +74,13 @@ def file_name(name: str) -> str:
     return re.sub(r'[^\w.+-]', '_', name)
 
 
-def build(config: str, checkpoint: str, args: argparse.Namespace) -> erf.Network:
+def build(config: str, checkpoint: str, args: argparse.Namespace) -> erf.ErfNetwork:
     """A network with its weights in."""
     torch.manual_seed(args.seed)
     if config.startswith(TIMM):
-        network = erf.from_timm(config[len(TIMM):], initialise=checkpoint is None)
+        network = erf.erf_from_timm(config[len(TIMM):], initialise=checkpoint is None)
     else:
-        network = erf.from_config(read_config(config, args.cfg_options), initialise=checkpoint is None)
+        network = erf.erf_from_config(read_config(config, args.cfg_options), initialise=checkpoint is None)
     if checkpoint:
         load(network.backbone, checkpoint)
     return network
@@ -88,9 +89,9 @@ def build(config: str, checkpoint: str, args: argparse.Namespace) -> erf.Network
 def main():
     args = parse_args()
     try:
-        paths = erf.find_images(args.images) if args.images else erf.packaged_photographs()
+        paths = find_images(args.images) if args.images else packaged_photographs()
         paths = paths[:args.num_images]
-        images = {3: [erf.read_image(path, args.size) for path in paths]}
+        images = {3: [read_image(path, args.size) for path in paths]}
     except ValueError as error:
         fail(str(error))
     networks = []
@@ -102,7 +103,7 @@ def main():
         except WeightsError as error:
             fail(str(error))
         except ValueError as error:
-            fail(f'the backbone of {config} {error}')
+            fail(f'{config}: {error}')
     try:
         os.makedirs(args.out, exist_ok=True)
     except OSError as error:
@@ -112,9 +113,10 @@ def main():
     for name, (config, checkpoint), (network, stage, shape) in zip(args.names, args.models, networks):
         channels = network.channels
         if channels not in images:
-            images[channels] = [erf.read_image(path, args.size, channels) for path in paths]
+            images[channels] = [read_image(path, args.size, channels) for path in paths]
         try:
-            fields[name] = erf.measure(network, track(images[channels], description=escape(name)), stage, args.device)
+            fields[name] = erf.measure_erf(network, track(images[channels], description=escape(name)), stage,
+                                           args.device)
         except ValueError as error:
             fail(f'{name}: {error}')
         np.save(os.path.join(args.out, f'{file_name(name)}.npy'), fields[name].scores)

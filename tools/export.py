@@ -46,7 +46,7 @@ def main():
     cfg = read_config(args.config, args.cfg_options)
     from rich.console import Console
 
-    from mmlk.analysis.erf import find_images, packaged_photographs
+    from mmlk.datasets.images import find_images, packaged_photographs
     from mmlk.deploy.export import export
     console = Console(highlight=False, soft_wrap=True)
     try:

@@ -1,7 +1,18 @@
 #!/usr/bin/env bash
 # Installs mmlk and everything in requirements.txt, and proves it. Safe to run again: what is done is skipped.
+#   bash tools/install.sh                  nothing is compiled: torchvision's kernels stand for mmcv's operators
+#   bash tools/install.sh --compiled-ops   all of mmcv's operators are compiled (a C++ compiler; for CUDA, nvcc)
 # MMLK_STACK=classic bash tools/install.sh: the same with the packages of .ci/requirements-classic.txt.
 set -euo pipefail
+compiled_ops=
+case "$*" in
+    '') ;;
+    --compiled-ops) compiled_ops=1 ;;
+    *)
+        echo "usage: bash tools/install.sh [--compiled-ops], got: $*" >&2
+        exit 2
+        ;;
+esac
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
 classic=(mmengine mmcv mmcv-full mmcv-lite mmdet mmsegmentation)
@@ -18,10 +29,11 @@ else
 fi
 
 log=$ENV_DIR/mmlk-install.log
-stamp=$ENV_DIR/mmlk-mmcv-torch.txt  # the torch that this environment's mmcv was built against
+stamp=$ENV_DIR/mmlk-mmcv-torch.txt  # the torch that this environment's mmcv was compiled against
 
+# pip builds packages in environments of their own: the pins hold there too.
+build_env=(MMCV_WITH_OPS=1 "PIP_BUILD_CONSTRAINT=$requirements")
 pip() { env "${build_env[@]}" python -m pip --disable-pip-version-check "$@"; }
-build_env=(MMCV_WITH_OPS=1)
 
 pin() { grep -E "^$1[=<>]" "$requirements"; }
 
@@ -37,8 +49,9 @@ for line in pathlib.Path(sys.argv[1]).read_text().splitlines():
     pin = re.fullmatch(r'([\w-]+)==(\S+)', line)
     if pin and importlib.metadata.version(pin[1]).split('+')[0] != pin[2]:
         sys.exit(1)
-origin = importlib.metadata.distribution('mmlk').read_text('direct_url.json')
-sys.exit(f'"{pathlib.Path.cwd().as_uri()}"' not in origin)
+# pip leaves mmlk.egg-info in this folder, which says nothing about the installation
+origins = [found.read_text('direct_url.json') or '' for found in importlib.metadata.distributions(name='mmlk')]
+sys.exit(not any(f'"{pathlib.Path.cwd().as_uri()}"' in origin for origin in origins))
 PY
 }
 
@@ -86,24 +99,35 @@ compile_jobs() {
     echo "$jobs"
 }
 
-# Whether mmcv's CUDA operators can be compiled: a GPU, and nvcc of the CUDA that torch was built with.
-can_compile_cuda() {
+# What the operators are compiled for here: cuda (a GPU, or FORCE_CUDA=1), cpu, or none where nvcc is not that of torch.
+compile_target() {
     python - 2>/dev/null <<'PY'
-import re, subprocess, sys, torch
+import os, re, subprocess, sys, torch
 from torch.utils.cpp_extension import CUDA_HOME
-if not (torch.cuda.is_available() and torch.version.cuda and CUDA_HOME):
-    sys.exit(1)
-told = subprocess.run([CUDA_HOME + '/bin/nvcc', '--version'], capture_output=True, text=True).stdout
-sys.exit(re.search(r'release (\d+)', told)[1] != torch.version.cuda.split('.')[0])
+if not torch.cuda.is_available() and os.environ.get('FORCE_CUDA') != '1':
+    sys.exit(print('cpu'))
+told = CUDA_HOME and subprocess.run([CUDA_HOME + '/bin/nvcc', '--version'], capture_output=True, text=True).stdout
+release = re.search(r'release (\d+)', told or '')
+print('cuda' if release and release[1] == (torch.version.cuda or '').split('.')[0] else 'none')
 PY
 }
 
-prepare() {
-    pip install --upgrade pip "$(pin setuptools)" wheel ninja psutil packaging &&
-        pip install -c "$requirements" opencv-python opencv-python-headless || return
-    # The one written last counts. The plain one wants the system's libGL; without it, the other's turn.
+# In pip's own build environment there is no torch, and mmcv's build then leaves its operators out. Python compiles what
+# it imports when it does; compiling all of torch's files takes half a minute.
+install_packages() {
+    pip install --upgrade pip && pip install --no-compile -r "$requirements" -e . || return
+    # Both builds of OpenCV write the same files. The plain one wants the system's libGL; without it, the other's turn.
     python -c 'import cv2' || pip install --force-reinstall --no-deps "$(pin opencv-python-headless)"
 }
+
+without_operators() {
+    pip install --no-cache-dir --force-reinstall --no-deps "$(pin "$mmcv")" && rm -f "$stamp"
+}
+
+# compiled, torchvision or none
+operators() { python tools/doctor.py --which-ops; }
+
+works() { python tools/doctor.py --ops "$1" >>"$log" 2>&1; }
 
 # mmcv's operators are 78 files, each of which spends 10 to 17 seconds on reading torch's headers: files that include
 # many of them read the headers once. The twelve kept apart define the same names as others.
@@ -126,28 +150,24 @@ for folder, files in ((root, 2), (root / 'cpu', 1)):
 PY
 }
 
-# Seconds in which a wheel that pip has kept is installed, or two minutes of compiling what unite_sources makes of mmcv.
-compile_mmcv_united() {
+# About two minutes of compiling what unite_sources makes of mmcv.
+compile_united() {
     local folder=$ENV_DIR/mmlk-mmcv status=0
-    [ -z "$(pip cache list --format abspath "${mmcv//-/_}" 2>/dev/null)" ] || return
     rm -rf "$folder" && mkdir "$folder" &&
-        pip download --no-deps --no-binary :all: --no-build-isolation -c "$requirements" -d "$folder" "$mmcv" &&
+        pip download --no-deps --no-binary :all: --no-build-isolation -d "$folder" "$(pin "$mmcv")" &&
         mkdir "$folder/source" && tar -xzf "$folder"/*.tar.gz -C "$folder/source" --strip-components 1 &&
         unite_sources "$folder/source" &&
-        CFLAGS=-g0 pip install -v --no-build-isolation -c "$requirements" "$folder/source" || status=$?
+        CFLAGS=-g0 pip install -v --no-build-isolation --force-reinstall --no-deps "$folder/source" || status=$?
     rm -rf "$folder"
     return "$status"
 }
 
-compile_mmcv() {
-    if [ "$device" = cpu ] && [ $# = 0 ] && compile_mmcv_united; then
-        return
+# A wheel that pip has kept may have no operators, or some for another torch: hence --no-cache-dir.
+compile_operators() {
+    pip install "$(pin setuptools)" wheel ninja psutil packaging || return
+    if [ "$target" != cpu ] || ! compile_united; then
+        pip install -v --no-build-isolation --no-cache-dir --force-reinstall --no-deps "$(pin "$mmcv")"
     fi
-    pip install -v --no-build-isolation -c "$requirements" "$mmcv" "$@"
-}
-
-the_rest() {
-    pip install -r "$requirements" && pip install --no-deps --no-build-isolation -e .
 }
 
 for other in "${others[@]}"; do
@@ -156,11 +176,15 @@ for other in "${others[@]}"; do
 To use mmlk with the packages you have:  pip install -e . --no-deps --no-build-isolation
 For the pinned ones, in an environment of their own:  deactivate; bash tools/install.sh"
 done
-python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    fail "$ENV_DIR has $(python --version), and the pinned OpenMMLab packages need Python >= 3.10"
+python -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "$ENV_DIR has $(python --version), and the pinned packages need Python >= 3.11"
 
 echo "installing into $ENV_DIR ($(python --version))"
-if up_to_date && [ "$(cat "$stamp" 2>/dev/null)" = "$(version_of torch)" ] && python tools/doctor.py; then
+torch_before=$(version_of torch)
+built_for=$(cat "$stamp" 2>/dev/null || echo "$torch_before")
+kind=$(operators)
+if up_to_date && [ "$kind" != none ] && [ "$compiled_ops$kind" != 1torchvision ] &&
+    { [ "$kind" = torchvision ] || [ "$built_for" = "$torch_before" ]; } && python tools/doctor.py; then
     echo "everything was in place already ($SECONDS s)"
     exit 0
 fi
@@ -169,45 +193,45 @@ echo "full output: $log"
 : >"$log"
 python -m pip --version >>"$log" 2>&1 || python -m ensurepip --upgrade >>"$log" 2>&1 ||
     fail "$ENV_DIR has no pip, and ensurepip cannot bring it"
-needed=()
-python -c 'import os, sys, sysconfig
+if [ -n "$compiled_ops" ]; then
+    needed=()
+    python -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-    needed+=("$(python -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')")
-command -v "${CXX:-c++}" >/dev/null || needed+=(g++)
-[ ${#needed[@]} = 0 ] ||
-    need_packages "mmcv is compiled here, which takes a C++ compiler and Python's headers" "${needed[@]}"
+        needed+=("$(python -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')")
+    command -v "${CXX:-c++}" >/dev/null || needed+=(g++)
+    [ ${#needed[@]} = 0 ] ||
+        need_packages "--compiled-ops compiles mmcv, which takes a C++ compiler and Python's headers" "${needed[@]}"
+fi
 
-built_for=$(cat "$stamp" 2>/dev/null || version_of torch)
-step "1/4 torch and torchvision (5 GB on disk; about a minute on a fast line)" \
-    pip install -c "$requirements" torch torchvision
+steps=$((2 + ${compiled_ops:-0}))
+step "1/$steps torch, mmcv, mmdet, mmseg and the rest (5 GB on disk; about 2 minutes on a fast line)" install_packages
 torch=$(version_of torch)
-step "2/4 build tools and OpenCV (seconds)" prepare
-
-MAX_JOBS=${MAX_JOBS:-$(compile_jobs)}
-build_env+=("MAX_JOBS=$MAX_JOBS")
-if can_compile_cuda; then
-    how="with CUDA"
-    device=cuda
-else
-    # A GPU in sight makes mmcv's build insist on a CUDA toolkit, so it is hidden.
-    build_env+=(CUDA_VISIBLE_DEVICES= "FORCE_CUDA=${FORCE_CUDA:-0}")
-    how="for the CPU"
-    device=cpu
+kind=$(operators)
+if [ "$kind" = compiled ] && { [ "$built_for" != "$torch" ] || ! works cpu; }; then
+    echo "mmcv's compiled operators here do not fit torch $torch, or may have been compiled for another: they are removed"
+    step "    mmcv without compiled operators (seconds)" without_operators
+    kind=none
 fi
-title="3/4 mmcv, its operators compiled $how in $MAX_JOBS jobs (for the CPU on 2 cores: 2 to 4 minutes)"
-again=(--no-cache-dir --force-reinstall --no-deps)
-if [ -n "$(version_of "$mmcv")" ] && [ "$built_for" != "$torch" ]; then
-    echo "mmcv here was built for torch $built_for: once more for torch $torch"
-    step "$title" compile_mmcv "${again[@]}"
+if [ "$kind" = compiled ]; then
+    echo "2/$steps mmcv's compiled operators, which are here, are kept: torchvision's give way to them
+    (to have torchvision's:  pip uninstall -y $mmcv; bash tools/install.sh)"
 else
-    step "$title" compile_mmcv
-    if ! python tools/doctor.py --ops $device >>"$log" 2>&1; then
-        echo "that mmcv does not work with torch $torch on $device (a stale wheel?): once more, from source"
-        step "$title" compile_mmcv "${again[@]}"
+    step "2/$steps torchvision's kernels in place of mmcv's compiled operators (seconds)" python -m mmlk._mmcv_ext
+fi
+if [ -n "$compiled_ops" ]; then
+    target=$(compile_target)
+    [ "$target" != none ] || fail "there is a GPU, but no nvcc of CUDA $(python -c 'import torch; print(torch.version.cuda)'), \
+which torch was built with: mmcv's operators compiled now would not run on that GPU.
+The environment is complete and uses those of torchvision, which do.
+To compile mmcv's for the CPU alone:  CUDA_VISIBLE_DEVICES= bash tools/install.sh --compiled-ops"
+    if [ "$kind" != compiled ] || ! works "$target"; then
+        MAX_JOBS=${MAX_JOBS:-$(compile_jobs)}
+        build_env+=("MAX_JOBS=$MAX_JOBS" "FORCE_CUDA=${FORCE_CUDA:-0}")
+        step "3/3 mmcv's operators, compiled for $target in $MAX_JOBS jobs (for the CPU on 2 cores: 2 to 4 minutes)" \
+            compile_operators
     fi
+    echo "$torch" >"$stamp"
 fi
-echo "$torch" >"$stamp"
-step "4/4 the rest of the requirements, and mmlk itself (about a minute)" the_rest
 
 python tools/doctor.py || fail "not everything works: the doctor's advice is above, the full output in $log"
 echo "installed and proved in $SECONDS s"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from mmlk.datasets.layouts import TOP_FOLDERS, NotOurs, Plan, write
+from mmlk.datasets.layouts import TOP_FOLDERS, DemoPlan, NotOurs, write_demo
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,9 +34,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    plan = Plan(args.layout, args.seed, args.train, args.val, tuple(args.size))
+    plan = DemoPlan(args.layout, args.seed, args.train, args.val, tuple(args.size))
     try:
-        written = write(plan, args.out, args.overwrite, lambda items, what: track(items, description=what))
+        written = write_demo(plan, args.out, args.overwrite, lambda items, what: track(items, description=what))
     except NotOurs as error:
         sys.exit(f'{error}.\nGive an empty or a new folder as --out, or --overwrite to write there anyway.')
     except (OSError, ImportError) as error:

@@ -25,7 +25,9 @@ from rich.markup import escape
 from rich.progress import track
 
 from mmlk.analysis import classifiers, shape_bias
+from mmlk.datasets.images import open_image
 from mmlk.engine.cli import add_config_options, fail, find_checkpoint, is_config, read_config
+from mmlk.preprocessors import Normalization
 
 
 def parse_args():
@@ -74,11 +76,12 @@ def build(model: str, checkpoint: str, args: argparse.Namespace) -> classifiers.
         cfg = read_config(model, args.cfg_options)
         if checkpoint is None:
             raise ValueError(f'{model} needs a checkpoint: a file with a classifier in it')
-        classifier = classifiers.from_config(cfg, checkpoint)
+        classifier = classifiers.classifier_from_config(cfg, checkpoint)
     else:
-        classifier = classifiers.build(model, checkpoint, args.by_order)
-    classifier.expect(args.size or classifier.size, args.mean or classifier.mean, args.std or classifier.std,
-                      args.bgr or classifier.bgr)
+        classifier = classifiers.build_classifier(model, checkpoint, args.by_order)
+    mean, std, bgr = classifier.normalization
+    classifier.expect(args.size or classifier.size,
+                      Normalization(tuple(args.mean or mean), tuple(args.std or std), args.bgr or bgr))
     return classifier
 
 
@@ -87,7 +90,7 @@ def main():
     try:
         stimuli = shape_bias.find_stimuli(args.images)
         for stimulus in track(stimuli, 'reading images'):
-            classifiers.open_image(stimulus.path)
+            open_image(stimulus.path)
         models = []
         for model, checkpoint in args.models:
             if checkpoint:
@@ -107,7 +110,7 @@ def main():
         tallies[name] = shape_bias.tally(stimuli, decisions)
         report.append(dict(name=name, model=model, checkpoint=classifier.source, images=classifier.images,
                            **shape_bias.summary(tallies[name])))
-    shape_bias.plot(tallies).savefig(os.path.join(args.out, 'shape_bias.png'), dpi=120)
+    shape_bias.plot_shape_bias(tallies).savefig(os.path.join(args.out, 'shape_bias.png'), dpi=120)
     conflicts = sum(stimulus.conflict for stimulus in stimuli)
     with open(os.path.join(args.out, 'shape_bias.json'), 'w') as file:
         json.dump(dict(stimuli=len(stimuli), conflicts=conflicts, models=report,

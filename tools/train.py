@@ -8,8 +8,8 @@ from mmengine.runner import find_latest_checkpoint
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmlk._types import type_name, type_of
-from mmlk.engine.cli import (add_common_arguments, build_runner, fail, find_checkpoint, load_config, one_message,
-                             preflight)
+from mmlk.engine.cli import (add_common_arguments, build_runner, fail, find_checkpoint, is_resumable, load_config,
+                             one_message, preflight)
 from mmlk.engine.distributed import leave
 
 
@@ -48,7 +48,7 @@ def apply_options(cfg, args):
             fail('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
     # ResumableRunner looks at load_from itself, once it knows whether there is something to resume
-    ours = cfg.get('runner_type', 'ResumableRunner').rpartition('.')[2] == 'ResumableRunner'
+    ours = is_resumable(cfg)
     if args.resume == 'auto' and (ours or find_latest_checkpoint(cfg.work_dir)):
         cfg.resume = 'auto' if ours else True
         cfg.load_from = cfg.get('load_from') if ours else None

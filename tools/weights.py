@@ -19,7 +19,7 @@ from mmlk.weights.catalog import FAMILIES, Triple
 from mmlk.weights.fetch import cache_dir, cache_path, find
 from mmlk.weights.identify import identify
 from mmlk.weights.layouts import find_tensors, fit
-from mmlk.weights.read import StandIn, read
+from mmlk.weights.read import StandIn, read_weights
 
 
 def _pixels(triple: Triple) -> str:
@@ -44,7 +44,7 @@ def show_catalog(words: Sequence[str]) -> None:
                           _pixels(entry.mean), _pixels(entry.std), entry.licence, entry.sha256 or 'not known',
                           'yes' if cache_path(entry).exists() else '', entry.note)
         console.print(table)
-    print(f'\nFiles are kept in {cache_dir()}; MMLK_HOME sets another place. URLs and sources: mmlk/weights/catalog/')
+    print(f'\nFiles are kept in {cache_dir()}; MMLK_HOME sets another place. URLs and sources: configs/metafiles')
 
 
 def _brief(value: Any) -> str:
@@ -60,7 +60,7 @@ def _brief(value: Any) -> str:
 
 def inspect(source: str) -> None:
     path = find(source)
-    payload = read(path)
+    payload = read_weights(path)
     layout = find_tensors(payload, path)
     tensors = layout.tensors
     names = list(tensors)

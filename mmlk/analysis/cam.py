@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence,
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from PIL import ImageOps
 from torch import Tensor, nn
 
 from mmlk._types import type_name, type_of
 from mmlk.datasets.check import datasets
+from mmlk.datasets.images import open_image, to_tensor, viewable
 from mmlk.engine.heads import classes_of, labels_of, names_by_label
 
-from .bands import viewable
-from .classifiers import CLASSES, Classifier, class_names, open_image
-from .shape_bias import pixels
+from .classifiers import CLASSES, Classifier, class_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,7 +153,7 @@ class ClassifierSubject(Subject):
 
     def sample(self, path: Path) -> Sample:
         size = self._classifier[0].size
-        inputs = pixels(ImageOps.fit(open_image(path), (size, size)), size)
+        inputs = to_tensor(ImageOps.fit(open_image(path), (size, size)), size)
         return Sample(inputs.permute(1, 2, 0).byte().numpy(), inputs[None], (size, size))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -251,8 +250,8 @@ class ConfigClassifierSubject(ConfigSubject):
     choose, score = ClassifierSubject.choose, ClassifierSubject.score
 
 
-def from_config(cfg: Config, network: nn.Module, threshold: float = 0.3) -> ConfigSubject:
-    """The subject for a model that :func:`build` made.
+def subject_from_config(cfg: Config, network: nn.Module, threshold: float = 0.3) -> ConfigSubject:
+    """The subject for a model of :func:`mmlk.engine.network.build_network`.
 
     Raises:
         ValueError: It is neither a segmentor, nor a detector, nor a classifier, or its config has no test pipeline.
@@ -265,27 +264,6 @@ def from_config(cfg: Config, network: nn.Module, threshold: float = 0.3) -> Conf
     if 'BaseClassifier' in kinds:
         return ConfigClassifierSubject(cfg, network)
     raise ValueError(f'{type(network).__name__} is no segmentor, detector or classifier of OpenMMLab')
-
-
-def build(cfg: Config) -> nn.Module:
-    """The model of a config, without the weights that it names.
-
-    Raises:
-        ValueError: The config has no backbone, or the model cannot be built.
-    """
-    from mmengine.model import revert_sync_batchnorm
-
-    from .complexity import check_backbone
-    check_backbone(cfg)
-    model = deepcopy(cfg.model)
-    for part in (model, model.backbone):
-        for key in ('init_cfg', 'pretrained'):
-            part.pop(key, None)
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        try:
-            return revert_sync_batchnorm(MODELS.build(model))
-        except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'the model cannot be built: {error}') from error
 
 
 def _test_dataset(cfg: Config) -> dict:
@@ -381,7 +359,8 @@ def _view(name: str, outputs: list, size: Sequence[int]) -> Callable[[Tensor], T
         return lambda x: x
     if shape[0] == 1 and len(shape) == 3:
         for stride in range(1, min(size) + 1):
-            for height, width in {(size[0] // stride, size[1] // stride), (-(-size[0] // stride), -(-size[1] // stride))}:
+            rounded_up = -(-size[0] // stride), -(-size[1] // stride)
+            for height, width in {(size[0] // stride, size[1] // stride), rounded_up}:
                 before = shape[1] - height * width
                 if before in (0, 1):
                     return lambda x: x[:, before:].unflatten(1, (height, width)).permute(0, 3, 1, 2)
@@ -403,7 +382,7 @@ def _on_image(heat: np.ndarray, sample: Sample) -> np.ndarray:
     return heat / max(heat.max(), 1e-7)
 
 
-def overlay(sample: Sample, heat: np.ndarray, choice: Choice) -> np.ndarray:
+def overlay_heat(sample: Sample, heat: np.ndarray, choice: Choice) -> np.ndarray:
     """The map over the image, with the class's region or boxes outlined in white: (H, W, 3) uint8 RGB."""
     import cv2
     from pytorch_grad_cam.utils.image import show_cam_on_image
@@ -420,14 +399,14 @@ def overlay(sample: Sample, heat: np.ndarray, choice: Choice) -> np.ndarray:
 
 
 @dataclass
-class Row:
+class CamRow:
     """A row of :func:`grid`: an image, its title, and overlays by layer."""
     image: np.ndarray
     title: str
     overlays: Dict[str, np.ndarray]
 
 
-def grid(rows: Sequence[Row]) -> 'Figure':
+def grid(rows: Sequence[CamRow]) -> 'Figure':
     """Images on the left, overlays beside them, a column for each layer.
 
     Raises:

@@ -1,22 +1,19 @@
 """Classifiers of ImageNet-1K: a backbone with the head that a file holds beside it, or a model of timm."""
 import difflib
 import sys
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Type
+from typing import Any, Dict, List, Optional, Type
 
-import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
-from PIL import Image
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from mmlk.weights import Report, WeightsError, load
+from mmlk.engine.network import build_network
+from mmlk.preprocessors import Normalization
+from mmlk.weights import LoadReport, WeightsError, load
 from mmlk.weights.catalog import CATALOG, FAMILIES
-from mmlk.weights.catalog.entry import IMAGENET
 from mmlk.weights.layouts import find_tensors, fit
-from mmlk.weights.read import read
+from mmlk.weights.read import read_weights
 
 TIMM = 'timm:'
 CLASSES = 1000
@@ -37,39 +34,37 @@ class Classifier(nn.Module):
         last_layer: Name of the module in it that makes the last map; '' where ``network.backbone`` returns it.
         source: Where its weights are from.
         size: Side of the images.
-        mean: Of each channel of a pixel, 0..255, in the network's order.
-        std: The deviation.
-        bgr: Whether the network takes blue first.
+        normalization: Of the images; by default ImageNet's.
 
     Shape:
         (N, 3, H, W), RGB pixels in 0..255, to logits (N, 1000).
 
     Raises:
-        ValueError: ``size`` is not positive, or ``mean`` or ``std`` is not of three channels.
+        ValueError: ``size`` is not positive, or the mean or the deviation is not of three channels.
     """
 
     def __init__(self, network: nn.Module, last_layer: str, source: str, size: int = 224,
-                 mean: Sequence[float] = IMAGENET[0], std: Sequence[float] = IMAGENET[1], bgr: bool = False):
+                 normalization: Normalization = Normalization()):
         super().__init__()
         self.network = network.eval()
         self.last_layer, self.source = last_layer, source
-        self.expect(size, mean, std, bgr)
+        self.expect(size, normalization)
 
-    def expect(self, size: int, mean: Sequence[float], std: Sequence[float], bgr: bool) -> None:
-        """Say anew which images the network takes."""
+    def expect(self, size: int, normalization: Normalization) -> None:
+        """Change which images the network takes; the arguments and the error are those of the constructor."""
+        mean, std, _ = normalization
         if size < 1 or len(mean) != 3 or len(std) != 3:
             raise ValueError(f'images have a positive side and three channels, got {size}, {mean} and {std}')
-        self.size, self.mean, self.std, self.bgr = size, tuple(mean), tuple(std), bgr
+        self.size, self.normalization = size, normalization
 
     @property
     def images(self) -> Dict[str, Any]:
         """How images are prepared, for a JSON."""
-        return dict(size=self.size, mean=self.mean, std=self.std, channels='BGR' if self.bgr else 'RGB')
+        mean, std, bgr = self.normalization
+        return dict(size=self.size, mean=mean, std=std, channels='BGR' if bgr else 'RGB')
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = pixels.flip(1) if self.bgr else pixels
-        mean, std = (x.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return self.network((x - mean) / std)
+        return self.network(self.normalization(pixels))
 
 
 class WithHead(nn.Module):
@@ -83,7 +78,7 @@ class WithHead(nn.Module):
         return self.head(self.backbone(x)[-1])
 
 
-class Head(nn.Module):
+class ClassifierHead(nn.Module):
     """Mean over the map and a linear layer, with what stands before and between."""
 
     def __init__(self, before: nn.Module, between: nn.Module, linear: nn.Linear):
@@ -94,24 +89,7 @@ class Head(nn.Module):
         return self.linear(self.between(self.before(x).mean((2, 3))))
 
 
-def open_image(path: Path) -> Image.Image:
-    """An image in 8-bit RGB, decoded: grey three times, 16 bits by their upper eight, without an alpha channel.
-
-    Raises:
-        ValueError: The file cannot be read as an image, or holds numbers of 32 bits.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith('I;16'):  # Pillow would cut off at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            elif image.mode in ('I', 'F'):
-                raise ValueError('its pixels are numbers of 32 bits, of no known range')
-            return image.convert('RGB')
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
-        raise ValueError(f'{path} cannot be read as an image: {error}') from error
-
-
-def build(model: str, checkpoint: Optional[str] = None, by_order: bool = False) -> Classifier:
+def build_classifier(model: str, checkpoint: Optional[str] = None, by_order: bool = False) -> Classifier:
     """A classifier by name, with its weights in.
 
     Args:
@@ -124,7 +102,7 @@ def build(model: str, checkpoint: Optional[str] = None, by_order: bool = False) 
         ValueError: There is no such model, or its weights cannot be had.
     """
     if model.startswith(TIMM):
-        return from_timm(model[len(TIMM):], checkpoint, by_order)
+        return classifier_from_timm(model[len(TIMM):], checkpoint, by_order)
     if by_order:
         raise ValueError(f'{model}: tensors are taken in their order for models of timm only')
     if model in CATALOG:
@@ -163,21 +141,13 @@ def _archs(family: type) -> List[str]:
     return list(sys.modules[family.__module__].ARCHS)
 
 
-def from_config(cfg: Config, checkpoint: str) -> Classifier:
+def classifier_from_config(cfg: Config, checkpoint: str) -> Classifier:
     """The backbone of a segmentor's or detector's config, with weights and head from a classifier's file.
 
     Raises:
         ValueError: The config has no backbone, or it cannot be built; the file holds no classifier that fits.
     """
-    from .complexity import check_backbone
-    check_backbone(cfg)
-    backbone = {key: value for key, value in cfg.model.backbone.items() if key not in ('init_cfg', 'pretrained')}
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        try:
-            backbone = MODELS.build(backbone)
-        except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'the backbone cannot be built: {error}') from error
-    return with_head(backbone, checkpoint)
+    return with_head(build_network(cfg, 'backbone'), checkpoint)
 
 
 def with_head(backbone: nn.Module, checkpoint: str) -> Classifier:
@@ -200,8 +170,8 @@ def with_head(backbone: nn.Module, checkpoint: str) -> Classifier:
     images = {}
     entry = CATALOG.get(checkpoint)
     if entry:
-        images = dict(size=int(entry.image_size.split('x')[0]), mean=entry.mean, std=entry.std,
-                      bgr='BGR' in entry.note)
+        images = dict(size=int(entry.image_size.split('x')[0]),
+                      normalization=Normalization(entry.mean, entry.std, entry.channels == 'BGR'))
     classifier = Classifier(WithHead(backbone, head), '', str(checkpoint), **images)
     try:
         with torch.no_grad():
@@ -212,14 +182,14 @@ def with_head(backbone: nn.Module, checkpoint: str) -> Classifier:
     return classifier
 
 
-def _beside(report: Report, backbone: nn.Module) -> Dict[str, Tensor]:
+def _beside(report: LoadReport, backbone: nn.Module) -> Dict[str, Tensor]:
     """What a file holds beside the backbone that was filled from it."""
-    layout = find_tensors(read(report.path), report.path)
+    layout = find_tensors(read_weights(report.path), report.path)
     named = {**layout.tensors, **fit(layout, list(backbone.state_dict())).tensors}
     return {name: named[name] for name in report.unexpected}
 
 
-def _head(tensors: Dict[str, Tensor], family: str, path: str) -> Head:
+def _head(tensors: Dict[str, Tensor], family: str, path: str) -> ClassifierHead:
     """The head whose weights these are: a linear layer, at most one norm, at most one 1x1 convolution under it."""
     modules: Dict[str, Dict[str, Tensor]] = {}
     unused = _NOT_OF_THE_HEAD.get(family)
@@ -231,7 +201,8 @@ def _head(tensors: Dict[str, Tensor], family: str, path: str) -> Head:
     for module, weights in modules.items():
         by_dims.setdefault(weights['weight'].ndim if 'weight' in weights else 0, []).append(module)
     linears, norms, convs = (by_dims.pop(dims, []) for dims in (2, 1, 4))
-    if by_dims or len(linears) != 1 or len(norms) > 1 or len(convs) > len(norms) or convs and family not in _ACTIVATIONS:
+    odd = len(linears) != 1 or len(norms) > 1 or len(convs) > len(norms)
+    if by_dims or odd or convs and family not in _ACTIVATIONS:
         held = ', '.join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in list(tensors.items())[:8])
         raise WeightsError(f'{path} holds no classifier that could be put on a {family}: beside the backbone it has '
                            f"{held or 'nothing'}")
@@ -255,7 +226,7 @@ def _head(tensors: Dict[str, Tensor], family: str, path: str) -> Head:
         out_channels, in_channels = weights['weight'].shape[:2]
         before = nn.Sequential(_filled(nn.Conv2d(in_channels, out_channels, 1, bias='bias' in weights), weights),
                                before, _ACTIVATIONS[family]())
-    return Head(before, between, linear)
+    return ClassifierHead(before, between, linear)
 
 
 def _filled(module: nn.Module, weights: Dict[str, Tensor]) -> nn.Module:
@@ -267,7 +238,7 @@ def _filled(module: nn.Module, weights: Dict[str, Tensor]) -> nn.Module:
     return module
 
 
-def from_timm(name: str, checkpoint: Optional[str] = None, by_order: bool = False) -> Classifier:
+def classifier_from_timm(name: str, checkpoint: Optional[str] = None, by_order: bool = False) -> Classifier:
     """A model of timm with a file's weights, else with timm's own, which are fetched.
 
     Raises:
@@ -294,14 +265,14 @@ def from_timm(name: str, checkpoint: Optional[str] = None, by_order: bool = Fals
             raise ValueError(f'the weights of {name} cannot be fetched ({reason}); give a checkpoint') from error
     own = model.pretrained_cfg
     features = list(getattr(model.feature_info, 'info', model.feature_info))
-    mean, std = ([255 * value for value in own[key]] for key in ('mean', 'std'))
-    return Classifier(model, features[-1]['module'], checkpoint or f'{TIMM}{name}', own['input_size'][-1], mean, std)
+    return Classifier(model, features[-1]['module'], checkpoint or f'{TIMM}{name}', own['input_size'][-1],
+                      Normalization.of_timm(own))
 
 
 def _fill_in_order(model: nn.Module, checkpoint: str) -> None:
     from mmlk.weights.fetch import find
     path = find(checkpoint)
-    file = find_tensors(read(path), path).tensors
+    file = find_tensors(read_weights(path), path).tensors
     own = model.state_dict()
     if len(file) != len(own):
         raise WeightsError(f'{path} has {len(file)} tensors, {type(model).__name__} {len(own)}')

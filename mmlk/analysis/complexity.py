@@ -10,7 +10,7 @@ What is counted is what the published tables count.
 - A segmentor is counted without its auxiliary head, parameters and multiply-adds, which testing does not run.
 - A two-stage detector, as mmdet 2.x counted it: the RPN on every level, 1000 proposals through each box stage
   and 100 through each mask stage.
-- Papers that merge branches after training count the merged form: :func:`build` makes it.
+- Papers that merge branches after training count the merged form: :func:`build_on_meta` makes it.
 """
 import copy
 import functools
@@ -22,7 +22,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +29,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from mmlk._types import scoped_name
+from mmlk._torch_private import dispatch_mode
+from mmlk.engine.network import network_settings
 from mmlk.ops.global_filter import multiply_adds as transform_multiply_adds
 
 BOX_PROPOSALS = 1000
@@ -132,7 +131,7 @@ class Node:
         return dict(facts, children=[child.to_dict() for child in self.children]) if self.children else facts
 
 
-class Line(NamedTuple):
+class FormsLine(NamedTuple):
     """A line of two trees side by side: ``level`` 0 is the model; None where a form lacks the module."""
     level: int
     name: str
@@ -152,24 +151,7 @@ def parse_size(text: str) -> Tuple[int, int]:
     return int(found[2]), int(found[1])
 
 
-def is_ours(backbone: dict) -> bool:
-    """Whether a backbone's config, its ``type`` a name or a class, is of mmlk, and so takes ``merged``."""
-    return scoped_name(backbone).startswith('mmlk.')
-
-
-def check_backbone(cfg: Config) -> None:
-    """Refuse a config that has no backbone.
-
-    Raises:
-        ValueError: It has no ``model``, or that has no ``backbone``.
-    """
-    model = cfg.get('model')
-    if not isinstance(model, dict) or not isinstance(model.get('backbone'), dict) or 'type' not in model['backbone']:
-        raise ValueError('the config has no backbone: it needs model = dict(type=..., backbone=dict(type=...), ...), '
-                         'as a segmentor or detector of mmseg or mmdet')
-
-
-def build(cfg: Config, merged: bool = True) -> nn.Module:
+def build_on_meta(cfg: Config, merged: bool = True) -> nn.Module:
     """The model of a config on the meta device: shapes without values.
 
     Args:
@@ -179,12 +161,9 @@ def build(cfg: Config, merged: bool = True) -> nn.Module:
     Raises:
         ValueError: The config has no backbone.
     """
-    check_backbone(cfg)
-    model = copy.deepcopy(cfg.model)
-    if is_ours(model.backbone):
-        model.backbone.merged = merged
+    settings = network_settings(cfg, merged=merged)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), _EmptyOnMeta():
-        return MODELS.build(model).to('meta')
+        return MODELS.build(settings).to('meta')
 
 
 def count(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Complexity:
@@ -232,11 +211,11 @@ def breakdown(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> 
     return _tree(model, '', meter, seen=left_out, counted=set())
 
 
-def side_by_side(training: Node, merged: Node, depth: int) -> Iterator[Line]:
+def compare_forms(training: Node, merged: Node, depth: int) -> Iterator[FormsLine]:
     """The lines of a table of two forms of a model, parents before children, down to level ``depth``."""
-    def lines(level: int, before: Optional[Node], after: Optional[Node]) -> Iterator[Line]:
+    def lines(level: int, before: Optional[Node], after: Optional[Node]) -> Iterator[FormsLine]:
         node = before or after
-        yield Line(level, node.name, before, after)
+        yield FormsLine(level, node.name, before, after)
         if level == depth:
             return
         first, second = ({child.name: child for child in form.children} if form else {} for form in (before, after))
@@ -256,7 +235,7 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **(dict(kwargs or {}, device='meta') if func is torch.empty else kwargs or {}))
 
 
-class _UnknownOperators(TorchDispatchMode):
+class _UnknownOperators(dispatch_mode()):
     """Collects operators that do real work and that PyTorch's counter takes for free: all that it has no formula for,
     but what is known to cost nothing."""
 
@@ -350,7 +329,8 @@ def _deformable_as_plain() -> ExitStack:
                                 ('modulated_deform_conv', 'ModulatedDeformConv2dFunction', modulated)):
         if f'mmcv.ops.{module}' in sys.modules:
             function = getattr(sys.modules[f'mmcv.ops.{module}'], name)
-            patches.enter_context(mock.patch.object(function, 'forward', staticmethod(plain)))
+            patches.callback(setattr, function, 'forward', vars(function)['forward'])
+            function.forward = staticmethod(plain)
     return patches
 
 

@@ -14,11 +14,8 @@ here too, whatever mean and deviation a network is fed with.
 """
 import copy
 import logging
-import os.path as osp
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -26,20 +23,16 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
-from PIL import Image
 from torch import Tensor, nn
 
-from mmlk.analysis.bands import in_channels, open_bands
+from mmlk.engine.network import build_network, in_channels
+from mmlk.preprocessors import Normalization
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
-IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB, of pixels 0..255
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
-PHOTOGRAPHS = ('astronaut.png', 'camera.png', 'chelsea.png', 'coffee.png', 'motorcycle_left.png', 'rocket.jpg')
-COLUMNS = 5  # heat maps in a row
+COLUMNS = 3  # heat maps in a row, so that the picture is readable at the width of a page
 
 
 @dataclass
@@ -76,48 +69,34 @@ def square(shares: np.ndarray, threshold: float) -> Tuple[int, float]:
     return height, 1.0
 
 
-def imagenet(channels: int) -> Tuple[Tuple[float, ...], Tuple[float, ...]]:
-    """ImageNet's mean and deviation for the channels of :func:`mmlk.analysis.bands.to_bands`: of grey the average, else
-    those of red, green and blue in turn."""
-    if channels == 1:
-        return (sum(IMAGENET_MEAN) / 3, ), (sum(IMAGENET_STD) / 3, )
-    return tuple(tuple(values[index % 3] for index in range(channels)) for values in (IMAGENET_MEAN, IMAGENET_STD))
-
-
-class Network:
+class ErfNetwork:
     """A backbone in eval mode, and the images it takes.
 
     Args:
         backbone: Takes (N, C, H, W), returns a map (N, C', H', W') or a sequence of them.
-        mean: Of each channel of a pixel, 0..255, in the backbone's order, or one for all.
-        std: The deviation.
-        bgr: Whether the backbone takes blue first.
-        channels: C. Of other than three, ImageNet's mean and deviation are those of :func:`imagenet`.
+        normalization: Of the images that the backbone takes; by default ImageNet's.
+        channels: C.
 
     Raises:
         ValueError: ``mean`` or ``std`` is of another number of channels.
     """
 
-    def __init__(self, backbone: nn.Module, mean: Optional[Sequence[float]] = None,
-                 std: Optional[Sequence[float]] = None, bgr: bool = False, channels: int = 3):
-        own = imagenet(channels)
-        mean, std = own[0] if mean is None else mean, own[1] if std is None else std
-        if not {len(mean), len(std)} <= {1, channels}:
-            raise ValueError(f"takes images of {channels} channel{'s' * (channels > 1)}; the mean is of {len(mean)}, "
-                             f'the deviation of {len(std)}')
+    def __init__(self, backbone: nn.Module, normalization: Optional[Normalization] = None, channels: int = 3):
+        self.normalization = normalization or Normalization.imagenet(channels)
+        lengths = len(self.normalization.mean), len(self.normalization.std)
+        if not set(lengths) <= {1, channels}:
+            raise ValueError(f"the backbone takes images of {channels} channel{'s' * (channels > 1)}; the mean is of "
+                             f'{lengths[0]}, the deviation of {lengths[1]}')
         self.channels = channels
         self.backbone = revert_sync_batchnorm(backbone).requires_grad_(False)
         self.backbone.eval()  # mmdet's ResNet does not return itself
-        self.mean, self.std, self.bgr = tuple(mean), tuple(std), bgr
 
     def maps(self, x: Tensor) -> Dict[int, Tensor]:
         """The backbone's maps of an image normalised as for ImageNet, by stage; by position where it names none."""
-        usual = imagenet(self.channels)
-        if (self.mean, self.std, self.bgr) != (*usual, False):
-            mean, std, own_mean, own_std = (x.new_tensor(values)[:, None, None] for values in (
-                *usual, self.mean, self.std))
-            pixels = x * std + mean
-            x = ((pixels.flip(1) if self.bgr else pixels) - own_mean) / own_std
+        usual = Normalization.imagenet(self.channels)
+        if self.normalization != usual:
+            mean, std = usual.tensors(x)
+            x = self.normalization(x * std + mean)
         maps = self.backbone(x)
         maps = [maps] if isinstance(maps, Tensor) else list(maps)
         stages = getattr(self.backbone, 'out_indices', None)
@@ -146,16 +125,16 @@ class Network:
                 try:
                     maps = self.maps(torch.zeros(1, self.channels, size, size))
                 except Exception as error:
-                    raise ValueError(f'does not take images of {size} x {size}: {error}') from error
+                    raise ValueError(f'the backbone does not take images of {size} x {size}: {error}') from error
         stage = max(maps) if stage is None else stage
         if stage not in maps:
-            raise ValueError(f"has no stage {stage}; it returns {', '.join(map(str, maps))}")
+            raise ValueError(f"the backbone has no stage {stage}; it returns {', '.join(map(str, maps))}")
         if not isinstance(maps[stage], Tensor) or maps[stage].ndim != 4:
-            raise ValueError(f'has no map at stage {stage}: (N, C, H, W) was expected')
+            raise ValueError(f'the backbone has no map at stage {stage}: (N, C, H, W) was expected')
         return stage, tuple(maps[stage].shape)
 
 
-def from_config(cfg: Config, initialise: bool) -> Network:
+def erf_from_config(cfg: Config, initialise: bool) -> ErfNetwork:
     """The backbone of a segmentor's, detector's or classifier's config, without the weights the config names.
 
     Args:
@@ -165,27 +144,12 @@ def from_config(cfg: Config, initialise: bool) -> Network:
     Raises:
         ValueError: The config has no backbone, or it cannot be built.
     """
-    model = cfg.get('model') or {}
-    if 'backbone' not in model:
-        raise ValueError('has no model.backbone')
-    backbone = copy.deepcopy(model.backbone)
-    for key in ('init_cfg', 'pretrained', 'checkpoint'):
-        if key in backbone:  # no weights but those asked for
-            backbone[key] = False if key == 'pretrained' and isinstance(backbone[key], bool) else None
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        backbone = _build(lambda: MODELS.build(backbone))
-    images = model.get('data_preprocessor') or cfg.get('data_preprocessor')
-    how = dict(channels=in_channels(cfg))
-    if images:  # mmcv reads blue first; without a mean, YOLOX's say, pixels go in as they are
-        rgb = images.get('bgr_to_rgb') or images.get('to_rgb')
-        channels = how['channels']
-        how.update(mean=images.get('mean') or (0, ) * channels, std=images.get('std') or (1, ) * channels,
-                   bgr=channels == 3 and not rgb)
-    return _network(backbone, initialise, **how)
+    backbone, channels = build_network(cfg, 'backbone'), in_channels(cfg)
+    return _network(backbone, initialise, Normalization.of_config(cfg, channels), channels)
 
 
-def from_timm(name: str, initialise: bool) -> Network:
-    """A model of timm, as :func:`from_config` gives a config's.
+def erf_from_timm(name: str, initialise: bool) -> ErfNetwork:
+    """A model of timm, as :func:`erf_from_config` gives a config's.
 
     Raises:
         ValueError: timm has no such model, or cannot give its feature maps.
@@ -194,21 +158,14 @@ def from_timm(name: str, initialise: bool) -> Network:
     try:
         backbone = TimmBackbone(name, model_args=dict(dynamic_img_size=True))  # transformers, for any size
     except ValueError:
-        backbone = _build(lambda: TimmBackbone(name))
-    own = backbone.model.pretrained_cfg
-    mean, std = ([255 * value for value in own[key]] for key in ('mean', 'std'))
-    standard = np.allclose([*mean, *std], [*IMAGENET_MEAN, *IMAGENET_STD])  # 255 times 0.485 is not quite 123.675
-    return _network(backbone, initialise, **({} if standard else dict(mean=mean, std=std)))
+        try:
+            backbone = TimmBackbone(name)
+        except ValueError as error:
+            raise ValueError(f'the backbone cannot be built: {error}') from error
+    return _network(backbone, initialise, Normalization.of_timm(backbone.model.pretrained_cfg))
 
 
-def _build(build: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        return build()
-    except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'cannot be built: {error}') from error
-
-
-def _network(backbone: nn.Module, initialise: bool, **how) -> Network:
+def _network(backbone: nn.Module, initialise: bool, normalization: Normalization, channels: int = 3) -> ErfNetwork:
     if initialise:
         if hasattr(backbone, 'init_weights'):
             logger = MMLogger.get_current_instance()
@@ -219,7 +176,7 @@ def _network(backbone: nn.Module, initialise: bool, **how) -> Network:
             finally:
                 logger.setLevel(level)
         open_branches(backbone)
-    return Network(backbone, **how)
+    return ErfNetwork(backbone, normalization, channels)
 
 
 def open_branches(module: nn.Module) -> int:
@@ -235,44 +192,6 @@ def open_branches(module: nn.Module) -> int:
             nn.init.ones_(parameter)
             opened += 1
     return opened
-
-
-def find_images(folder: str) -> List[Path]:
-    """Images in a folder and the folders in it, in the order of their paths.
-
-    Raises:
-        ValueError: There is no such folder, or no image in it.
-    """
-    if not osp.isdir(folder):
-        raise ValueError(f'no folder {folder}')
-    images = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES)
-    if not images:
-        raise ValueError(f"no image in {folder}: files that end in {', '.join(SUFFIXES)}")
-    return images
-
-
-def packaged_photographs() -> List[Path]:
-    """The photographs that scikit-image carries.
-
-    Raises:
-        ValueError: It carries none, or is not installed.
-    """
-    package = find_spec('skimage')  # without importing it, which takes a second
-    folder = Path(package.origin).parent / 'data' if package else Path('skimage')
-    photographs = [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()]
-    if not photographs:
-        raise ValueError('scikit-image and the photographs in it are not installed; name a folder of images')
-    return photographs
-
-
-def read_image(path: Path, size: int, channels: int = 3) -> np.ndarray:
-    """An image resized to (size, size, channels), uint8; see :func:`mmlk.analysis.bands.open_bands`.
-
-    Raises:
-        ValueError: The file cannot be read as an image.
-    """
-    bands = open_bands(path, channels).transpose(2, 0, 1)
-    return np.stack([np.array(Image.fromarray(band).resize((size, size), Image.BICUBIC)) for band in bands], 2)
 
 
 def contribution(features: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
@@ -293,11 +212,11 @@ def contribution(features: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
     return gradient.relu().sum((0, 1)).cpu().numpy()
 
 
-def measure(network: Network, images: Iterable[np.ndarray], stage: int, device: str = 'cpu') -> ReceptiveField:
+def measure_erf(network: ErfNetwork, images: Iterable[np.ndarray], stage: int, device: str = 'cpu') -> ReceptiveField:
     """The receptive field of one stage. The backbone is moved to the device for the while.
 
     Args:
-        network: Checked with :meth:`Network.check`.
+        network: Checked with :meth:`ErfNetwork.check`.
         images: (H, W, C) uint8, of three channels RGB, all of one size.
         stage: One that it returns.
         device: Where to run.
@@ -306,14 +225,14 @@ def measure(network: Network, images: Iterable[np.ndarray], stage: int, device: 
         ValueError: Every image gave NaN, or nothing contributes to the map: its middle is negative everywhere.
     """
     backbone = network.backbone.to(device)
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in imagenet(network.channels))
+    normalize = Normalization.imagenet(network.channels)
     total, used, skipped = 0.0, 0, 0
     # TF32 has ten bits; scores are summed over many paths
     exact = torch.backends.cudnn.flags(allow_tf32=False) if str(device).startswith('cuda') else nullcontext()
     with exact:
         for image in images:
-            pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)
-            scores = contribution(lambda x: network.maps(x)[stage], ((pixels - mean) / std)[None])
+            pixels = torch.from_numpy(image).to(device).permute(2, 0, 1).float()
+            scores = contribution(lambda x: network.maps(x)[stage], normalize(pixels)[None])
             if np.isnan(scores).any():
                 skipped += 1
             else:
@@ -376,7 +295,7 @@ def heat_maps(fields: Dict[str, ReceptiveField], decades: Optional[float] = None
             axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor='black', linewidth=0.6,
                                      linestyle='--'))
             if side - labelled > 0.09 * height:  # or the labels would lie on each other
-                axes.text(left, top, f'{threshold:.0%}', fontsize=6, verticalalignment='bottom')
+                axes.text(left, top, f'{threshold:.0%}', fontsize=8, verticalalignment='bottom')
                 labelled = side
         axes.set_title(name, fontsize=10)
     figure.colorbar(drawn, ax=grid, label='log10(score + 1) / largest')

@@ -14,7 +14,6 @@ No optimizer step is included, whose cost depends on the number of parameters al
 and of recomputing activations (``with_cp``) holds. Memory is what a call holds at most beyond what stood before it:
 activations, gradients and workspace, no weights.
 """
-import copy
 import functools
 import itertools
 import statistics
@@ -25,13 +24,10 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, NamedTuple, Op
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmlk.analysis import zoo
-from mmlk.analysis.bands import in_channels
-from mmlk.analysis.complexity import check_backbone, is_ours
+from mmlk.engine.network import build_network, check_backbone, in_channels
 from mmlk.ops.benchmark import peak_memory
 from mmlk.ops.choice import timed
 from mmlk.reparam import MergeableBranches, merge
@@ -71,7 +67,7 @@ class Variant(NamedTuple):
         return '+'.join(name for name, on in zip(SWITCHES, self) if on) or 'fp32'
 
 
-class Network(NamedTuple):
+class LatencyNetwork(NamedTuple):
     """A network to measure: ``build`` gives it in training form; ``kind`` is backbone, segmentor or detector."""
     name: str
     build: Callable[[], nn.Module]
@@ -81,7 +77,7 @@ class Network(NamedTuple):
 
 class Job(NamedTuple):
     """One call to measure; ``module`` is what it runs."""
-    network: Network
+    network: LatencyNetwork
     variant: Variant
     module: nn.Module
     call: Callable[[], object]
@@ -92,7 +88,7 @@ class Job(NamedTuple):
 
 
 @dataclass
-class Row:
+class LatencyRow:
     """What was measured of one job: ``seconds`` turn by turn, ``memory`` in bytes, None where the system does not tell.
 
     ``failed`` says why a job has neither.
@@ -129,7 +125,7 @@ class Row:
         """Images a second."""
         return self.batch / self.median
 
-    def relative_to(self, other: 'Row') -> float:
+    def relative_to(self, other: 'LatencyRow') -> float:
         """Time over that of another row of the same run: the median of what the turns say, each in itself."""
         return statistics.median(ours / theirs for ours, theirs in zip(self.seconds, other.seconds))
 
@@ -144,7 +140,7 @@ class Row:
                     images_per_second=self.throughput, peak_memory_bytes=self.memory)
 
 
-class Result(NamedTuple):
+class KnownResult(NamedTuple):
     """A known accuracy: ``metric`` names the data set too; ``kind`` says how the zoo has it, ``source`` where from."""
     metric: str
     value: float
@@ -153,31 +149,25 @@ class Result(NamedTuple):
     pretraining: str
 
 
-def from_config(cfg: Config, name: str, part: str = 'backbone') -> Network:
+def latency_from_config(cfg: Config, name: str, part: str = 'backbone') -> LatencyNetwork:
     """The backbone of a config, or its whole model, with random weights.
 
     Raises:
         ValueError: The config has no backbone, or is neither a segmentor's nor a detector's and ``part`` is 'model'.
     """
     check_backbone(cfg)
-    scope, settings = cfg.get('default_scope'), copy.deepcopy(cfg.model)
-    if is_ours(settings.backbone):
-        settings.backbone.merged = False
+    scope = cfg.get('default_scope')
     kind = 'backbone'
     if part == 'model':
         kind = {'mmseg': 'segmentor', 'mmdet': 'detector'}.get(scope)
         if kind is None:
             raise ValueError("part 'model' is of segmentors and detectors, whose configs have default_scope = 'mmseg' "
                              f"or 'mmdet'; this one has {scope!r}")
-
-    def build() -> nn.Module:
-        with DefaultScope.overwrite_default_scope(scope):
-            return revert_sync_batchnorm(MODELS.build(settings if part == 'model' else settings.backbone))
-
-    return Network(name, build, kind, in_channels(cfg))
+    build = functools.partial(build_network, cfg, part, merged=False)
+    return LatencyNetwork(name, build, kind, in_channels(cfg))
 
 
-def from_timm(name: str, size: Tuple[int, int]) -> Network:
+def latency_from_timm(name: str, size: Tuple[int, int]) -> LatencyNetwork:
     """A model of timm as a backbone: its maps of all stages, with random weights.
 
     Raises:
@@ -188,10 +178,10 @@ def from_timm(name: str, size: Tuple[int, int]) -> Network:
         raise ValueError(f"timm has no model '{name}'")
     pretrained = timm.get_pretrained_cfg(name)
     options = {'img_size': size} if pretrained and pretrained.fixed_input_size else {}
-    return Network(name, lambda: timm.create_model(name, features_only=True, **options))
+    return LatencyNetwork(name, lambda: timm.create_model(name, features_only=True, **options))
 
 
-def jobs(network: Network, module: nn.Module, variants: Sequence[Variant], mode: str, size: Tuple[int, int],
+def jobs(network: LatencyNetwork, module: nn.Module, variants: Sequence[Variant], mode: str, size: Tuple[int, int],
          batch: int, device: torch.device) -> Iterator[Job]:
     """The calls to measure of one network, built in training form, on the device.
 
@@ -249,7 +239,7 @@ def _call(kind: str, run: Callable, module: nn.Module, mode: str, image: Tensor,
     return infer if mode == 'inference' else learn
 
 
-def _annotations(network: Network, module: nn.Module, batch: int, size: Tuple[int, int],
+def _annotations(network: LatencyNetwork, module: nn.Module, batch: int, size: Tuple[int, int],
                  device: torch.device) -> Optional[list]:
     """Random ground truth of each image, as the toolboxes take it; None for a backbone."""
     if network.kind == 'backbone':
@@ -294,9 +284,10 @@ def take_turns(calls: Sequence[Callable[[], object]], device: torch.device, turn
     return samples
 
 
-def measure(networks: Sequence[Network], modules: Sequence[nn.Module], variants: Sequence[Variant], mode: str,
-            size: Tuple[int, int], batch: int, device: torch.device, turns: int = 10, warmup: int = 4,
-            tick: Callable[[str, int], object] = lambda text, total: None) -> List[Row]:
+def measure_latency(networks: Sequence[LatencyNetwork], modules: Sequence[nn.Module], variants: Sequence[Variant],
+                    mode: str, size: Tuple[int, int], batch: int, device: torch.device, turns: int = 10,
+                    warmup: int = 4, tick: Callable[[str, int], object] = lambda text, total: None
+                    ) -> List[LatencyRow]:
     """Measure networks, all their variants taking turns.
 
     Args:
@@ -322,7 +313,7 @@ def measure(networks: Sequence[Network], modules: Sequence[nn.Module], variants:
     for job in listed:
         parameters = sum(p.numel() for p in job.module.parameters())
         recomputes = any(getattr(m, 'with_cp', False) for m in job.module.modules()) and mode == 'training'
-        row = Row(job.network.name, str(job.variant), mode, batch, parameters, recomputes, [])
+        row = LatencyRow(job.network.name, str(job.variant), mode, batch, parameters, recomputes, [])
         rows.append(row)
         try:
             for _ in range(warmup):
@@ -339,7 +330,7 @@ def measure(networks: Sequence[Network], modules: Sequence[nn.Module], variants:
     return rows
 
 
-def known_result(name: str, root: Path) -> Optional[Result]:
+def known_result(name: str, root: Path) -> Optional[KnownResult]:
     """The accuracy that the zoo at ``root`` has of a config, published before re-evaluated before trained here."""
     for row in zoo.rows(zoo.read(root)):
         for kind, called in zoo.KINDS.items() if row['Name'] == name else ():
@@ -347,57 +338,58 @@ def known_result(name: str, root: Path) -> Optional[Result]:
                 for metric in ('mIoU', 'box AP'):
                     if metric in result['Metrics']:
                         source = result.get('Source') or row.get('Published', {}).get('Source', '')
-                        return Result(f"{metric} on {result['Dataset']}", result['Metrics'][metric], called, source,
-                                      row['Metadata'].get('Pretraining', ''))
+                        return KnownResult(f"{metric} on {result['Dataset']}", result['Metrics'][metric], called,
+                                           source, row['Metadata'].get('Pretraining', ''))
     return None
 
 
-def plot(rows: Sequence[Row], results: Dict[str, Result], title: str) -> 'Figure':
+def plot_latency(rows: Sequence[LatencyRow], results: Dict[str, KnownResult], title: str) -> 'Figure':
     """Bars of time for each mode, the middle half of the turns as whiskers; accuracy against latency where known.
 
     Args:
-        rows: Of :func:`measure`; those that failed are left out.
+        rows: Of :func:`measure_latency`; those that failed are left out.
         results: Of networks by name. A panel for each metric shows the inference of those that have it.
         title: Of the figure: the machine and the settings.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
+
+    from mmlk.analysis.palette import Point, add_panels, looks, name_points
     rows = [row for row in rows if not row.failed]
     modes = [mode for mode in MODES if any(row.mode == mode for row in rows)]
     shown = {row.name for row in rows if row.mode == 'inference'}
     metrics = list(dict.fromkeys(result.metric for name, result in results.items() if name in shown))
-    colours = {name: f'C{index % 10}' for index, name in enumerate(dict.fromkeys(row.name for row in rows))}
-    markers = dict(zip(dict.fromkeys(row.variant for row in rows), 'osD^vP*X<>'))
+    look = looks(row.name for row in rows)
     most = max(sum(row.mode == mode for row in rows) for mode in modes)
     panels = len(modes) + len(metrics)
-    figure = Figure(figsize=(6.2 * panels, max(4.4, 1.4 + 0.34 * most)), layout='constrained')
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    figure = Figure(figsize=(10.4, (1 + panels) // 2 * max(3.4, 1.4 + 0.34 * most)), layout='constrained')
+    axes = add_panels(figure, panels)
     for axis, mode in zip(axes, modes):
         bars = [row for row in rows if row.mode == mode][::-1]  # the first at the top
         middle = [row.median * 1e3 for row in bars]
         spread = [[abs(row.quartiles[side] - row.median) * 1e3 for row in bars] for side in (0, 1)]
-        axis.barh(range(len(bars)), middle, xerr=spread, color=[colours[row.name] for row in bars], alpha=0.85,
+        axis.barh(range(len(bars)), middle, xerr=spread, color=[look[row.name].colour for row in bars], alpha=0.85,
                   error_kw=dict(ecolor='0.2', capsize=3))
         for place, (row, value) in enumerate(zip(bars, middle)):
             axis.text(row.quartiles[1] * 1e3, place, f' {value:.3g}' if value < 1000 else f' {value:.0f}',
                       verticalalignment='center', fontsize=8)
-        axis.set_yticks(range(len(bars)), [row.label for row in bars], fontsize=8)
+        axis.set_yticks(range(len(bars)), [row.label for row in bars], fontsize=9)
         axis.set(xlabel='ms', title=f'{mode}, batch of {bars[0].batch}')
-        axis.margins(x=0.12)
+        axis.margins(x=0.18)
         axis.grid(axis='x', alpha=0.3)
+    named = {}
     for axis, metric in zip(axes[len(modes):], metrics):
         points = [row for row in rows if row.mode == 'inference' and row.name in results
                   and results[row.name].metric == metric]
+        named[axis] = []
         for row in points:
-            axis.plot(row.median * 1e3, results[row.name].value, markers[row.variant], color=colours[row.name])
+            colour, marker = look[row.name]
+            x, y = row.median * 1e3, results[row.name].value
+            axis.plot(x, y, marker, color=colour, fillstyle='full' if row.variant == 'fp32' else 'none')
+            named[axis].append(Point(row.label, x, y, colour))
         kinds = ' or '.join(dict.fromkeys(results[row.name].kind for row in points))
         axis.set(xlabel='ms', ylabel=f'{metric}, {kinds}', title='accuracy against latency of inference')
-        named = [Patch(color=colours[name], label=name) for name in dict.fromkeys(row.name for row in points)]
-        named += [Line2D([], [], marker=markers[variant], linestyle='', color='0.3', label=variant)
-                  for variant in dict.fromkeys(row.variant for row in points)]
-        axis.legend(handles=named, fontsize=8)
         axis.grid(alpha=0.3)
-        axis.margins(0.12)
+        axis.margins(0.15)
     figure.suptitle(title, fontsize=9)
+    name_points(figure, named)
     return figure

@@ -29,7 +29,7 @@ Annotation = Union[np.ndarray, Instances]
 
 
 @dataclass
-class Scene:
+class PredictedScene:
     """``image`` (H, W, 3) uint8 RGB; ``truth`` and ``prediction`` each a label map (H, W) or
     :class:`Instances`. ``truth`` is None where a dataset has none."""
     image: np.ndarray
@@ -84,7 +84,7 @@ def _same_size(labels: np.ndarray, image: np.ndarray) -> None:
         raise ValueError(f'the annotation is {labels.shape} and its image {image.shape[:2]} (height, width)')
 
 
-def panels(scenes: Sequence[Scene], classes: Sequence[str], palette: Optional[Palette] = None) -> 'Figure':
+def panels(scenes: Sequence[PredictedScene], classes: Sequence[str], palette: Optional[Palette] = None) -> 'Figure':
     """One row per scene: image, ground truth, prediction; under them the names of the classes that occur.
 
     Args:
@@ -98,7 +98,7 @@ def panels(scenes: Sequence[Scene], classes: Sequence[str], palette: Optional[Pa
     return side_by_side({'prediction': scenes}, classes, palette)
 
 
-def side_by_side(predictions: Dict[str, Sequence[Scene]], classes: Sequence[str],
+def side_by_side(predictions: Dict[str, Sequence[PredictedScene]], classes: Sequence[str],
                  palette: Optional[Palette] = None) -> 'Figure':
     """As :func:`panels`, with a column for each of several models.
 
@@ -158,7 +158,7 @@ def _draw_boxes(axes, instances: Instances, classes: Sequence[str], palette: Pal
                   bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
 
 
-def _labels_in(scenes: Sequence[Scene], count: int) -> List[int]:
+def _labels_in(scenes: Sequence[PredictedScene], count: int) -> List[int]:
     """The labels that occur, those of most pixels (of most objects) first."""
     totals = np.zeros(count, np.int64)
     for scene in scenes:
@@ -169,7 +169,7 @@ def _labels_in(scenes: Sequence[Scene], count: int) -> List[int]:
     return [int(label) for label in np.argsort(-totals, kind='stable') if totals[label]]
 
 
-def predict(model, dataset, indices: Sequence[int], score: float = 0.3) -> List[Scene]:
+def predict(model, dataset, indices: Sequence[int], score: float = 0.3) -> List[PredictedScene]:
     """Run a segmentor or a detector on some images of its test dataset.
 
     Args:
@@ -183,7 +183,7 @@ def predict(model, dataset, indices: Sequence[int], score: float = 0.3) -> List[
     import torch
     from mmengine.dataset import pseudo_collate
 
-    from mmlk.analysis.bands import viewable
+    from mmlk.datasets.images import viewable
     scenes = []
     for index in indices:
         data = dataset[int(index)]
@@ -204,12 +204,12 @@ def predict(model, dataset, indices: Sequence[int], score: float = 0.3) -> List[
             masks = np.asarray(found.masks, bool) if 'masks' in found else None
             prediction = Instances(found.bboxes.numpy(), found.labels.numpy(), masks, found.scores.numpy())
             truth = _instances_of(dataset.get_data_info(int(index)), image.shape[:2], masks is not None)
-        scenes.append(Scene(image, truth, prediction, title))
+        scenes.append(PredictedScene(image, truth, prediction, title))
     return scenes
 
 
 def predict_some(cfg, checkpoint: str, number: int, score: float = 0.3,
-                 device: str = 'cpu') -> Tuple[List[Scene], Sequence[str], Optional[Palette]]:
+                 device: str = 'cpu') -> Tuple[List[PredictedScene], Sequence[str], Optional[Palette]]:
     """Run the model of a config on test images that lie evenly over its dataset.
 
     Args:
@@ -225,16 +225,16 @@ def predict_some(cfg, checkpoint: str, number: int, score: float = 0.3,
     Raises:
         WeightsError: The checkpoint does not fit the model.
     """
-    from mmengine.model import revert_sync_batchnorm
-    from mmengine.registry import DATASETS, MODELS, init_default_scope
+    from mmengine.registry import DATASETS, init_default_scope
 
     from mmlk.engine.heads import names_by_label
+    from mmlk.engine.network import build_network
     from mmlk.weights import load
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    model = MODELS.build(cfg.model)
+    model = build_network(cfg)
     load(model, checkpoint)
-    model = revert_sync_batchnorm(model).to(device).eval()
+    model = model.to(device).eval()
     indices = np.unique(np.linspace(0, len(dataset) - 1, number).round().astype(int))
     return (predict(model, dataset, indices, score), names_by_label(dataset.metainfo['classes'], model),
             dataset.metainfo.get('palette'))

@@ -9,18 +9,17 @@ closing the gap between human and machine vision, Geirhos et al., NeurIPS 2021, 
 - the bias is the share of decisions for the shape among decisions for the shape or the texture; that of a category is
   of the images with its shape, and the overall one counts decisions, not categories.
 """
-import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from .classifiers import CLASSES, Classifier, open_image
-from .erf import SUFFIXES
+from mmlk.datasets.images import SUFFIXES, open_image, to_tensor
+
+from .classifiers import CLASSES, Classifier
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,9 +71,9 @@ Tally = Dict[str, Counts]
 # Ten people, 1200 images each, counted from the answers in model-vs-human, raw-data/cue-conflict/: 0.959 overall, which
 # the ICLR paper has too.
 HUMANS: Tally = {name: Counts(shape, texture, 750 - shape - texture) for name, (shape, texture) in dict(
-    airplane=(443, 53), bear=(501, 35), bicycle=(717, 2), bird=(581, 19), boat=(348, 51), bottle=(672, 9), car=(671, 18),
-    cat=(561, 24), chair=(680, 6), clock=(705, 3), dog=(529, 33), elephant=(553, 21), keyboard=(571, 35),
-    knife=(483, 59), oven=(574, 19), truck=(647, 11)).items()}
+    airplane=(443, 53), bear=(501, 35), bicycle=(717, 2), bird=(581, 19), boat=(348, 51), bottle=(672, 9),
+    car=(671, 18), cat=(561, 24), chair=(680, 6), clock=(705, 3), dog=(529, 33), elephant=(553, 21),
+    keyboard=(571, 35), knife=(483, 59), oven=(574, 19), truck=(647, 11)).items()}
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,8 @@ def find_stimuli(folder: str) -> List[Stimulus]:
             raise ValueError(f'{path} lies in the folder of another category; it was expected in one named {found[1]}')
         stimuli.append(Stimulus(path, *found.groups()))
     if not stimuli:
-        raise ValueError(f"no image in {folder}; it should hold folders such as {', '.join(list(CATEGORIES)[:3])}, with "
-                         f"files that end in {', '.join(SUFFIXES)}")
+        raise ValueError(f"no image in {folder}; it should hold folders such as {', '.join(list(CATEGORIES)[:3])}, "
+                         f"with files that end in {', '.join(SUFFIXES)}")
     if not any(stimulus.conflict for stimulus in stimuli):
         raise ValueError(f'no image in {folder} has the shape of one category and the texture of another')
     return stimuli
@@ -132,13 +131,6 @@ def categorise(logits: Tensor) -> List[str]:
     return [list(CATEGORIES)[index] for index in means.argmax(1).tolist()]
 
 
-def pixels(image: Image.Image, size: int) -> Tensor:
-    """(3, size, size) in 0..255: the whole image, which is resized, bicubic, if it has another size."""
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.BICUBIC)
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1).float()
-
-
 def decide(classifier: Classifier, batches: Iterable[Sequence[Stimulus]], device: str = 'cpu') -> List[str]:
     """The categories that a classifier decides for, stimulus by stimulus. It is moved to the device for the while.
 
@@ -149,7 +141,7 @@ def decide(classifier: Classifier, batches: Iterable[Sequence[Stimulus]], device
     decisions: List[str] = []
     with torch.inference_mode():
         for batch in batches:
-            images = torch.stack([pixels(open_image(stimulus.path), classifier.size) for stimulus in batch])
+            images = torch.stack([to_tensor(open_image(stimulus.path), classifier.size) for stimulus in batch])
             images = images.to(device, memory_format=torch.channels_last)  # faster, on CPUs too
             decisions += categorise(classifier(images).cpu())
     classifier.to('cpu')
@@ -201,21 +193,24 @@ def summary(counts: Tally) -> Dict[str, Any]:
     return dict(**facts(overall(counts)), categories={name: facts(c) for name, c in counts.items()})
 
 
-def plot(tallies: Dict[str, Tally]) -> 'Figure':
-    """The familiar picture: a mark for every category, lines at the overall biases, shape to the left, people in red.
+def plot_shape_bias(tallies: Dict[str, Tally]) -> 'Figure':
+    """A mark for every category, lines at the overall biases, shape to the left, people in blue.
 
     Raises:
         ValueError: There is no tally.
     """
     from matplotlib.figure import Figure
+
+    from mmlk.analysis.palette import looks
     if not tallies:
         raise ValueError('there is nothing to plot')
     order = sorted(CATEGORIES, key=lambda name: -HUMANS[name].bias)
     figure = Figure(figsize=(7.2, 6.6), layout='constrained')
     axes = figure.subplots()
-    looks = zip(itertools.cycle('os^vP*Xp'), itertools.cycle(f'C{index}' for index in (0, 1, 2, 4, 5, 6, 7, 8, 9)))
-    series = [*zip(tallies.items(), looks), (('humans', HUMANS), ('D', '#a51e37'))]
-    for (name, counts), (marker, colour) in series:
+    look = looks(['humans', *tallies])  # people as the first: the same in every picture
+    series = [*tallies.items(), ('humans', HUMANS)]
+    for name, counts in series:
+        colour, marker = look[name]
         mean = overall(counts).bias
         marks = [(counts[category].bias, row) for row, category in enumerate(order)
                  if counts[category].bias is not None]

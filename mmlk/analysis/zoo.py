@@ -1,24 +1,29 @@
-"""The model zoo: metafiles in OpenMMLab's model-index format, what the configs say, and the README's table.
+"""The model zoo: the records in ``configs/metafiles``, what the configs say, and the page ``docs/zoo.md`` made of both.
 
-``model-index.yml`` imports one metafile a family, ``configs/metafiles/*.yml``, with one row (an entry of ``Models``) a
-config. A row keeps three kinds of results apart, each a list of task, dataset, metrics and source:
+A record is the YAML file of a family, in OpenMMLab's metafile format, so that ``model-index.yml`` can import it. It has
+``Collections``, the papers; ``Files``, weights that no config here trains (:mod:`mmlk.weights.catalog` reads them);
+and ``Models``, one row a config. A row keeps three kinds of results apart, each a list of task, dataset, metrics and
+source:
 
 - ``Results``: published; ``Published`` gives the source and the published size and, if our config is not expected to
-  reach them, why (``Missed``), ``Weights`` the file that has them;
+  reach them, why (``Missed``), ``Weights`` the file that has them, and ``File`` what that file is;
 - ``Re-evaluated``: official weights, tested by this toolbox;
 - ``Trained Here``: weights that this toolbox trained.
 
-In a row's ``Metadata``, what :data:`MEASURED` names comes from the config: :func:`refresh` writes it.
+A person writes each fact once. What :data:`MEASURED` names in a row's ``Metadata`` comes from the config
+(:func:`refresh` writes it), the title of a paper from its BibTeX entry (:func:`dump`).
 """
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
 import yaml
 from mmengine.config import Config
 
-from mmlk.analysis.complexity import build, count
+from mmlk.analysis.complexity import build_on_meta, count
+from mmlk.weights.catalog import IMAGENET, Entry, entries, read_records
 
 Row = Dict[str, Any]
 
@@ -26,7 +31,7 @@ Row = Dict[str, Any]
 MEASURED = ('Pretrained Weights', 'Epochs', 'Iterations', 'Batch Size', 'Parameters', 'FLOPs', 'Counted')
 #: Kinds of results, and how the table calls them.
 KINDS = {'Results': 'published', 'Re-evaluated': 'official weights, tested here', 'Trained Here': 'trained here'}
-#: Parts of the table: title, training data, and how the configs' names begin. A row goes into the first that fits.
+#: Tables of configs: title, training data, and how the configs' names begin. A row goes into the first that fits.
 GROUPS = (
     ('ADE20K: mIoU, single / multi scale', 'ADE20K', ''),
     ('Cityscapes: mIoU, single / multi scale', 'Cityscapes', ''),
@@ -36,29 +41,91 @@ GROUPS = (
     ('COCO, other detectors: box AP', 'COCO', ''),
 )
 METRICS = ('mIoU', 'mIoU(ms+flip)', 'box AP', 'mask AP')
-BEGIN, END = '<!-- python tools/render_zoo.py writes this table -->', '<!-- end of the table -->'
 EMPTY = '–'
+PAGE = """# Model zoo
+
+<!-- python tools/render_zoo.py writes this page from configs/metafiles; do not edit it. -->
+
+Every figure on this page is one that its source published, unless the column says that it was measured here. Sources
+are in [configs/metafiles](../configs/metafiles), one file a family.
+
+## Configs
+
+A config's name is the method, the backbone (with `-22k`, pretrained on ImageNet-22K) and the data set. A published
+result links to the weights that have it. Sizes are parameters and multiply-adds of the whole model at the size of image
+in brackets; what is counted here is the merged form.
+
+{configs}
+
+## Weights
+
+`python tools/weights.py fetch NAME` downloads a file, and every place that takes a checkpoint takes the name. The
+license is that of the file. Pixels say what the network takes: ImageNet's mean and standard deviation in RGB order,
+unless it says otherwise.
+
+{weights}
+
+## Papers
+
+{papers}
+"""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lays a record out: lists of values and tables of numbers on one line, texts of several lines as they are."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(list, lambda dumper, values: dumper.represent_sequence(
+    'tag:yaml.org,2002:seq', values, flow_style=not any(isinstance(value, (dict, list)) for value in values)))
+_Dumper.add_representer(dict, lambda dumper, values: dumper.represent_mapping(
+    'tag:yaml.org,2002:map', values.items(),
+    flow_style=bool(values) and all(isinstance(value, (int, float)) for value in values.values())))
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
+    'tag:yaml.org,2002:str', text, style='|' if '\n' in text else None))
 
 
 def read(root: Path) -> Dict[Path, dict]:
-    """The metafiles that ``root/model-index.yml`` imports, by path."""
-    index = yaml.safe_load((root / 'model-index.yml').read_text())
-    return {root / name: yaml.safe_load((root / name).read_text()) for name in index['Import']}
+    """The records of a checkout, or of the folder ``.mim`` of an installation, by path."""
+    return read_records(root / 'configs' / 'metafiles')
 
 
-def write(path: Path, metafile: dict) -> None:
-    """Write a metafile, in one way of laying it out, and keep the comment at its top."""
+def dump(path: Path, record: dict) -> str:
+    """The text of a record's file: laid out in one way, under the comment at its top, with the titles of its papers."""
     comment = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(encoding='utf-8').splitlines(keepends=True):
         if not line.startswith('#'):
             break
         comment.append(line)
-    path.write_text(''.join(comment) + yaml.safe_dump(metafile, sort_keys=False, allow_unicode=True, width=110))
+    for collection in record.get('Collections') or []:
+        if 'BibTeX' in collection:
+            collection['Paper'] = {'Title': title(collection['BibTeX']), **{
+                key: value for key, value in collection['Paper'].items() if key != 'Title'}}
+    return ''.join(comment) + yaml.dump(record, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-def rows(metafiles: Dict[Path, dict]) -> List[Row]:
-    """The rows of all metafiles, in their order."""
-    return [row for metafile in metafiles.values() for row in metafile['Models']]
+def title(bibtex: str) -> str:
+    """The title in a BibTeX entry, without the braces that keep capitals.
+
+    Raises:
+        ValueError: The entry has no title on a line of its own.
+    """
+    found = re.search(r'^\s*title\s*=\s*\{(.*)\},?\s*$', bibtex, re.MULTILINE)
+    if not found:
+        raise ValueError(f'no line with a title in the BibTeX entry\n{bibtex}')
+    return re.sub('[{}]', '', found[1])
+
+
+def write(path: Path, record: dict) -> None:
+    """Write a record as :func:`dump` lays it out."""
+    path.write_text(dump(path, record), encoding='utf-8')
+
+
+def rows(records: Dict[Path, dict]) -> List[Row]:
+    """The rows of all records, in their order."""
+    return [row for record in records.values() for row in record['Models']]
 
 
 def image_size(row: Row) -> Tuple[int, int]:
@@ -96,7 +163,7 @@ def is_fresh(cfg: Config, row: Row) -> bool:
 
 def refresh(cfg: Config, row: Row) -> None:
     """Write into a row what its config says, and count the model, merged."""
-    counted = count(build(cfg), image_size(row))
+    counted = count(build_on_meta(cfg), image_size(row))
     metadata = {key: value for key, value in row['Metadata'].items() if key not in MEASURED}
     metadata.update(schedule(cfg), Parameters=counted.parameters, FLOPs=counted.macs, Counted=stamp(cfg, row))
     row['Metadata'] = metadata
@@ -115,25 +182,30 @@ def agrees(figure: float, ours: float) -> bool:
     return abs(ours - figure) <= max(0.01 * figure, 0.5 if isinstance(figure, int) else 0.05)
 
 
-def render(metafiles: Dict[Path, dict]) -> str:
-    """The README's table, in Markdown."""
-    left, lines = rows(metafiles), []
-    for title, data, prefix in GROUPS:
+def render(records: Dict[Path, dict]) -> str:
+    """The page ``docs/zoo.md``, in Markdown."""
+    return PAGE.format(configs=_configs(records), weights=_weights(records), papers=_papers(records))
+
+
+def _configs(records: Dict[Path, dict]) -> str:
+    left: List[Row] = rows(records)
+    lines: List[str] = []
+    for heading, data, prefix in GROUPS:
         group = [row for row in left if row['Metadata']['Training Data'] == data and row['Name'].startswith(prefix)]
         left = [row for row in left if row not in group]
         if group:
-            header = ['config', 'pretraining', *KINDS.values(), 'published size', 'counted here']
-            lines += ['', f'**{title}**', '', _line(header), '|---' * len(header) + '|']
-            lines += [_line(_cells(row)) for row in group]
+            kinds = [kind for kind in KINDS if kind == 'Results' or any(kind in row for row in group)]
+            header = ['config', 'pretraining', *(KINDS[kind] for kind in kinds), 'published size', 'counted here']
+            lines += ['', f'### {heading}', '', *_table(header, [_cells(row, kinds) for row in group])]
     if left:
         raise ValueError(f"no part of the table takes {', '.join(row['Name'] for row in left)}")
     notes: Dict[Tuple[str, str], List[str]] = {}
-    for row in rows(metafiles):
+    for row in rows(records):
         reasons = row.get('Published', {}).get('Differs', {})
         for reason in dict.fromkeys(reasons.values()):
             figures = ' and '.join(figure for figure in reasons if reasons[figure] == reason)
             notes.setdefault((figures, reason), []).append(f"`{row['Name']}`")
-    missed = {row['Name']: row['Published']['Missed'] for row in rows(metafiles)
+    missed = {row['Name']: row['Published']['Missed'] for row in rows(records)
               if 'Missed' in row.get('Published', {})}
     if missed:
         lines += ['', 'Published results that a config is not expected to reach:', '']
@@ -144,32 +216,51 @@ def render(metafiles: Dict[Path, dict]) -> str:
     return '\n'.join(lines).strip('\n')
 
 
-def insert(readme: str, table: str) -> str:
-    """The README's text with the table between its two markers.
-
-    Raises:
-        ValueError: The README does not have each marker once, in order.
-    """
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ValueError(f'the README needs the lines\n{BEGIN}\n{END}\nonce each, and the table goes between them')
-    return f'{readme[:readme.index(BEGIN)]}{BEGIN}\n\n{table}\n\n{readme[readme.index(END):]}'
+def _weights(records: Dict[Path, dict]) -> str:
+    lines: List[str] = []
+    for record in records.values():
+        for family, files in entries(record).items():
+            header = ['name', 'arch', 'holds', 'pretraining', 'images', 'pixels', 'published', 'license', 'sha256']
+            lines += ['', f'### {family}', '', *_table(header, [_file_cells(entry) for entry in files])]
+    return '\n'.join(lines).strip('\n')
 
 
-def _line(cells: List[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _papers(records: Dict[Path, dict]) -> str:
+    collections = [collection for record in records.values() for collection in record.get('Collections') or []]
+    return '\n'.join(_table(['family', 'paper', 'official code', 'its license'], [
+        [collection['Name'], f"[{collection['Paper']['Title']}]({collection['Paper']['URL']})",
+         f"[{collection['Code'].partition('://')[2]}]({collection['Code']})" if 'Code' in collection else EMPTY,
+         collection['License']] for collection in collections]))
 
 
-def _cells(row: Row) -> List[str]:
+def _table(header: List[str], cells: List[List[str]]) -> List[str]:
+    return [f"| {' | '.join(line)} |" for line in (header, ['---'] * len(header), *cells)]
+
+
+def _file_cells(entry: Entry) -> List[str]:
+    pixels = 'ImageNet'
+    if (entry.mean, entry.std) != IMAGENET:
+        mean, std = ('/'.join(f'{value:g}' for value in dict.fromkeys(values)) for values in (entry.mean, entry.std))
+        pixels = f'mean {mean}, std {std}'
+    if entry.channels != 'RGB':
+        pixels += f', {entry.channels}'
+    url = entry.url.replace(')', '%29')
+    published = ', '.join(filter(None, (entry.figures, entry.remark)))
+    return [f'[{entry.name}]({url})', entry.arch, entry.holds, entry.pretraining, entry.image_size, pixels,
+            published or EMPTY, entry.licence, entry.sha256 or EMPTY]
+
+
+def _cells(row: Row, kinds: List[str]) -> List[str]:
     metadata, published = row['Metadata'], row.get('Published', {})
     size = [f'{published[key]:g}{key[-2]}' for key in ('Parameters (M)', 'FLOPs (G)') if key in published]
     counted = EMPTY
     if 'Parameters' in metadata:
         counted = f"{metadata['Parameters'] / 1e6:.1f}M / {metadata['FLOPs'] / 1e9:.0f}G ({metadata['Input Size']})"
-    results = {kind: _results(row.get(kind)) for kind in KINDS}
+    results = {kind: _results(row.get(kind)) for kind in kinds}
     if 'Weights' in row:
         results['Results'] = f"[{results['Results']}]({row['Weights']})"
-    return [f"[{row['Name']}]({row['Config']})", metadata['Pretraining'], *results.values(), ' / '.join(size) or EMPTY,
-            counted]
+    return [f"[{row['Name']}](../{row['Config']})", metadata['Pretraining'], *results.values(),
+            ' / '.join(size) or EMPTY, counted]
 
 
 def _results(results: List[dict]) -> str:

@@ -1,19 +1,21 @@
-from .base import BaseBackbone
-from .convnext import ConvNeXt
-from .gfnet import GFNet
-from .hornet import HorNet
-from .mobilenetv2 import MobileNetV2
-from .moganet import MogaNet
-from .parc_convnext import ParCConvNeXt
-from .parc_mobilenetv2 import ParCMobileNetV2
-from .parc_mobilevit import ParCNet
-from .parc_resnet import ParCResNet
-from .pelk import PeLK
-from .replknet import RepLKNet
-from .repvgg import RepVGG
-from .slak import SLaK
-from .timm_backbone import TimmBackbone
-from .unireplknet import UniRepLKNet
+"""Backbones. Every module of this package is imported, and its backbones can be imported from here."""
+import importlib
+import pkgutil
+from typing import Any
 
-__all__ = ['BaseBackbone', 'ConvNeXt', 'GFNet', 'HorNet', 'MobileNetV2', 'MogaNet', 'ParCConvNeXt', 'ParCMobileNetV2',
-           'ParCNet', 'ParCResNet', 'PeLK', 'RepLKNet', 'RepVGG', 'SLaK', 'TimmBackbone', 'UniRepLKNet']
+from .base import BaseBackbone
+
+__all__ = ['BaseBackbone']
+
+for _found in pkgutil.iter_modules(__path__):
+    _module = importlib.import_module(f'.{_found.name}', __name__)
+    for _name, _value in vars(_module).items():
+        if isinstance(_value, type) and issubclass(_value, BaseBackbone) and _value.__module__ == _module.__name__ \
+                and not _name.startswith('_') and _name not in __all__:
+            globals()[_name] = _value
+            __all__.append(_name)
+__all__.sort()
+
+
+def __getattr__(name: str) -> Any:  # tells type checkers that there are more names
+    raise AttributeError(f'module {__name__} has no attribute {name}')

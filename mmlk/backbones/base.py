@@ -7,9 +7,9 @@ import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mmlk._torch_private import BatchNorm
 from mmlk.ops import set_memory_format
 from mmlk.reparam import MergeableBranches
 
@@ -119,7 +119,7 @@ def check_kernels(arch: Dict[str, Any], key: str, small_kernel: Optional[int] = 
                          f'of {key} {tuple(kernels)}')
 
 
-class _StatisticsKept:
+class StatisticsKept:
     """Run without touching BatchNorm's running statistics: a recomputed forward must not count its batch twice.
 
     A graph that is kept is recomputed in every backward pass through it, in this one context: it can be entered again
@@ -127,7 +127,7 @@ class _StatisticsKept:
     """
 
     def __init__(self, module: nn.Module):
-        self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self.norms = [m for m in module.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
 
     def __enter__(self) -> None:
         self.before = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone())
@@ -146,7 +146,7 @@ class BaseBackbone(BaseModule):
     """Base of the backbones: ``forward`` of (N, in_channels, H, W) gives one map per out index.
 
     A subclass calls ``super().__init__`` first, builds itself, and calls ``self.finish()`` last. It answers
-    ``parts``, ``layer_id`` and ``num_layers``.
+    ``parts``, ``layer_of`` and ``num_layers``.
 
     Args:
         stage_channels: Channels of every stage of the arch.
@@ -236,7 +236,8 @@ class BaseBackbone(BaseModule):
         return value
 
     def input_weights(self) -> List[str]:
-        """Names, as in ``self.state_dict()``, of the stem's kernels that may see the image: of ``in_channels`` inputs."""
+        """Names, as in ``self.state_dict()``, of the stem's kernels that may see the image: of ``in_channels`` inputs.
+        """
         stem = {parameter for part in self.parts(0) for parameter in part.parameters()}
         return [name for name, parameter in self.named_parameters()
                 if parameter in stem and parameter.dim() == 4 and parameter.shape[1] == self.in_channels]
@@ -253,10 +254,15 @@ class BaseBackbone(BaseModule):
         parts = {part for stage in range(self.num_stages + 1) for part in self.parts(stage)}
         return not any(module in parts and name.startswith(f'{path}.') for path, module in self.named_modules())
 
+    def layer_of(self, name: str) -> int:
+        """What :meth:`layer_id` returns, for a name that the backbone has."""
+        raise NotImplementedError
+
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning-rate decay: 0 for the stem, up to ``num_layers``.
 
-        ``num_layers + 1`` is what a head has; a norm that only dense prediction adds may learn as fast.
+        A norm that only dense prediction adds, and that no pretraining fills, may have the depth of a head,
+        ``num_layers + 1``.
 
         Args:
             name: As in ``self.named_parameters()``.
@@ -264,23 +270,37 @@ class BaseBackbone(BaseModule):
         Raises:
             KeyError: The backbone has no such parameter.
         """
-        raise NotImplementedError
+        self._check_parameter(name)
+        return self.layer_of(name)
 
     def stage_id(self, name: str) -> int:
         """Depth of a parameter for stage-wise decay: 0 for the stem, i + 1 for stage i and the downsampling before it.
 
+        Args:
+            name: As in ``self.named_parameters()``.
+
         Raises:
             KeyError: The backbone has no such parameter.
         """
-        parameter = dict(self.named_parameters()).get(name)
-        for stage in range(self.num_stages + 1):
-            for part in self.parts(stage):
-                if any(parameter is p for p in part.parameters()):
-                    return stage
-        raise KeyError(f"{type(self).__name__} has no parameter '{name}'")
+        self._check_parameter(name)
+        stages = {part: stage for stage in range(self.num_stages + 1) for part in self.parts(stage)}
+        path = name.rpartition('.')[0]
+        while path:
+            module = self.get_submodule(path)
+            if module in stages:
+                return stages[module]
+            path = path.rpartition('.')[0]
+        raise KeyError(f"parameter '{name}' of {type(self).__name__} is in no stage")
+
+    def _check_parameter(self, name: str) -> None:
+        try:
+            self.get_parameter(name)  # unlike a search in named_parameters(), it takes no longer for more parameters
+        except AttributeError as error:
+            raise KeyError(f"{type(self).__name__} has no parameter '{name}'") from error
 
     def no_weight_decay(self) -> Set[str]:
-        """Names of the parameters that weight decay would harm, as in timm: embeddings, and scales of several dimensions.
+        """Names of the parameters that weight decay would harm, as in timm: embeddings, and scales of several
+        dimensions.
 
         Norms, biases and vectors need not be named: a rule of weight decay knows them by their type and shape.
         """
@@ -296,7 +316,7 @@ class BaseBackbone(BaseModule):
                 module.eval()
             if self.norm_eval:
                 for module in self.modules():
-                    if isinstance(module, _BatchNorm):
+                    if isinstance(module, BatchNorm):
                         module.eval()
         return self
 
@@ -304,5 +324,5 @@ class BaseBackbone(BaseModule):
         """``block(x)``, recomputed in backward when ``with_cp``; a compiler decides by itself what it recomputes."""
         if self.with_cp and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return checkpoint(block, x, use_reentrant=False,
-                              context_fn=lambda: (nullcontext(), _StatisticsKept(block)))
+                              context_fn=lambda: (nullcontext(), StatisticsKept(block)))
         return block(x)

@@ -204,14 +204,12 @@ class ConvNeXt(BaseBackbone):
     def num_layers(self) -> int:
         return self._layers_before(self.num_stages)
 
-    def layer_id(self, name: str) -> int:
+    def layer_of(self, name: str) -> int:
         """Three blocks make a layer, downsampling goes with the blocks after it, as in
         ``layer_decay_optimizer_constructor.py``. A norm on an output, which pretraining lacks, learns as a head does:
         ``num_layers + 1``.
         """
         kind, *rest = name.split('.')
-        if name not in dict(self.named_parameters()):
-            raise KeyError(f"{type(self).__name__} has no parameter '{name}'")
         if kind == 'downsample_layers':
             stage = int(rest[0])
             return self._layers_before(stage) + 1 if stage else 0

@@ -236,14 +236,12 @@ class GFNet(BaseBackbone):
     def num_layers(self) -> int:
         return sum(map(len, self.blocks))
 
-    def layer_id(self, name: str) -> int:
+    def layer_of(self, name: str) -> int:
         """Each block is a layer, as in a transformer; downsampling goes with the block after it, the position embedding
         with the stem. The official code has no layer decay. A norm on an output, which pretraining lacks, learns as a
         head does: ``num_layers + 1``.
         """
         kind, *rest = name.split('.')
-        if name not in dict(self.named_parameters()):
-            raise KeyError(f"GFNet has no parameter '{name}'")
         if kind == 'pos_embed' or name.startswith('patch_embed.0.'):
             return 0
         if kind in ('patch_embed', 'blocks'):

@@ -33,8 +33,8 @@ def _last_stage(kernel: int) -> Dict[str, Any]:
     return dict(kernel_sizes=(3, ) * 5 + (kernel, ) * 2, small_kernel=3)
 
 
-# The rows of the study. A number is the kernel of every depthwise convolution, 'last' that of the last stage's alone, with
-# a 3x3 in parallel as guideline 5 says; '-noshortcut' drops the shortcuts, '-reparam' puts a 3x3 in parallel,
+# The rows of the study. A number is the kernel of every depthwise convolution, 'last' that of the last stage's alone,
+# with a 3x3 in parallel as guideline 5 says; '-noshortcut' drops the shortcuts, '-reparam' puts a 3x3 in parallel,
 # '-dilated' reaches as far with 3x3 taps.
 ARCHS = {
     '3': _everywhere(3),
@@ -324,9 +324,7 @@ class MobileNetV2(BaseBackbone):
     def num_layers(self) -> int:
         return self._blocks_before(self._stage_rows[-1][-1] + 1)
 
-    def layer_id(self, name: str) -> int:
+    def layer_of(self, name: str) -> int:
         """Each block is a layer."""
-        if name not in dict(self.named_parameters()):
-            raise KeyError(f"{type(self).__name__} has no parameter '{name}'")
         layer, block, *_ = name.split('.')
         return 0 if layer == 'conv1' else self._blocks_before(int(layer[len('layer'):]) - 1) + int(block) + 1

@@ -245,13 +245,11 @@ class MogaNet(BaseBackbone):
     def num_layers(self) -> int:
         return 12
 
-    def layer_id(self, name: str) -> int:
+    def layer_of(self, name: str) -> int:
         """As in ``layer_decay_optimizer_constructor.py``: 12 layers whatever the depth, of which 1 has nothing in it.
 
         A block of the third stage has ``min(3 + index // 2, 11)``. The norms after the stages learn as a head does.
         """
-        if name not in dict(self.named_parameters()):
-            raise KeyError(f"MogaNet has no parameter '{name}'")
         part, index, *_ = name.split('.')
         kind, stage = part[:-1], int(part[-1])
         if kind == 'norm':

@@ -324,12 +324,10 @@ class ParCNet(BaseBackbone):
     def num_layers(self) -> int:
         return sum(self._depths())
 
-    def layer_id(self, name: str) -> int:
+    def layer_of(self, name: str) -> int:
         """Each inverted residual and each ParC block is a layer; what a frame has before its first and after its last
         ParC block goes with those. The official code has no layer-wise decay.
         """
-        if name not in dict(self.named_parameters()):
-            raise KeyError(f"ParCNet has no parameter '{name}'")
         layer, *rest = name.split('.')
         stage = int(layer[-1]) - 2
         if stage < 0:  # conv_1 and layer_1

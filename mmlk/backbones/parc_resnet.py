@@ -156,10 +156,8 @@ class ParCResNet(BaseBackbone):
     def num_layers(self) -> int:
         return sum(map(len, self._stages()))
 
-    def layer_id(self, name: str) -> int:
+    def layer_of(self, name: str) -> int:
         """Each block is a layer. The official constructor knows ConvNeXt's names only, and decays no ResNet."""
-        if name not in dict(self.named_parameters()):
-            raise KeyError(f"ParCResNet has no parameter '{name}'")
         stage, block, *_ = name.split('.')
         if not stage.startswith('layer'):
             return 0

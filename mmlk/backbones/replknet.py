@@ -182,7 +182,8 @@ class RepLKNet(BaseBackbone):
 
     def leaves_out(self, name: str) -> bool:
         stages, stage, norm, *_ = (*name.split('.'), '', '')
-        if stages == 'stages' and norm == 'norm' and stage.isdigit():  # a part of a stage, but not of one whose map is not returned
+        # a part of a stage, but not of one whose map is not returned
+        if stages == 'stages' and norm == 'norm' and stage.isdigit():
             return int(stage) not in self.out_indices
         return super().leaves_out(name)
 
@@ -194,11 +195,9 @@ class RepLKNet(BaseBackbone):
     def num_layers(self) -> int:
         return self._layers_before(self.num_stages)
 
-    def layer_id(self, name: str) -> int:
+    def layer_of(self, name: str) -> int:
         """Two pairs of blocks make a layer, a transition goes with the stage before it, as in ``optim_factory.py``."""
         kind, *rest = name.split('.')
-        if name not in dict(self.named_parameters()):
-            raise KeyError(f"RepLKNet has no parameter '{name}'")
         if kind == 'stem':
             return 0
         stage = int(rest[0])

@@ -250,10 +250,8 @@ class RepVGG(BaseBackbone):
     def num_layers(self) -> int:
         return sum(len(stage) for stage in self._stages())
 
-    def layer_id(self, name: str) -> int:
+    def layer_of(self, name: str) -> int:
         """Each block is a layer."""
-        if name not in dict(self.named_parameters()):
-            raise KeyError(f"RepVGG has no parameter '{name}'")
         stage, block, *_ = name.split('.')
         if stage == 'stage0':
             return 0

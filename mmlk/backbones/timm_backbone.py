@@ -6,13 +6,13 @@ import timm
 from timm.layers import DropPath, PatchEmbed, convert_sync_batchnorm
 from timm.models import group_parameters
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmlk._torch_private import BatchNorm
 from mmlk.ops import DepthwiseConv2d, replace_depthwise
 from mmlk.registry import MODELS
 from mmlk.reparam.algebra import pad_kernel
 
-from .base import BaseBackbone, _StatisticsKept, check_kernels
+from .base import BaseBackbone, StatisticsKept, check_kernels
 
 _PREFIX = 'model.'
 _LARGE_KERNEL = dict(min_kernel=7, kernel_size=None, stages=None)
@@ -160,7 +160,7 @@ class TimmBackbone(BaseBackbone):
         if drop_path_rate and not any(isinstance(m, DropPath) for m in model.modules()):
             raise ValueError(f'TimmBackbone: {model_name} has no stochastic depth, got drop_path_rate {drop_path_rate}')
         if sync_bn:
-            if not any(isinstance(m, _BatchNorm) for m in model.modules()):
+            if not any(isinstance(m, BatchNorm) for m in model.modules()):
                 raise ValueError(f'TimmBackbone: {model_name} has no BatchNorm for sync_bn to convert')
             model = convert_sync_batchnorm(model)
         self.model_name, self.pretrained, self._args = model_name, pretrained, args
@@ -282,14 +282,14 @@ class TimmBackbone(BaseBackbone):
             raise ValueError(f'TimmBackbone: timm has no checkpointing for {self.model_name}; with_cp must be '
                              'False') from error
         for norm in self.model.modules():
-            if isinstance(norm, _BatchNorm):
+            if isinstance(norm, BatchNorm):
                 norm.register_forward_pre_hook(self._before_norm)
                 norm.register_forward_hook(self._after_norm, always_call=True)
 
     # What runs outside of forward is a recomputation in backward, which must not count its batch twice.
     def _before_norm(self, norm: nn.Module, args: tuple) -> None:
         if norm.training and not self._in_forward:
-            self._held[norm] = _StatisticsKept(norm)
+            self._held[norm] = StatisticsKept(norm)
             self._held[norm].__enter__()
 
     def _after_norm(self, norm: nn.Module, args: tuple, out: Tensor) -> None:

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from mmlk._types import type_name
-from mmlk.datasets.check import SPLITS, build, datasets, without_prints
+from mmlk.datasets.check import SPLITS, build_dataset, datasets, without_prints
 from mmlk.datasets.samples import fault, leaves
-from mmlk.datasets.settings import Head, heads, steps, use_of
+from mmlk.datasets.settings import HeadSettings, heads, steps, use_of
 
 Track = Callable[[Iterable, int, str], Iterable]
 
@@ -27,7 +27,7 @@ _ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89PNG\r\n\x1a\n': b'IEND\xaeB`\x82'}
 
 
 @dataclass
-class Report:
+class AuditReport:
     """What was found in one dataset.
 
     ``where`` lists the places of the config that use it. ``counts`` are facts by name, ``shares`` the parts of all
@@ -43,7 +43,7 @@ class Report:
 
 
 def audit(cfg: dict, splits: Sequence[str] = SPLITS,
-          track: Track = lambda items, total, what: items) -> List[Report]:
+          track: Track = lambda items, total, what: items) -> List[AuditReport]:
     """Check the datasets of a config whole; for those of mmseg, and for COCO instances of mmdet.
 
     Args:
@@ -54,11 +54,11 @@ def audit(cfg: dict, splits: Sequence[str] = SPLITS,
     Returns:
         One report per dataset, in the order of the config.
     """
-    reports: List[Tuple[Any, Report]] = []
+    reports: List[Tuple[Any, AuditReport]] = []
     for split in splits:
         for where, dataset in datasets(cfg, split):
             same = [report for known, report in reports if _files_of(known) == _files_of(dataset)]
-            report = same[0] if same else Report([])
+            report = same[0] if same else AuditReport([])
             report.where.append(where)
             try:
                 if not same:
@@ -81,10 +81,10 @@ def _files_of(dataset: dict) -> dict:
     return {key: value for key, value in dataset.items() if key not in beside}
 
 
-def _audit(cfg: dict, config: dict, report: Report, track: Callable[[Iterable, int], Iterable]) -> None:
+def _audit(cfg: dict, config: dict, report: AuditReport, track: Callable[[Iterable, int], Iterable]) -> None:
     """Fill a report, by the class whose way of reading the files the dataset has kept."""
     scope = cfg.get('default_scope')
-    dataset = build(config, scope)
+    dataset = build_dataset(config, scope)
     if dataset is None:
         report.unchecked = f'{type_name(config)} cannot be built without its samples'
         return
@@ -102,7 +102,7 @@ def _audit(cfg: dict, config: dict, report: Report, track: Callable[[Iterable, i
                             'of mmseg and COCO instances of mmdet can be checked')
 
 
-def _put_through(cfg: dict, where: str, split: str, config: dict, report: Report) -> None:
+def _put_through(cfg: dict, where: str, split: str, config: dict, report: AuditReport) -> None:
     """A sample goes through the whole pipeline, that of this use of the dataset."""
     from mmengine.registry import DATASETS
     if not config.get('pipeline'):
@@ -213,8 +213,8 @@ def _in_threads(function: Callable, items: Sequence, track: Callable[[Iterable, 
         yield from track(pool.map(function, items), len(items))
 
 
-def _audit_segmentation(dataset, classes: List[str], report: Report, track, loaders: Loaders,
-                        model: Sequence[Head] = ()) -> None:
+def _audit_segmentation(dataset, classes: List[str], report: AuditReport, track, loaders: Loaders,
+                        model: Sequence[HeadSettings] = ()) -> None:
     samples = dataset.load_data_list()
     problems = report.problems
     if not samples:
@@ -253,7 +253,8 @@ def _audit_segmentation(dataset, classes: List[str], report: Report, track, load
                     problems['annotation without image'].append(path)
 
 
-def _count_pixels(classes: List[str], ignored: int, pixels: np.ndarray, values: np.ndarray, report: Report) -> None:
+def _count_pixels(classes: List[str], ignored: int, pixels: np.ndarray, values: np.ndarray,
+                  report: AuditReport) -> None:
     """Shares of the classes, and what they say: of masks of 0 and 255, 255 is ignored in training, and unnoticed."""
     total = pixels.sum()
     if not total or not classes:
@@ -271,8 +272,8 @@ def _count_pixels(classes: List[str], ignored: int, pixels: np.ndarray, values: 
             f'the files hold 0 and 255 alone, and 255 is the ignored label, so that {absent[-1]} never occurs: it '
             f'would not be learnt, with an accuracy of nan. Save the masks with labels from 0 to {len(classes) - 1}')
     elif absent:
-        more = ', ...' if len(absent) > 8 else ''
-        report.notes.append(f'{len(absent)} of {len(classes)} classes never occur: {", ".join(map(str, absent[:8]))}{more}')
+        names = ', '.join(map(str, absent[:8])) + (', ...' if len(absent) > 8 else '')
+        report.notes.append(f'{len(absent)} of {len(classes)} classes never occur: {names}')
 
 
 def _loaded_as(dataset) -> np.ndarray:
@@ -342,7 +343,7 @@ def _by(size: Sequence[int]) -> str:
     return 'x'.join(map(str, size))
 
 
-def _audit_coco(dataset, classes: List[str], with_mask: bool, report: Report, track, loaders: Loaders) -> None:
+def _audit_coco(dataset, classes: List[str], with_mask: bool, report: AuditReport, track, loaders: Loaders) -> None:
     problems = report.problems
     try:
         with open(dataset.ann_file, encoding='utf-8') as file:

@@ -16,7 +16,7 @@ SPLITS = ('train', 'val', 'test')
 
 
 @dataclass(frozen=True)
-class Layout:
+class DataLayout:
     """A dataset's folders as they lie on disk, and where to get them."""
     title: str
     tree: str
@@ -25,13 +25,13 @@ class Layout:
 
 
 LAYOUTS = {
-    'ade20k': Layout(
+    'ade20k': DataLayout(
         title='ADE20K',
         tree='images/training/*.jpg          images/validation/*.jpg\n'
              'annotations/training/*.png     annotations/validation/*.png   (0 unlabelled, classes from 1)',
         source='http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip, unpacked',
         suffixes=dict(img_path='.jpg', seg_map_path='.png')),
-    'cityscapes': Layout(
+    'cityscapes': DataLayout(
         title='Cityscapes',
         tree='leftImg8bit/{train,val}/<city>/*_leftImg8bit.png\n'
              'gtFine/{train,val}/<city>/*_gtFine_labelTrainIds.png   (classes from 0, 255 ignored)',
@@ -40,7 +40,7 @@ LAYOUTS = {
                'them: make them with `pip install cityscapesscripts` and '
                '`CITYSCAPES_DATASET=<data_root> csCreateTrainIdLabelImgs`',
         suffixes=dict(img_path='_leftImg8bit.png', seg_map_path='_gtFine_labelTrainIds.png')),
-    'voc': Layout(
+    'voc': DataLayout(
         title='Pascal VOC 2012 with SBD',
         tree='JPEGImages/*.jpg\n'
              'SegmentationClass/*.png         ImageSets/Segmentation/{train,val}.txt   (classes from 0, 255 ignored)\n'
@@ -49,7 +49,7 @@ LAYOUTS = {
                'SegmentationClassAug and aug.txt the benchmark.tgz of SBD, converted by '
                "mmsegmentation's tools/dataset_converters/voc_aug.py",
         suffixes=dict(img_path='.jpg', seg_map_path='.png')),
-    'coco': Layout(
+    'coco': DataLayout(
         title='COCO',
         tree='train2017/*.jpg     annotations/instances_train2017.json\n'
              'val2017/*.jpg       annotations/instances_val2017.json',
@@ -60,7 +60,7 @@ LAYOUTS = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class DataProblem:
     """Something a run would fail on: the settings of the config concerned, and what to tell a person."""
     where: str
     message: str
@@ -77,7 +77,7 @@ class _Loss(NamedTuple):
     layout: Optional[str]
 
 
-def missing(cfg: dict, splits: Sequence[str] = SPLITS) -> List[Problem]:
+def missing(cfg: dict, splits: Sequence[str] = SPLITS) -> List[DataProblem]:
     """Folders and files that the config's datasets and evaluators name and that are not there, and datasets that cannot
     be built.
 
@@ -113,11 +113,11 @@ def missing(cfg: dict, splits: Sequence[str] = SPLITS) -> List[Problem]:
     for loss in losses:
         groups.setdefault((loss.root, loss.layout), []).append(loss)
     return [*(_explain(root, layout, group) for (root, layout), group in groups.items()),
-            *(Problem(', '.join(places), f'{", ".join(places)} cannot be built: {why}')
+            *(DataProblem(', '.join(places), f'{", ".join(places)} cannot be built: {why}')
               for why, places in refused.items())]
 
 
-def build(dataset: dict, scope: Optional[str]) -> Optional[Any]:
+def build_dataset(dataset: dict, scope: Optional[str]) -> Optional[Any]:
     """The dataset of a config, without its pipeline and with its files unread.
 
     Args:
@@ -239,7 +239,7 @@ def _lost_of(dataset: dict, scope: Optional[str]) -> Iterator[Tuple[str, str]]:
                if isinstance(prefix, str)}
     lost = list(_lost_paths(dataset, osp.join(root, dataset.get('ann_file') or ''), folders, None))
     if not lost:
-        built = build(dataset, scope)
+        built = build_dataset(dataset, scope)
         if built is not None:
             suffixes = {key: getattr(built, option, '')
                         for key, option in (('img_path', 'img_suffix'), ('seg_map_path', 'seg_map_suffix'))}
@@ -271,7 +271,7 @@ def _is_remote(entry: dict, path: str) -> bool:
     return backend != 'local' or '://' in str(path)
 
 
-def _explain(root: str, layout: Optional[str], losses: List[_Loss]) -> Problem:
+def _explain(root: str, layout: Optional[str], losses: List[_Loss]) -> DataProblem:
     """One message for everything that is missing of a dataset."""
     found_by: Dict[str, List[str]] = {}
     for loss in losses:
@@ -288,4 +288,4 @@ def _explain(root: str, layout: Optional[str], losses: List[_Loss]) -> Problem:
     elif layout:
         lines.append(f'Get it: {LAYOUTS[layout].source}.')
     lines.append('If it lies elsewhere: --cfg-options ' + ' '.join(f'{name}=...' for name in settings))
-    return Problem(', '.join(settings), '\n'.join(lines))
+    return DataProblem(', '.join(settings), '\n'.join(lines))

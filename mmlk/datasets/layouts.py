@@ -33,7 +33,7 @@ class NotOurs(Exception):
 
 
 @dataclass(frozen=True)
-class Plan:
+class DemoPlan:
     """What to write: a key of ``TOP_FOLDERS``, the seed, scenes per split, and (height, width) in pixels."""
     layout: str
     seed: int
@@ -49,8 +49,8 @@ class Plan:
         return json.loads(json.dumps(content))
 
 
-def write(plan: Plan, out: Path, overwrite: bool = False,
-          track: Callable[[Iterable, str], Iterable] = lambda items, what: items) -> bool:
+def write_demo(plan: DemoPlan, out: Path, overwrite: bool = False,
+               track: Callable[[Iterable, str], Iterable] = lambda items, what: items) -> bool:
     """Draw the scenes of a plan and write them under a folder.
 
     Args:

@@ -3,7 +3,7 @@ import inspect
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from mmlk._types import type_name
-from mmlk.datasets.check import SPLITS, Problem, build, datasets, evaluators
+from mmlk.datasets.check import SPLITS, DataProblem, build_dataset, datasets, evaluators
 
 _HEADS = ('decode_head', 'auxiliary_head', 'bbox_head', 'mask_head')
 _NO_HEADS = ('backbone', 'data_preprocessor', 'rpn_head', 'semantic_head', 'teacher', 'test_cfg', 'train_cfg')
@@ -11,14 +11,14 @@ _ENDLESS = ('InfiniteSampler', 'InfiniteBatchSampler', 'InfiniteGroupBatchSample
             'GroupMultiSourceSampler')
 
 
-class Head(NamedTuple):
+class HeadSettings(NamedTuple):
     """A head of a model, by its place in the config: its number of classes, and of label ids that it can learn."""
     where: str
     classes: int
     ids: int
 
 
-def conflicts(cfg: dict, splits: Sequence[str] = SPLITS) -> List[Problem]:
+def conflicts(cfg: dict, splits: Sequence[str] = SPLITS) -> List[DataProblem]:
     """Settings that contradict each other, so that a run would fail late, train nothing, or never end.
 
     Args:
@@ -32,28 +32,29 @@ def conflicts(cfg: dict, splits: Sequence[str] = SPLITS) -> List[Problem]:
     classes: Dict[str, Tuple[str, List[str]]] = {}  # by split: where, and the names
     for split in splits:
         for where, dataset in datasets(cfg, split):
-            built = build(dataset, cfg.get('default_scope'))
+            built = build_dataset(dataset, cfg.get('default_scope'))
             found += _pipeline(cfg, split, where, dataset, built)
             names = built.metainfo.get('classes') if built is not None else None
             if isinstance(names, str):
-                found.append(Problem(f'{where}.metainfo.classes', f'{where}.metainfo.classes is the text {names!r}, of '
-                                     f'which each letter would be a class; write ({names!r}, ) for one class'))
+                found.append(DataProblem(f'{where}.metainfo.classes', (
+                    f'{where}.metainfo.classes is the text {names!r}, of which each letter would be a class; write '
+                    f'({names!r}, ) for one class')))
             elif names and _counts_classes(cfg, split, built):
                 found += _heads(cfg, where, built, list(names))
                 classes.setdefault(split, (where, list(names)))
     found += _classes(classes)
-    first: Dict[str, Problem] = {}
+    first: Dict[str, DataProblem] = {}
     for problem in found:
         first.setdefault(problem.where, problem)
     return list(first.values())
 
 
-def heads(cfg: dict) -> List[Head]:
+def heads(cfg: dict) -> List[HeadSettings]:
     """The heads that classify pixels, boxes or masks, of a config's ``model``, inside any wrapper."""
     return list(_walk(cfg.get('model') or {}, 'model', cfg.get('default_scope')))
 
 
-def _walk(part: dict, where: str, scope: Optional[str]) -> Iterator[Head]:
+def _walk(part: dict, where: str, scope: Optional[str]) -> Iterator[HeadSettings]:
     for key, value in part.items():
         listed = value if isinstance(value, (list, tuple)) else [value]
         for number, head in enumerate(listed):
@@ -66,7 +67,7 @@ def _walk(part: dict, where: str, scope: Optional[str]) -> Iterator[Head]:
                 classes = head.get('num_classes', _default_classes(head, scope))
                 if isinstance(classes, int):
                     # one channel tells two classes apart
-                    yield Head(place, classes, 2 if head.get('out_channels', classes) == 1 else classes)
+                    yield HeadSettings(place, classes, 2 if head.get('out_channels', classes) == 1 else classes)
             else:
                 yield from _walk(head, place, scope)
 
@@ -90,25 +91,25 @@ def _counts_classes(cfg: dict, split: str, dataset: Any) -> bool:
     return not getattr(dataset, 'return_classes', False) and (split == 'train' or bool(known))
 
 
-def _heads(cfg: dict, where: str, dataset: Any, names: List[str]) -> Iterator[Problem]:
+def _heads(cfg: dict, where: str, dataset: Any, names: List[str]) -> Iterator[DataProblem]:
     """Heads that count other classes than the dataset."""
     boxes = cfg.get('default_scope') == 'mmdet'
     names = list(dataset.metainfo.get('thing_classes') or names) if boxes else names  # of panoptic sets
     for head in heads(cfg):
         if boxes and head.classes != len(names) or not boxes and head.ids < len(names):
-            yield Problem(f'{head.where}.num_classes', (
+            yield DataProblem(f'{head.where}.num_classes', (
                 f'{head.where}.num_classes is {head.classes}, but {where} has {len(names)} classes '
                 f'({_some(names)}). Set num_classes={len(names)} in the head, or metainfo.classes in the dataset'))
 
 
-def _classes(found: Dict[str, Tuple[str, List[str]]]) -> Iterator[Problem]:
+def _classes(found: Dict[str, Tuple[str, List[str]]]) -> Iterator[DataProblem]:
     """Classes of the training that those of the other splits do not continue."""
     if 'train' not in found:
         return
     first, names = found['train']
     for where, others in (value for split, value in found.items() if split != 'train'):
         if len(others) != len(names) or (others != names and set(others) == set(names)):
-            yield Problem(f'{where}.metainfo.classes', (
+            yield DataProblem(f'{where}.metainfo.classes', (
                 f'{first} has {len(names)} classes ({_some(names)}), but {where} has {len(others)} ({_some(others)}). '
                 'Both must list the same ones in the same order; one of them may be inherited from a base config: set '
                 'metainfo in each'))
@@ -118,7 +119,7 @@ def _some(names: Sequence[str]) -> str:
     return ', '.join(map(str, names[:4])) + (', ...' if len(names) > 4 else '')
 
 
-def _pipeline(cfg: dict, split: str, where: str, dataset: dict, built: Any) -> Iterator[Problem]:
+def _pipeline(cfg: dict, split: str, where: str, dataset: dict, built: Any) -> Iterator[DataProblem]:
     """Loading steps that contradict the dataset or the model."""
     loading = [(place, step) for place, step in steps(dataset.get('pipeline') or (), f'{where}.pipeline')
                if type_name(step) == 'LoadAnnotations']
@@ -126,7 +127,7 @@ def _pipeline(cfg: dict, split: str, where: str, dataset: dict, built: Any) -> I
         reduce = step.get('reduce_zero_label')
         if cfg.get('default_scope') == 'mmseg' and reduce is not None and hasattr(built, 'reduce_zero_label') and (
                 reduce != built.reduce_zero_label):
-            yield Problem(f'{where}.reduce_zero_label', (
+            yield DataProblem(f'{where}.reduce_zero_label', (
                 f'{place}.reduce_zero_label is {reduce}, but that of {where}, a {type_name(dataset)}, is '
                 f'{built.reduce_zero_label}. Set it in the dataset, and delete it from LoadAnnotations: True if the '
                 'label 0 is no class'))
@@ -134,8 +135,8 @@ def _pipeline(cfg: dict, split: str, where: str, dataset: dict, built: Any) -> I
     if split == 'train' and cfg.get('default_scope') == 'mmdet' and masks and loading and not any(
             step.get('with_mask') for _, step in loading):
         place = loading[0][0]
-        yield Problem(f'{place}.with_mask', f'{masks[0]} learns masks, but {place} (LoadAnnotations) does not load '
-                      'them; set with_mask=True in it')
+        yield DataProblem(f'{place}.with_mask', f'{masks[0]} learns masks, but {place} (LoadAnnotations) does not load '
+                          'them; set with_mask=True in it')
 
 
 def steps(pipeline: Sequence, where: str) -> Iterator[Tuple[str, dict]]:
@@ -149,7 +150,7 @@ def steps(pipeline: Sequence, where: str) -> Iterator[Tuple[str, dict]]:
             yield from steps(step.get('transforms') or (), f'{place}.transforms')
 
 
-def _loops(cfg: dict, splits: Sequence[str]) -> Iterator[Problem]:
+def _loops(cfg: dict, splits: Sequence[str]) -> Iterator[DataProblem]:
     """Loops over epochs whose sampler never comes to an end."""
     for split in splits:
         loop, loader = cfg.get(f'{split}_cfg') or {}, cfg.get(f'{split}_dataloader') or {}
@@ -160,7 +161,7 @@ def _loops(cfg: dict, splits: Sequence[str]) -> Iterator[Problem]:
             sampler = loader.get(key)
             if isinstance(sampler, dict) and type_name(sampler) in _ENDLESS:
                 cure = "or a loop by iterations: train_cfg=dict(type='IterBasedTrainLoop', max_iters=...)"
-                yield Problem(f'{split}_dataloader.{key}', (
+                yield DataProblem(f'{split}_dataloader.{key}', (
                     f'{split}_dataloader.{key} is {type_name(sampler)}, which never ends, and {split}_cfg waits for '
                     f"its end. Take sampler=dict(type='DefaultSampler', shuffle={split == 'train'})"
                     f"{', ' + cure if split == 'train' else ''}"))

@@ -25,17 +25,18 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Typ
 import numpy as np
 import torch
 from mmengine.config import Config
-from PIL import Image
 from torch import Tensor, nn
 
 from mmlk import weights
-from mmlk.analysis.bands import constants, converts_channels, in_channels, open_bands
+from mmlk.datasets.images import read_image
+from mmlk.engine.network import build_network, check_backbone, in_channels
+from mmlk.preprocessors import Normalization
 from mmlk.reparam import MergeableBranches, merge
 from mmlk.reparam.folding import fold_norms
-from mmlk.weights.read import read
+from mmlk.weights.read import read_weights
 
 from . import formats
-from .formats import FORMATS, OPSETS, Graph, Runner
+from .formats import FORMATS, OPSETS, Graph, RunBatch
 
 Size = Tuple[int, int]
 
@@ -69,8 +70,8 @@ class Exportable(nn.Module):
 
     def __init__(self, model: nn.Module, channels: int = 3):
         super().__init__()
-        preprocessor = model.data_preprocessor
-        mean, std = constants(preprocessor)
+        normalization = Normalization.of_preprocessor(model.data_preprocessor, channels)
+        mean, std = normalization.tensors(torch.empty(0))
         for name, values in dict(mean=mean, std=std).items():
             if len(values) not in (1, channels):
                 raise ValueError(f'the backbone takes images of {channels} channels, and the {name} of '
@@ -78,7 +79,7 @@ class Exportable(nn.Module):
         for attention in _window_attentions(model):
             attention.window_reverse = partial(_window_reverse, attention.window_size)
         self.network = model
-        self.channels, self.bgr = channels, channels == 3 and not converts_channels(preprocessor)
+        self.channels, self.bgr = channels, normalization.bgr
         self.register_buffer('mean', mean)
         self.register_buffer('std', std)
 
@@ -192,7 +193,7 @@ def sizes_of(size: Size, step: Optional[int]) -> str:
 
 
 @dataclass
-class Comparison:
+class OutputComparison:
     """How far a file's outputs are from the model's: for each output the largest difference and the largest value; and
     of labels, how many there were and how many differ."""
     images: int = 0
@@ -256,7 +257,7 @@ class ExportResult:
     outputs: Mapping[str, Tensor]
     merged: int
     folded: Optional[int]
-    comparison: Comparison
+    comparison: OutputComparison
     seconds: float
     torch_seconds: float
 
@@ -317,22 +318,20 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
             differ from the model's. There is no file then, or the one that was there before.
     """
     size = _check(cfg, out, format, size, opset)
-    from mmlk.analysis import cam
-    from mmlk.analysis.complexity import check_backbone
     check_backbone(cfg)
     channels = in_channels(cfg)
     photographs = [_photograph(path, size, channels) for path in images]
 
     say('building the model')
-    model = cam.build(cfg).eval()
+    model = build_network(cfg).eval()
     kind = kind_of(model)
     divisor = _divisor(model.data_preprocessor)
     if any(length % divisor for length in size):
         raise ValueError(f'the config pads images to multiples of {divisor} pixels, and the file will not: '
                          f'{size[1]}x{size[0]} is none')
     if dynamic_size and _window_attentions(model):
-        raise ValueError("Swin's windows are laid out in Python, by the size of the image: a file of it takes one size. "
-                         'Export without --dynamic-size, one file for each size')
+        raise ValueError("Swin's windows are laid out in Python, by the size of the image: a file of it takes one "
+                         'size. Export without --dynamic-size, one file for each size')
     weights.load(model, checkpoint)
     model.requires_grad_(False)
     blocks = sum(isinstance(module, MergeableBranches) and not module.merged for module in model.modules())
@@ -351,16 +350,16 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
     if dynamic_size:  # where not every size can be had, every multiple of what most models divide an image by may be
         steps = [divisor] + [32] * (divisor == 1 and not any(length % 32 for length in size))
 
-    def attempt(step: Optional[int]) -> Tuple[Runner, Comparison]:
+    def attempt(step: Optional[int]) -> Tuple[RunBatch, OutputComparison]:
         """Write the file for images of one size, or of all that are multiples of the step, and compare it."""
         say(f'writing {format}')
         graph = Graph(subject, example, step, 'images', names, dict(facts, sizes=sizes_of(size, step)))
-        formats.write(graph, partial, format, opset)
+        formats.write_graph(graph, partial, format, opset)
         say('comparing with PyTorch')
-        run = formats.opened(partial, format)
+        run = formats.open_exported(partial, format)
         others = [] if step is None else [_other_size(example, step)]
         alone = [image[None] for image in photographs]
-        comparison = compare(run, model, kind, names, [*alone, example.byte(), *others])
+        comparison = compare_outputs(run, model, kind, names, [*alone, example.byte(), *others])
         comparison.check(tolerance)
         return run, comparison
 
@@ -387,15 +386,15 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
                         folded, comparison, seconds, torch_seconds)
 
 
-def compare(run: Runner, model: nn.Module, kind: Type[Exportable], names: Sequence[str],
-            batches: Sequence[Tensor]) -> Comparison:
+def compare_outputs(run: RunBatch, model: nn.Module, kind: Type[Exportable], names: Sequence[str],
+                    batches: Sequence[Tensor]) -> OutputComparison:
     """Run batches of images (N, C, H, W), of three channels RGB, and uint8, through a file and through the model as it
     was trained.
 
     Raises:
         ValueError: The file does not take a batch, or an output has another shape.
     """
-    comparison = Comparison(sum(map(len, batches)), list(dict.fromkeys(tuple(b.shape[2:]) for b in batches)))
+    comparison = OutputComparison(sum(map(len, batches)), list(dict.fromkeys(tuple(b.shape[2:]) for b in batches)))
     for batch in batches:
         expected = reference(model, kind, batch)
         try:
@@ -440,9 +439,7 @@ def _check(cfg: Config, out: str, format: str, size: Optional[Size], opset: Opti
 
 def _photograph(path: Path, size: Size, channels: int) -> Tensor:
     """An image resized to (channels, *size), uint8, of three channels RGB."""
-    bands = open_bands(path, channels).transpose(2, 0, 1)
-    resized = [np.array(Image.fromarray(band).resize(size[::-1], Image.BICUBIC)) for band in bands]
-    return torch.from_numpy(np.stack(resized))
+    return torch.from_numpy(read_image(path, size, channels).transpose(2, 0, 1))
 
 
 def _divisor(preprocessor: nn.Module) -> int:
@@ -458,7 +455,7 @@ def _other_size(images: Tensor, step: int) -> Tensor:
     return torch.nn.functional.interpolate(images, size, mode='bilinear').round().byte()
 
 
-def _latency(run: Runner, subject: nn.Module, image: Tensor) -> Tuple[float, float]:
+def _latency(run: RunBatch, subject: nn.Module, image: Tensor) -> Tuple[float, float]:
     """Median seconds of the file and of PyTorch, taking turns."""
     from mmlk.analysis.latency import take_turns
 
@@ -475,7 +472,7 @@ def _facts(cfg: Config, checkpoint: str, subject: Exportable, model: nn.Module) 
     """The metadata of the file."""
     from mmlk import __version__
     from mmlk.analysis import cam
-    meta = read(checkpoint).get('meta')
+    meta = read_weights(checkpoint).get('meta')
     known = meta.get('dataset_meta') if isinstance(meta, dict) else None
     facts = dict(subject.facts(), config=osp.basename(cfg.filename or ''), checkpoint=osp.basename(checkpoint),
                  classes=list((known or {}).get('classes') or cam.class_names_of(cfg, model)),

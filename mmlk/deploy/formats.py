@@ -13,12 +13,12 @@ import math
 import warnings
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
-Runner = Callable[[Tensor], List[Tensor]]
+RunBatch = Callable[[Tensor], List[Tensor]]
 
 METADATA = 'metadata.json'  # beside the graph, in files of PyTorch
 
@@ -65,7 +65,7 @@ class ExportFailed(ValueError):
     """PyTorch could not write the graph; the message says why, in its words."""
 
 
-def write(graph: Graph, path: str, format: str, opset: Optional[int] = None) -> None:
+def write_graph(graph: Graph, path: str, format: str, opset: Optional[int] = None) -> None:
     """Write a file in a format of ``FORMATS``; ``opset`` is of ONNX, the exporter's own when None.
 
     Raises:
@@ -84,7 +84,7 @@ def write(graph: Graph, path: str, format: str, opset: Optional[int] = None) -> 
             _write_onnx(graph, program, path, opset)
 
 
-def opened(path: str, format: str) -> Runner:
+def open_exported(path: str, format: str) -> RunBatch:
     """What runs a file: a function from a batch of images to the outputs."""
     with _quiet():
         if format == 'onnx':
@@ -166,7 +166,7 @@ def _name_sizes(value, names: Mapping[str, str]) -> None:
                                  for size in value.shape])
 
 
-def _plain_operators(program: torch.export.ExportedProgram) -> Dict[torch._ops.OpOverload, Callable]:
+def _plain_operators(program: torch.export.ExportedProgram) -> Dict[Any, Callable]:
     """Decompositions of those operators that the program has and that these stand for."""
     def over_the_map(node) -> bool:
         arguments = {**dict(zip(('x', 's', 'dim', 'norm'), node.args)), **node.kwargs}

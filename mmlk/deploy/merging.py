@@ -1,5 +1,4 @@
 """From a trained checkpoint to a merged one, proved equal before it is written."""
-import copy
 import os
 import os.path as osp
 from dataclasses import dataclass
@@ -9,14 +8,15 @@ from typing import Any, List, Optional, Sequence
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmlk import weights
 from mmlk._types import with_paths
-from mmlk.analysis.bands import constants, converts_channels, in_channels, open_bands, to_bands
+from mmlk.datasets.images import open_bands, to_bands
+from mmlk.engine.network import build_network, in_channels
+from mmlk.preprocessors import Normalization
 from mmlk.reparam import MergeableBranches, merge
-from mmlk.weights.read import read
+from mmlk.weights.read import read_weights
 
 _SIDE = 512  # longest side of the image for the check, px
 _HEAD = '# The config of a merged model, written by tools/merge.py'  # by which it may be overwritten
@@ -69,16 +69,11 @@ def merge_checkpoint(cfg: Config, checkpoint: str, out: str, image: Optional[str
     if osp.exists(config_out) and not _is_ours(config_out):
         raise ValueError(f'{config_out}, where the config of the merged model goes, is there already, and was not '
                          'written by this tool; write to another name, or remove it')
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model_cfg = copy.deepcopy(cfg.model)  # building writes into it
-    backbone_cfg = model_cfg.get('backbone', {})
-    if 'init_cfg' in backbone_cfg:
-        backbone_cfg['init_cfg'] = None
-    model = MODELS.build(model_cfg)
+    model = build_network(cfg)
     blocks = sum(isinstance(m, MergeableBranches) and not m.merged for m in model.modules())
     if not blocks:
         raise ValueError('this model has no parallel branches to merge; its backbone is '
-                         f"{backbone_cfg.get('type', 'not named')}")
+                         f"{cfg.model.backbone.type}")
     weights.load(model, checkpoint)
     merged = merge(model)
     inputs = _real_input(image, model, in_channels(cfg))
@@ -93,7 +88,7 @@ def merge_checkpoint(cfg: Config, checkpoint: str, out: str, image: Optional[str
     merged_cfg.model.backbone.merged = True
     merged_cfg.model.backbone.init_cfg = None
     merged_cfg.load_from = None
-    content = read(checkpoint)
+    content = read_weights(checkpoint)
     # texts that mmengine may run: of a run with mmcv, and of the model that the weights are of
     meta = {key: value for key, value in (_plain(content.get('meta')) or {}).items() if key != 'config'}
     meta['cfg'] = merged_cfg.pretty_text
@@ -133,10 +128,7 @@ def _real_input(path: Optional[str], model: nn.Module, channels: int) -> Tensor:
     picture = mmcv.imrescale(picture, (_SIDE, _SIDE))
     picture = picture[..., None] if picture.ndim == 2 else picture  # OpenCV drops a single channel
     tensor = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
-    preprocessor = model.data_preprocessor
-    mean, std = constants(preprocessor)
-    tensor = tensor.flip(0) if channels == 3 and not converts_channels(preprocessor) else tensor
-    return ((tensor.float() - mean) / std)[None]
+    return Normalization.of_preprocessor(model.data_preprocessor, channels)(tensor.float())[None]
 
 
 @torch.no_grad()

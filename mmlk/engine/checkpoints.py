@@ -14,10 +14,10 @@ from mmengine.runner import checkpoint as names
 from mmlk._checkpoints import mmengine_types
 from mmlk.weights import WeightsError
 from mmlk.weights.fetch import find
-from mmlk.weights.read import read
+from mmlk.weights.read import read_weights
 
 
-def load(filename: str, map_location: Any = None) -> dict:
+def load_checkpoint(filename: str, map_location: Any = None) -> dict:
     """A checkpoint as mmengine's loaders give it, on the CPU; the runner moves what it takes.
 
     Args:
@@ -34,7 +34,7 @@ def load(filename: str, map_location: Any = None) -> dict:
         source = filename
     else:
         source = _resolve(scheme, name)
-    checkpoint = read(find(source), built=mmengine_types())
+    checkpoint = read_weights(find(source), built=mmengine_types())
     forget_program(checkpoint)
     return names._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
 
@@ -70,6 +70,6 @@ def forget_program(checkpoint: Any) -> None:
 
 
 def guard() -> None:
-    """Have mmengine load whatever it knows a way to load with :func:`load`, in this process."""
+    """Have mmengine load whatever it knows a way to load with :func:`load_checkpoint`, in this process."""
     for prefix in list(CheckpointLoader._schemes):
-        CheckpointLoader.register_scheme(prefix, load, force=True)
+        CheckpointLoader.register_scheme(prefix, load_checkpoint, force=True)

@@ -64,16 +64,17 @@ def read_config(path: str, cfg_options: Optional[dict] = None) -> Config:
     """The config at ``path`` with overrides applied; ends the program with one message when it cannot be read.
 
     From here on mmengine, too, reads checkpoints through the allow-list, YAML as plain data and no pickles, pipelines
-    name the file that they fail on, and logs are printable whatever they quote of a file.
+    name the file that they fail on, configs with classes in them can be written, and logs are printable whatever they
+    quote of a file.
     """
-    for module in (checkpoints, handlers, loading):
+    for module in (checkpoints, config, handlers, loading):
         module.guard()
     guard_logs()
     _hush()
     if not osp.isfile(path):
         fail(f'no config at {path}')
     try:
-        cfg = config.read(path)
+        cfg = config.read_config_file(path)
     except config.ConfigError as error:
         fail(str(error))
     try:
@@ -103,13 +104,19 @@ def find_checkpoint(source: str) -> str:
     """
     from mmlk.weights import WeightsError
     from mmlk.weights.fetch import find
-    from mmlk.weights.read import read
+    from mmlk.weights.read import read_weights
     try:
         path = find(source)
-        read(path)
+        read_weights(path)
     except WeightsError as error:
         fail(str(error))
     return str(path)
+
+
+def is_resumable(cfg: Config) -> bool:
+    """Whether the runner of a config is :class:`mmlk.engine.ResumableRunner`, or one derived from it."""
+    runner = dict(type=cfg.get('runner_type', 'mmlk.ResumableRunner'))
+    return is_a(runner, 'ResumableRunner', 'RUNNERS', cfg.get('default_scope'))
 
 
 def build_runner(cfg: Config):
@@ -127,7 +134,7 @@ def build_runner(cfg: Config):
     hooks = cfg.get('custom_hooks') or []
     cfg.custom_hooks = [*hooks, *(dict(type=f'mmlk.{check}') for check in checks
                                   if not any(is_a(hook, check, 'HOOKS', scope) for hook in hooks))]
-    if 'runner_type' in cfg:  # ours does so by itself
+    if not is_resumable(cfg):  # that one does so by itself
         default = dict(checkpoint=dict(type='CheckpointHook', interval=1))  # as mmengine has it
         default.update(cfg.get('default_hooks') or {})
         cfg.default_hooks = {key: safe_hook(hook, scope) for key, hook in default.items()}
@@ -171,8 +178,8 @@ def one_message() -> Iterator[None]:
     except OSError as error:
         if not disk_is_full(error):
             raise
-        fail(f'the disk of {error.filename or os.getcwd()} is full. Checkpoints are whole: when there is room again, go '
-             'on from the last of them with --resume')
+        fail(f'the disk of {error.filename or os.getcwd()} is full. Checkpoints are whole: when there is room again, '
+             'go on from the last of them with --resume')
     except loading.DataError as error:  # from another process, it has that one's traceback before it
         fail(str(error).splitlines()[-1].rpartition('DataError: ')[2])
     except json.JSONDecodeError as error:

@@ -4,6 +4,8 @@ import traceback
 
 from mmengine.config import Config
 
+from mmlk._types import with_paths
+
 DATA_FORMATS = ('.json', '.yaml', '.yml')
 
 
@@ -11,7 +13,7 @@ class ConfigError(ValueError):
     """A config cannot be read; the message names the file and, where there is one, the line."""
 
 
-def read(path: str) -> Config:
+def read_config_file(path: str) -> Config:
     """The config in a Python file.
 
     mmengine also takes JSON and YAML. They look like data, but a config chooses which functions of the toolboxes are
@@ -49,3 +51,15 @@ def _check_bases(path: str) -> None:
             raise ConfigError(f'{path}: _base_ {base} is not a Python file, and configs in other formats are not read')
         if osp.isfile(file):  # else mmengine says what is wrong
             _check_bases(file)
+
+
+def guard() -> None:
+    """Let mmengine write any config of this process as text, though its Python holds classes and functions: these by
+    their paths. Alone, mmengine 0.10 ends the run on a class, and newer versions on a function."""
+    stock = Config.pretty_text.fget
+    if stock.__module__ != __name__:
+        def pretty_text(cfg: Config) -> str:
+            plain = with_paths(cfg.to_dict())
+            return stock(Config(plain, format_python_code=cfg._format_python_code))
+
+        Config.pretty_text = property(pretty_text, doc=Config.pretty_text.__doc__)

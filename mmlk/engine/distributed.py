@@ -4,7 +4,6 @@ On a machine whose device is the CPU, mmengine's launcher asks for a GPU per pro
 SyncBatchNorm refuses CPU tensors. :func:`use_gloo` mends a config for such a machine and leaves every other as it is.
 :func:`read_slurm` tells torch where the processes of a Slurm job meet.
 """
-import atexit
 import copy
 import datetime
 import os
@@ -23,11 +22,11 @@ from mmengine.model import MMDistributedDataParallel
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmlk._torch_private import BatchNorm, run_exit_handlers
 from mmlk._types import is_a, type_of
 from mmlk.registry import MODEL_WRAPPERS, STRATEGIES
-from mmlk.weights.load import compare
+from mmlk.weights.loading import compare_weights
 
 from .resuming import CheckpointError
 
@@ -47,7 +46,7 @@ class _AllReduceSum(Function):
         return _AllReduceSum.apply(grad, ctx.group), None
 
 
-class CPUSyncBatchNorm(_BatchNorm):
+class CPUSyncBatchNorm(BatchNorm):
     """torch's SyncBatchNorm for tensors on a CPU, (N, C, ...); processes may have different N.
 
     Mean and variance are of the whole batch in float32 or wider, in two passes, the variance about the common mean. It
@@ -138,7 +137,7 @@ class FSDPStrategy(_FSDPStrategy):
         """As mmengine's; what training starts from must fill the model, but for layers of other classes."""
         if self._resuming or osp.isdir(filename):
             return super().load_checkpoint(filename, callback=callback, **kwargs)
-        report, values = compare(self._outline, filename, other_classes=True)
+        report, values = compare_weights(self._outline, filename, other_classes=True)
         checkpoint = dict(state_dict=values)
         if callback is not None:
             callback(checkpoint)
@@ -161,7 +160,7 @@ def leave() -> None:
     """End a process that is done, if :func:`use_gloo` has joined it to others, without taking the interpreter down:
     gloo's threads may still let go of tensors then, and abort the process."""
     if _joined:
-        atexit._run_exitfuncs()  # of data loaders, log files and such
+        run_exit_handlers()  # of data loaders, log files and such
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -1,5 +1,6 @@
 """Hooks of mmengine's runner."""
-from typing import Optional
+import logging
+from typing import Optional, Set
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
@@ -44,7 +45,12 @@ class CheckLabelsHook(Hook):
 
     A loss would end in an assertion on the GPU, and an IoU would count such pixels wrong; neither names the file. The
     tools put it into each segmentor's run.
+
+    A run whose first label maps hold no more than one class and the ignored label, as binary masks of 0 and 255 do, is
+    warned once, since it would end with an IoU of 0 without an error.
     """
+
+    watched = 50  #: iterations of training or testing after which it warns
 
     def before_run(self, runner: Runner) -> None:
         """Ask the decode head, the last of a cascade, how many classes there are; others may count something else."""
@@ -52,6 +58,14 @@ class CheckLabelsHook(Hook):
         head = head[-1] if isinstance(head, nn.ModuleList) else head
         self.classes = classes_of(head) if hasattr(head, 'num_classes') else None
         self.ignored = getattr(head, 'ignore_index', 255)
+        self._iterations = 0
+        self._held: Set[int] = set()
+        self._ignores = False
+
+    def after_run(self, runner: Runner) -> None:
+        """Warn of a run that was shorter."""
+        if self._iterations < self.watched:
+            self._warn_of_one_class()
 
     def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None,
                      mode: str = 'train') -> None:
@@ -61,6 +75,29 @@ class CheckLabelsHook(Hook):
             labels = getattr(sample, 'gt_sem_seg', None)
             if labels is not None:
                 self._check(labels.data, sample.metainfo)
+                if mode != 'val':
+                    self._note(labels.data)
+        if mode != 'val':
+            self._iterations += 1
+            if self._iterations == self.watched:
+                self._warn_of_one_class()
+
+    def _note(self, labels: Tensor) -> None:
+        """Remember which labels occur, until there are two."""
+        if len(self._held) < 2 and self._iterations < self.watched:
+            counted = labels[labels != self.ignored]
+            self._ignores |= counted.numel() < labels.numel()
+            self._held.update(map(int, counted.aminmax()) if counted.numel() else ())
+
+    def _warn_of_one_class(self) -> None:
+        if self.classes is None or self.classes < 2 or len(self._held) > 1 or not self._ignores:
+            return
+        only = f'label {min(self._held)} and ' if self._held else ''
+        print_log(f'the label maps of the first {self._iterations} iterations hold {only}the ignored label '
+                  f'{self.ignored} alone, of {self.classes} classes: nothing can be learnt or measured of the others. '
+                  f'Label maps must hold the numbers of classes, 0 to {self.classes - 1}; in masks of 0 and 255, save '
+                  '255 as 1. Is reduce_zero_label right? tools/check_data.py counts the labels of all files',
+                  logger='current', level=logging.WARNING)
 
     def _check(self, labels: Tensor, metainfo: dict) -> None:
         name = metainfo.get('seg_map_path') or f"the label map of {metainfo.get('img_path', 'an image')}"

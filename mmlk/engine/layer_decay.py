@@ -32,8 +32,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     - ``num_layers``: D; the backbone's own unless given. A larger one leaves a gap between the backbone and the heads,
       as ConvNeXt's segmentation configs have it.
     - ``norm_decay_mult``, ``bias_decay_mult``: weight decay of norms and of biases, relative to the optimizer's; both 0
-      unless given. As a norm counts any parameter of at most one dimension, layer scale too, and what the backbone names
-      in ``no_weight_decay()``, if it has that method: embeddings and scales of several dimensions.
+      unless given. As a norm counts any parameter of at most one dimension, layer scale too, and what the backbone
+      names in ``no_weight_decay()``, if it has that method: embeddings and scales of several dimensions.
     - ``custom_keys``: {substring of a parameter name: dict(lr_mult=..., decay_mult=..., depth=...)}, the longest
       matching key first, as in mmengine. ``lr_mult`` multiplies what layer decay gives; ``decay_mult`` replaces the
       rule above; ``depth``, 0 to D or ``'head'``, replaces the backbone's answer.

@@ -58,7 +58,8 @@ def _is_between(runner: Runner) -> bool:
 
 
 def _trained(runner: Runner) -> Dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in network_of(runner.model).named_parameters() if parameter.requires_grad}
+    named = network_of(runner.model).named_parameters()
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
 @torch.no_grad()

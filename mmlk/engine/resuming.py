@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from mmlk._types import type_of
 from mmlk.registry import HOOKS
 from mmlk.weights import WeightsError
-from mmlk.weights.load import compare
-from mmlk.weights.read import read
+from mmlk.weights.loading import compare_weights
+from mmlk.weights.read import read_weights
 
 from .repeatable import GRADIENTS, average_gradients
 from .sparsity import SPARSITY, DynamicSparsityHook
@@ -78,7 +78,7 @@ def verify(path: str, model: nn.Module) -> dict:
         WeightsError: It is missing, truncated or damaged, or asks for a type that is not allowed.
         CheckpointError: It is whole, but is not a checkpoint of training, or not of this model.
     """
-    checkpoint = read(path)
+    checkpoint = read_weights(path)
     meta, hub, state = (checkpoint.get(key) if isinstance(checkpoint, dict) else None
                         for key in ('meta', 'message_hub', 'state_dict'))
     whole = all(isinstance(part, dict) for part in (meta, hub, state)) \
@@ -94,7 +94,7 @@ def verify(path: str, model: nn.Module) -> dict:
 def _start_from(path: str, model: nn.Module) -> str:
     """Whether training can start from the weights in a file."""
     try:
-        compare(model, path, other_classes=True)
+        compare_weights(model, path, other_classes=True)
     except WeightsError as error:
         return f'Nor can training start from them: {error}'
     return 'To start from these weights, set load_from'

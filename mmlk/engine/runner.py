@@ -14,7 +14,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner, find_latest_c
 
 from mmlk.registry import RUNNERS
 from mmlk.weights import WeightsError, load
-from mmlk.weights.load import compare
+from mmlk.weights.loading import compare_weights
 
 from .checkpoints import forget_program
 from .network import network_of
@@ -89,7 +89,7 @@ class ResumableRunner(Runner):
         if self._resume:
             self._choose_checkpoint()
         if not self._resume and self._load_from is not None:
-            compare(self.model, self._load_from, other_classes=True)
+            compare_weights(self.model, self._load_from, other_classes=True)
         return super().train()
 
     def build_train_loop(self, loop: Union[BaseLoop, Dict]) -> BaseLoop:

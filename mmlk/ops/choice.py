@@ -4,8 +4,8 @@ The estimates are rough, so they only say which backends are worth a measurement
 third time, which is in the third image or step however many equal blocks a network has, is measured on its own tensors,
 for each device, thread count and pass; images of ever new sizes are never measured. It is measured again in its 24th
 meeting, its 192nd and so on, and the least seconds of all races count: what disturbed one of them does not stick. After
-the first minute of a run at most 1 % of it goes into measuring. ``torch.use_deterministic_algorithms(True)`` leaves it at
-the estimates, which depend on the problem alone.
+the first minute of a run at most 1 % of it goes into measuring. ``torch.use_deterministic_algorithms(True)`` leaves it
+at the estimates, which depend on the problem alone.
 
 A backend that fails, or whose first result on a device and in a dtype is not that of ``native``, is not chosen there
 again.

@@ -265,9 +265,9 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
     """Depthwise convolution, stride 1, dilation 1, output as large as the input.
 
     Backends that go through a spectrum (``dft``, ``fft``, ``fft_pairs``) round relative to the largest value of a map:
-    one pixel of 1e5 in a map of N(0, 1) puts an error of 4e-4 everywhere else. For inputs that are scaled like this take
-    a direct one: ``with mmlk.ops.use_backend('padded'):`` (``'native'`` on a GPU), or ``MMLK_BACKEND=padded``. Without
-    gradients the images of a batch do not touch each other, except by ``backend='fft_pairs'``.
+    one pixel of 1e5 in a map of N(0, 1) puts an error of 4e-4 everywhere else. For inputs that are scaled like this
+    take a direct one: ``with mmlk.ops.use_backend('padded'):`` (``'native'`` on a GPU), or ``MMLK_BACKEND=padded``.
+    Without gradients the images of a batch do not touch each other, except by ``backend='fft_pairs'``.
 
     Args:
         input: (N, C, H, W).

@@ -72,9 +72,9 @@ def set_memory_format(module: nn.Module, memory_format: str = 'fastest', output_
         raise ValueError(f"memory_format must be one of {', '.join(MEMORY_FORMATS)} or fastest, got '{memory_format}'")
     if output_format not in MEMORY_FORMATS:
         raise ValueError(f"output_format must be one of {', '.join(MEMORY_FORMATS)}, got '{output_format}'")
-    for hooks, register, hook in (
-            (module._forward_pre_hooks, module.register_forward_pre_hook, _InputFormat(MEMORY_FORMATS.get(memory_format))),
-            (module._forward_hooks, module.register_forward_hook, _OutputFormat(MEMORY_FORMATS[output_format]))):
+    before, after = _InputFormat(MEMORY_FORMATS.get(memory_format)), _OutputFormat(MEMORY_FORMATS[output_format])
+    for hooks, register, hook in ((module._forward_pre_hooks, module.register_forward_pre_hook, before),
+                                  (module._forward_hooks, module.register_forward_hook, after)):
         known = next((other for other in hooks.values() if type(other) is type(hook)), None)
         if known is None:
             register(hook)

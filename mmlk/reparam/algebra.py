@@ -1,4 +1,4 @@
-"""The algebra of linear branches: functions from (kernel, bias) to (kernel, bias), computed in float64."""
+"""Functions that compute the kernel and the bias of an equivalent convolution. All of them compute in float64."""
 from typing import Sequence, Tuple
 
 import torch.nn.functional as F
@@ -9,12 +9,12 @@ KernelBias = Tuple[Tensor, Tensor]
 
 
 def foldable(norm: nn.Module) -> bool:
-    """Whether in eval mode this norm is a fixed affine map of each channel."""
+    """Returns whether the norm, in eval mode, only scales and shifts each channel by constants."""
     return isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.running_mean is not None
 
 
 def _affine(bn: _BatchNorm) -> Tuple[Tensor, Tensor]:
-    """Scale and shift of ``bn`` in eval mode, (C,) and float64 both."""
+    """Returns the scale and the shift that ``bn`` applies in eval mode, both (C,), float64."""
     scale = (bn.running_var.double() + bn.eps).rsqrt()
     if bn.weight is not None:
         scale = scale * bn.weight.double()
@@ -25,10 +25,10 @@ def _affine(bn: _BatchNorm) -> Tuple[Tensor, Tensor]:
 
 
 def fold_bn(conv: nn.Conv2d, bn: _BatchNorm) -> KernelBias:
-    """The convolution that equals ``bn(conv(x))`` in eval mode.
+    """Returns the convolution that is equal to ``bn(conv(x))`` in eval mode.
 
     Returns:
-        kernel, shaped as ``conv.weight``, and bias (C,), both float64.
+        The kernel, with the shape of ``conv.weight``, and the bias, (C,); both float64.
     """
     scale, bias = _affine(bn)
     if conv.bias is not None:
@@ -37,10 +37,10 @@ def fold_bn(conv: nn.Conv2d, bn: _BatchNorm) -> KernelBias:
 
 
 def fold_bn_before(bn: _BatchNorm, conv: nn.Conv2d) -> KernelBias:
-    """The convolution that equals ``conv(bn(x))`` in eval mode, where ``conv`` pads nothing.
+    """Returns the convolution that is equal to ``conv(bn(x))`` in eval mode. ``conv`` must have no padding.
 
     Returns:
-        kernel, shaped as ``conv.weight``, and bias (O,), both float64.
+        The kernel, with the shape of ``conv.weight``, and the bias, (out_channels,); both float64.
     """
     scale, shift = (values.reshape(conv.groups, 1, -1, 1, 1) for values in _affine(bn))
     kernel = conv.weight.double().unflatten(0, (conv.groups, -1))
@@ -51,10 +51,10 @@ def fold_bn_before(bn: _BatchNorm, conv: nn.Conv2d) -> KernelBias:
 
 
 def fold_identity(bn: _BatchNorm, groups: int = 1) -> KernelBias:
-    """The 1x1 convolution in ``groups`` groups that equals ``bn(x)`` in eval mode.
+    """Returns the 1x1 convolution with ``groups`` groups that is equal to ``bn(x)`` in eval mode.
 
     Returns:
-        kernel (C, C / groups, 1, 1) and bias (C,), both float64.
+        The kernel, (C, C / groups, 1, 1), and the bias, (C,); both float64.
     """
     scale, bias = _affine(bn)
     kernel = nn.init.dirac_(scale.new_empty(len(scale), len(scale) // groups, 1, 1), groups)
@@ -62,7 +62,11 @@ def fold_identity(bn: _BatchNorm, groups: int = 1) -> KernelBias:
 
 
 def pad_kernel(kernel: Tensor, size: Tuple[int, int]) -> Tensor:
-    """The kernel in the middle of a larger odd one, zeros around it: the same map under "same" padding.
+    """Pads the kernel with zeros on all sides to ``size``. A convolution with "same" padding gives the same output.
+
+    Args:
+        kernel: (..., kh, kw), both odd.
+        size: Height and width of the result, both odd.
 
     Raises:
         ValueError: A size is even, or smaller than the kernel.
@@ -76,10 +80,10 @@ def pad_kernel(kernel: Tensor, size: Tuple[int, int]) -> Tensor:
 
 
 def fold_linear(linear: nn.Linear, bn: _BatchNorm) -> KernelBias:
-    """The linear layer that equals ``bn(linear(x))`` in eval mode, the channels of ``bn`` being its outputs.
+    """Returns the linear layer that is equal to ``bn(linear(x))`` in eval mode.
 
     Returns:
-        weight, shaped as ``linear.weight``, and bias (C,), both float64.
+        The weight, with the shape of ``linear.weight``, and the bias, (C,); both float64.
     """
     scale, bias = _affine(bn)
     if linear.bias is not None:
@@ -88,10 +92,10 @@ def fold_linear(linear: nn.Linear, bn: _BatchNorm) -> KernelBias:
 
 
 def dilate_kernel(kernel: Tensor, dilation: int) -> Tensor:
-    """The dense kernel, zeros between the taps, that without dilation is the same map as ``kernel`` with it.
+    """Inserts zeros between the taps: the result without dilation gives the same output as ``kernel`` with dilation.
 
     Returns:
-        (..., dilation * (kh - 1) + 1, dilation * (kw - 1) + 1), differentiable.
+        (..., dilation * (kh - 1) + 1, dilation * (kw - 1) + 1). The operation is differentiable.
     """
     kh, kw = (dilation * (k - 1) + 1 for k in kernel.shape[-2:])
     dense = kernel.new_zeros(*kernel.shape[:-2], kh, kw)
@@ -100,7 +104,7 @@ def dilate_kernel(kernel: Tensor, dilation: int) -> Tensor:
 
 
 def centred_sum(folded: Sequence[KernelBias], size: Tuple[int, int]) -> KernelBias:
-    """The convolution with a kernel of ``size`` that equals the sum of convolutions with odd, smaller ones.
+    """Returns the convolution that is equal to the sum of several, each padded to ``size`` by :func:`pad_kernel`.
 
     Raises:
         ValueError: A size is even, or smaller than one of the kernels.

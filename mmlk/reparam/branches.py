@@ -1,4 +1,4 @@
-"""Blocks of parallel linear branches that one convolution can replace."""
+"""The base class of blocks that can be merged, and the block of RepLKNet."""
 from typing import Callable, List, Optional
 
 from torch import Tensor, nn
@@ -11,32 +11,36 @@ NormLayer = Callable[[int], nn.Module]
 
 
 class MergeableBranches(nn.Module):
-    """A block that can become a single convolution.
+    """Base class of blocks whose parallel branches can be merged into one convolution.
 
-    A subclass answers ``merged``, lists the norms that merging would fold, and rewrites itself in ``merge_branches``.
+    A subclass implements :attr:`merged`, :meth:`norms` and :meth:`merge_branches`.
     """
 
     @property
     def merged(self) -> bool:
+        """Whether the branches have been merged."""
         raise NotImplementedError
 
     def norms(self) -> List[nn.Module]:
-        """The norm layers that merging folds; none once merged."""
+        """Returns the norm layers that merging folds into kernels. The list is empty after merging."""
         raise NotImplementedError
 
     def merge_branches(self) -> None:
-        """Replace the branches by one convolution, in place. Called once, on a block whose norms are foldable."""
+        """Replaces the branches with one convolution, in-place. Called once, and only if all norms are foldable."""
         raise NotImplementedError
 
     def densify(self) -> None:
-        """Leave one convolution where merging leaves several, in place. Called on a merged block, any number of times.
+        """Makes one convolution of a merged block that still has several, in-place. May be called more than once.
 
-        Nothing to do for all but :class:`mmlk.reparam.stripes.StripedLargeKernel`.
+        Only :class:`mmlk.reparam.stripes.StripedLargeKernel` has several convolutions after merging.
         """
 
 
 def biased(folded: KernelBias, like: nn.Conv2d) -> DepthwiseConv2d:
-    """A convolution of this kernel and bias, with the dtype and device of another, frozen where that one is."""
+    """Returns a depthwise convolution with the given kernel and bias.
+
+    Its dtype, its device and ``requires_grad`` are those of ``like.weight``.
+    """
     kernel, bias = folded
     conv = DepthwiseConv2d(len(kernel), tuple(kernel.shape[-2:]), bias=True).to(like.weight)
     conv.weight.data.copy_(kernel)
@@ -45,7 +49,7 @@ def biased(folded: KernelBias, like: nn.Conv2d) -> DepthwiseConv2d:
 
 
 class ConvNorm(nn.Sequential):
-    """Children ``conv`` and ``bn``, and ``nonlinear`` when an activation is given: the official key names."""
+    """A convolution, a norm and an optional activation. The children have the official names: conv, bn, nonlinear."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module, activation: Optional[nn.Module] = None):
         super().__init__()
@@ -56,19 +60,20 @@ class ConvNorm(nn.Sequential):
 
 
 class ReparamLargeKernel(MergeableBranches):
-    """A large depthwise convolution with, in training, a small one beside it; RepLKNet, section 3, guideline 3.
+    """A large depthwise convolution and a parallel small one, each with a norm; RepLKNet, section 3, guideline 3.
 
-    Keys, as the official ones: ``lkb_origin.{conv,bn}`` and ``small_conv.{conv,bn}``, or merged ``lkb_reparam``.
+    The state dict keys are the official ones: ``lkb_origin.{conv,bn}`` and ``small_conv.{conv,bn}`` before merging,
+    ``lkb_reparam`` after it.
 
     Args:
-        channels: Channels of the map.
-        kernel_size: The large kernel, odd.
-        small_kernel: The small kernel, odd and no larger; None for a single branch.
-        norm_layer: Builds a norm for a number of channels.
-        merged: Build the single convolution.
+        channels: Number of input and output channels.
+        kernel_size: Side of the large kernel, odd.
+        small_kernel: Side of the small kernel, odd and not larger than ``kernel_size``; None for no small branch.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
+        merged: If True, builds the merged form.
 
     Shape:
-        (N, C, H, W) to the same.
+        Input and output: (N, C, H, W).
     """
 
     def __init__(self, channels: int, kernel_size: int, small_kernel: Optional[int], norm_layer: NormLayer,

@@ -1,4 +1,4 @@
-"""A large depthwise convolution with dilated small ones beside it, which one convolution can replace."""
+"""The block of UniRepLKNet: a large depthwise convolution and several parallel dilated small ones."""
 from typing import Dict, Iterator, List, Tuple
 
 import torch
@@ -10,7 +10,7 @@ from mmlk.ops.layout import exporting
 from .algebra import centred_sum, dilate_kernel, fold_bn
 from .branches import MergeableBranches, NormLayer, biased
 
-#: {large kernel: ((small kernel, dilation), ...)}, as in the official code
+#: The parallel branches for each large kernel, (kernel size, dilation) each, as in the official code.
 DILATED_BRANCHES: Dict[int, Tuple[Tuple[int, int], ...]] = {
     5: ((3, 1), (3, 2)),
     7: ((5, 1), (3, 2), (3, 3)),
@@ -23,15 +23,15 @@ DILATED_BRANCHES: Dict[int, Tuple[Tuple[int, int], ...]] = {
 
 
 class DilatedDepthwiseConv2d(nn.Conv2d):
-    """Depthwise ``nn.Conv2d`` with dilation, stride 1, "same" padding and no bias.
+    """A depthwise convolution with dilation, stride 1, "same" padding and no bias.
 
     Args:
-        channels: Input and output channels.
-        kernel_size: Odd size.
-        dilation: Distance of the taps.
+        channels: Number of input and output channels.
+        kernel_size: Side of the kernel, odd.
+        dilation: Spacing between the kernel's taps.
 
     Shape:
-        (N, C, H, W) to the same.
+        Input and output: (N, C, H, W).
     """
 
     def __init__(self, channels: int, kernel_size: int, dilation: int):
@@ -39,31 +39,32 @@ class DilatedDepthwiseConv2d(nn.Conv2d):
                          groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # On a CPU PyTorch's gradients of it are slow: with the dense kernel, zeros and all, forward and backward take
-        # 0.14 to 0.72 of the time. The forward alone takes 2.3 to 8 times as long then.
-        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if learns and x.device.type == 'cpu' and not exporting():
+        # PyTorch's backward pass of dilated depthwise convolutions is slow on a CPU. With a dense kernel that includes
+        # the zeros, forward and backward together take 0.14 to 0.72 of the time. Forward alone would take 2.3 to 8
+        # times as long, so inference keeps the dilated form.
+        needs_gradients = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if needs_gradients and x.device.type == 'cpu' and not exporting():
             return depthwise_conv2d(x, dilate_kernel(self.weight, self.dilation[0]))
         return super().forward(x)
 
 
 class DilatedReparamBlock(MergeableBranches):
-    """A large depthwise convolution with, in training, dilated small ones beside it; UniRepLKNet, guideline 2.
+    """A large depthwise convolution and parallel dilated small ones, each with a norm; UniRepLKNet, guideline 2.
 
-    Keys, as the official ones: ``lk_origin``, ``origin_bn``, ``dil_conv_k{kernel}_{dilation}`` and
-    ``dil_bn_k{kernel}_{dilation}``, or merged ``lk_origin`` alone, then with a bias.
+    The state dict keys are the official ones: ``lk_origin``, ``origin_bn``, ``dil_conv_k{kernel}_{dilation}`` and
+    ``dil_bn_k{kernel}_{dilation}`` before merging, ``lk_origin`` with a bias after it.
 
     Args:
-        channels: Channels of the map.
-        kernel_size: The large kernel, one of ``DILATED_BRANCHES``.
-        norm_layer: Builds a norm for a number of channels.
-        merged: Build the single convolution.
+        channels: Number of input and output channels.
+        kernel_size: Side of the large kernel, a key of ``DILATED_BRANCHES``.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
+        merged: If True, builds the merged form.
 
     Shape:
-        (N, C, H, W) to the same.
+        Input and output: (N, C, H, W).
 
     Raises:
-        ValueError: There are no branches for the kernel size.
+        ValueError: ``kernel_size`` is not a key of ``DILATED_BRANCHES``.
     """
 
     def __init__(self, channels: int, kernel_size: int, norm_layer: NormLayer, merged: bool = False):
@@ -86,7 +87,7 @@ class DilatedReparamBlock(MergeableBranches):
         return 'origin_bn' not in self._modules
 
     def _dilated(self) -> Iterator[Tuple[nn.Conv2d, nn.Module]]:
-        """Convolution and norm of each small branch."""
+        """Yields the convolution and the norm of each small branch."""
         for kernel, dilation in DILATED_BRANCHES[self.lk_origin.kernel_size[0]]:
             yield self._modules[f'dil_conv_k{kernel}_{dilation}'], self._modules[f'dil_bn_k{kernel}_{dilation}']
 

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolutions beside it, for inference."""
+"""Folds BatchNorm layers into neighbouring convolutions, for inference."""
 from typing import Optional
 
 import torch
@@ -13,20 +13,21 @@ _CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
 
 
 def fold_norms(module: nn.Module, *inputs: Tensor) -> int:
-    """Fold every BatchNorm into the convolution before it, or after it where that pads nothing, in place.
+    """Folds every BatchNorm into the convolution before it, or into the one after it if that has no padding, in-place.
 
-    Which of them follow one another, and that nothing else sees what passes between, is read from the graph that
-    ``torch.export`` draws; modules that run more than once are left alone. The module is in eval mode afterwards.
+    The graph that ``torch.export`` records shows which layers follow each other. A norm is folded only if its input is
+    used by nothing else. Modules that run more than once in a forward pass are not changed. Afterwards the module is in
+    eval mode.
 
     Args:
-        module: A network whose parallel branches are merged already.
-        inputs: What it takes, of any values.
+        module: A network whose parallel branches have been merged.
+        inputs: Example inputs of ``module``. Their values do not matter.
 
     Returns:
-        How many were folded; each is an ``nn.Identity`` now.
+        The number of folded norms. Each has been replaced with ``nn.Identity``.
 
     Raises:
-        Exception: What ``torch.export`` raises when it cannot draw the graph. Nothing has been changed then.
+        Exception: ``torch.export`` cannot record the graph. The module has not been changed.
     """
     module.eval()
     refresh(module)
@@ -36,7 +37,7 @@ def fold_norms(module: nn.Module, *inputs: Tensor) -> int:
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
 
     def owner(tensor: Optional[Node], kind: type) -> Optional[str]:
-        """The name of the module of this kind that a parameter or buffer belongs to, if the graph uses it once."""
+        """Returns the name of the module of type ``kind`` that owns ``tensor``; None if it is used more than once."""
         name = names.get(getattr(tensor, 'name', None))
         if name is None or len(tensor.users) != 1:
             return None
@@ -66,7 +67,7 @@ def fold_norms(module: nn.Module, *inputs: Tensor) -> int:
 
 
 def _pads_nothing(node: Node) -> bool:
-    """Whether it is a convolution that adds no zeros to its input, which a shift would have to reach."""
+    """Returns whether the node is a convolution without padding: padded zeros would need the shift of the norm too."""
     padding = node.args[4] if len(node.args) > 4 else (0, 0)
     return node.target is torch.ops.aten.conv2d.default and not any(padding)
 

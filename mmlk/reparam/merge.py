@@ -1,4 +1,4 @@
-"""One verb: from parallel branches to one convolution."""
+"""Merges the parallel branches of a network."""
 import copy
 from functools import partial
 
@@ -13,8 +13,10 @@ from .branches import MergeableBranches
 
 
 def refresh(module: nn.Module) -> None:
-    """Compute the weights that hooks of ``torch.nn.utils`` (weight and spectral normalization, pruning) make of others
-    before each forward pass, in place: after an optimizer's step or after loading they are those of the pass before.
+    """Updates weights that ``torch.nn.utils`` computes from other parameters before each forward pass, in-place.
+
+    Weight normalization, spectral normalization and pruning do so by hooks. After an optimizer step, or after loading a
+    state dict, such a weight is stale until the next forward pass.
     """
     for child in module.modules():
         for hook in child._forward_pre_hooks.values():
@@ -29,29 +31,31 @@ def refresh(module: nn.Module) -> None:
                 continue
             with torch.no_grad():
                 weight = compute(child)
-            # a leaf, which can be copied, and frozen where what it is made of is
+            # a leaf tensor, because deepcopy refuses others; it requires gradients if its source does
             setattr(child, name, weight.detach().requires_grad_(getattr(child, source).requires_grad))
 
 
 def merge(module: nn.Module, inplace: bool = False, dense: bool = False) -> nn.Module:
-    """Fold every block of parallel branches, BatchNorm included, into one convolution.
+    """Replaces every block of parallel branches, including their BatchNorm layers, with one convolution.
 
-    The decomposed kernels of SLaK fold into two, a tall and a wide stripe, and into one when ``dense``. Merging twice
-    is merging once. What is folded are the weights as they are now, where something computes them too:
-    ``torch.nn.utils.parametrize``, weight and spectral normalization, pruning. The state dict of the result loads into
-    a model built with ``merged=True``, that of a dense SLaK into one with ``Decom=False`` in its arch as well.
+    The output of the network in eval mode is unchanged up to rounding. A block that is merged already stays as it is.
+    The decomposed kernels of SLaK become two convolutions, a K x k and a k x K one, or a single K x K one if ``dense``.
+    Weights that are computed from others (``torch.nn.utils.parametrize``, weight and spectral normalization, pruning)
+    are computed first. The state dict of the result loads into a model built with ``merged=True``; that of a dense SLaK
+    needs ``Decom=False`` in its arch too.
 
     Args:
-        module: A backbone, or a whole detector or segmentor that holds one; merged already or not.
-        inplace: Change ``module`` itself instead of a copy.
-        dense: Make one K x K kernel of the stripes K x k and k x K, at K / 2k times their multiply-adds.
+        module: A backbone, or a detector or segmentor that contains one.
+        inplace: If True, changes ``module`` itself; otherwise a copy.
+        dense: If True, makes one K x K kernel of the K x k and k x K kernels of SLaK, at K / 2k times their
+            multiply-adds.
 
     Returns:
-        The merged module, in eval mode whatever mode it came in.
+        The merged module, in eval mode.
 
     Raises:
-        ValueError: A branch has a norm that is not a fixed affine map in eval mode (GroupNorm, a BatchNorm without
-            running statistics). Nothing has been changed then.
+        ValueError: A norm cannot be folded, for example GroupNorm, or BatchNorm without running statistics. The module
+            has not been changed.
     """
     for name, block in module.named_modules():
         if isinstance(block, MergeableBranches):
@@ -62,11 +66,11 @@ def merge(module: nn.Module, inplace: bool = False, dense: bool = False) -> nn.M
                         "Merging needs BatchNorm with running statistics: norm_cfg=dict(type='BN') or 'SyncBN'")
     refresh(module)
     module = module if inplace else copy.deepcopy(module)
-    module.eval()  # spectral normalization goes on with its iteration in training
+    module.eval()  # in training mode, spectral normalization would do another power iteration
     for block in list(module.modules()):
         if isinstance(block, MergeableBranches):
             if not block.merged:
                 block.merge_branches()
             if dense:
                 block.densify()
-    return module.eval()  # the new convolutions too
+    return module.eval()  # for the new convolutions

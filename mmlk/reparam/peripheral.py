@@ -1,4 +1,4 @@
-"""A large depthwise convolution whose outer weights stand for whole blocks of taps; PeLK, arXiv:2403.07589."""
+"""The block of PeLK (arXiv:2403.07589): a large depthwise kernel whose outer taps share weights."""
 from typing import List, Optional, Sequence, Tuple
 
 import torch
@@ -11,16 +11,20 @@ from .branches import ConvNorm, MergeableBranches, NormLayer, biased
 
 
 def sharing_grid(kernel_size: int, central_kernel: int) -> Tuple[int, ...]:
-    """How many taps along an axis share a weight, from one end of the kernel to the other; equation 2, m = 2.
+    """Returns how many neighbouring taps share each weight along one axis; equation 2 with m = 2.
 
-    The ``central_kernel`` taps in the middle share none; away from them it is 2, 4, 8, ... of them. The paper does not
-    say what becomes of taps that these powers leave over. Here they are the outermost share where they are no fewer
-    than the share before, and join it otherwise, so that shares never shrink outwards. That gives every grid that the
-    paper prints.
+    The ``central_kernel`` taps in the middle have a weight each. Outwards from there, groups of 2, 4, 8, ... taps share
+    one. The paper does not say what happens to taps that are left over at the end. Here they form the outermost group
+    if they are at least as many as the group before, and are added to that group otherwise, so that groups never become
+    smaller outwards. This reproduces every grid that the paper prints.
 
     Args:
-        kernel_size: Taps along the axis, odd.
-        central_kernel: Taps with weights of their own, odd; all of them where it is the larger one.
+        kernel_size: Number of taps along the axis, odd.
+        central_kernel: Number of taps in the middle with a weight each, odd. If it is larger than ``kernel_size``, no
+            weights are shared.
+
+    Returns:
+        The sizes of the groups, from one end of the kernel to the other. Their sum is ``kernel_size``.
 
     Raises:
         ValueError: A size is not odd and positive.
@@ -38,44 +42,47 @@ def sharing_grid(kernel_size: int, central_kernel: int) -> Tuple[int, ...]:
 
 
 def expand_shared(weight: Tensor, grid: Sequence[int]) -> Tensor:
-    """The dense kernel in which each weight stands for a block of taps; equation 1.
+    """Returns the dense kernel in which each weight is repeated over its group of taps; equation 1.
+
+    The result is made of slices instead of an index operation: the gradient then needs no atomic additions, whose order
+    on a GPU is not deterministic.
 
     Args:
-        weight: (C, 1, n, n), n the length of the grid.
-        grid: Sides of the blocks, along both axes.
+        weight: (C, 1, n, n), where n is the length of ``grid``.
+        grid: Sizes of the groups along both axes, see :func:`sharing_grid`.
 
     Returns:
-        (C, 1, k, k), k the sum of the grid, differentiable: made of slices, so that its gradient needs no scattered
-        additions, whose order on a GPU is not fixed.
+        (C, 1, k, k), where k is the sum of ``grid``. The operation is differentiable.
     """
     tall = torch.cat([row.expand(-1, -1, share, -1) for row, share in zip(weight.split(1, 2), grid)], 2)
     return torch.cat([column.expand(-1, -1, -1, share) for column, share in zip(tall.split(1, 3), grid)], 3)
 
 
 class PeripheralLargeKernel(MergeableBranches):
-    """A large depthwise convolution of shared weights and, in training, a small one beside it; sections 4.1 and 4.2.
+    """A large depthwise convolution with shared weights and a parallel small one; sections 4.1 and 4.2.
 
-    A position embedding of the kernel's size is added to what the kernel sees, ``sum_ij w(i, j) (x(i, j) + h(i, j))``
-    (equation 3): also to the zeros around the map, of which the equation makes no exception. So all that it adds is
-    ``sum_ij w(i, j) h(i, j)``, the same everywhere, a bias of each channel. No norm follows the kernel, for BatchNorm
-    would take the bias away again and the embedding would not learn.
+    A position embedding ``h`` of the kernel's size is added to the input of each window:
+    ``sum_ij w(i, j) (x(i, j) + h(i, j))`` (equation 3). The equation makes no exception for the zero padding, so the
+    embedding adds ``sum_ij w(i, j) h(i, j)`` at every position: a bias for each channel. There is no norm after the
+    large kernel, because a BatchNorm would subtract this bias again and the embedding would get no gradient.
 
-    All kernels of a stage have one embedding: :func:`share_embedding`.
+    All blocks of a stage use the same embedding, see :func:`share_embedding`.
 
-    There is no official code. Keys: ``weight``, ``position_embedding`` in the first block of those that share it, and
-    ``small_conv.{conv,bn}``; merged ``lkb_reparam``, as :class:`ReparamLargeKernel`'s.
+    There is no official code. The state dict keys are ``weight``, ``position_embedding`` (in the first of the blocks
+    that share it) and ``small_conv.{conv,bn}`` before merging, and ``lkb_reparam`` after it, as in
+    :class:`ReparamLargeKernel`.
 
     Args:
-        channels: Channels of the map.
-        kernel_size: k, the side of the dense kernel, odd.
-        central_kernel: Side of its centre, in which no weights are shared, odd.
-        small_kernel: Side of the small kernel, odd and no larger than k; None for a single branch.
-        norm_layer: Builds a norm for a number of channels, that of the small branch.
-        merged: Build the single convolution.
+        channels: Number of input and output channels.
+        kernel_size: Side k of the dense kernel, odd.
+        central_kernel: Side of the central part, in which no weights are shared, odd.
+        small_kernel: Side of the small kernel, odd and not larger than ``kernel_size``; None for no small branch.
+        norm_layer: A function that takes a number of channels and returns the norm layer of the small branch.
+        merged: If True, builds the merged form.
 
     Shape:
-        (N, C, H, W) to the same. ``weight`` is (C, 1, n, n), n the length of :func:`sharing_grid`;
-        ``position_embedding`` is (1, k, k), of one channel as a depthwise kernel has.
+        Input and output: (N, C, H, W). ``weight`` is (C, 1, n, n), where n is the length of :func:`sharing_grid`;
+        ``position_embedding`` is (1, k, k).
 
     Raises:
         ValueError: A size is not odd and positive.
@@ -94,7 +101,7 @@ class PeripheralLargeKernel(MergeableBranches):
             nn.init.trunc_normal_(parameter, std=0.02)
         if small_kernel is not None:
             self.small_conv = ConvNorm(DepthwiseConv2d(channels, small_kernel, bias=False), norm_layer(channels))
-        self._sharing = [self]  # all that share the embedding, its owner first; a list registers no module
+        self._sharing = [self]  # the blocks that share the embedding, its owner first; a list registers no submodule
 
     @property
     def merged(self) -> bool:
@@ -108,7 +115,7 @@ class PeripheralLargeKernel(MergeableBranches):
         return kernel, (kernel * embedding).sum((1, 2, 3))
 
     def merge_branches(self) -> None:
-        """Merge all blocks that share the embedding: without it none could."""
+        """Merges all blocks that share the embedding, because none of them can be merged without it."""
         embedding = self._sharing[0].position_embedding
         for block in self._sharing:
             block._merge_with(embedding)
@@ -133,7 +140,11 @@ class PeripheralLargeKernel(MergeableBranches):
 
 
 def share_embedding(blocks: Sequence[PeripheralLargeKernel]) -> None:
-    """Let unmerged blocks of one kernel size use the position embedding of the first of them, which keeps it."""
+    """Makes all blocks use the position embedding of the first one.
+
+    Args:
+        blocks: Unmerged blocks with the same kernel size.
+    """
     blocks = list(blocks)
     for block in blocks:
         block._sharing = blocks

@@ -1,4 +1,4 @@
-"""A large depthwise convolution as the sum of a tall and a wide stripe; SLaK, arXiv:2207.03620."""
+"""The block of SLaK (arXiv:2207.03620): a large kernel as the sum of a K x k and a k x K kernel."""
 from typing import List
 
 from torch import Tensor, nn
@@ -10,23 +10,22 @@ from .branches import ConvNorm, MergeableBranches, NormLayer, biased
 
 
 class StripedLargeKernel(MergeableBranches):
-    """Depthwise convolutions with a K x k, a k x K and, in training and where k < K, a k x k kernel, summed.
+    """The sum of depthwise convolutions with a K x k, a k x K and, if k < K, a k x k kernel, each with a norm.
 
-    "LoRA" in the official keys stands for low rank, which a sum of stripes is not: each is a full kernel.
-
-    Keys, as the official ones: ``LoRA1`` (tall), ``LoRA2`` (wide) and ``small_conv``, each ``.{conv,bn}``. The official
-    code merges none of them; here they merge to ``LoRA1_reparam``, which takes the small kernel in, and
-    ``LoRA2_reparam``, each with a bias, and these, when asked, to the dense K x K ``lkb_reparam``.
+    The state dict keys are the official ones: ``LoRA1`` (K x k), ``LoRA2`` (k x K) and ``small_conv``, each with
+    ``conv`` and ``bn``. "LoRA" stands for low rank, although each is a full kernel. The official code does not merge
+    them. Here ``LoRA1`` and ``small_conv`` become ``LoRA1_reparam`` and ``LoRA2`` becomes ``LoRA2_reparam``, each with
+    a bias. :meth:`densify` makes these two the dense K x K convolution ``lkb_reparam``.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of input and output channels.
         kernel_size: K, odd.
-        small_kernel: k, odd and no larger.
-        norm_layer: Builds a norm for a number of channels.
-        merged: Build the two biased stripes.
+        small_kernel: k, odd and not larger than K.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
+        merged: If True, builds the merged form, which has two convolutions.
 
     Shape:
-        (N, C, H, W) to the same.
+        Input and output: (N, C, H, W).
     """
 
     def __init__(self, channels: int, kernel_size: int, small_kernel: int, norm_layer: NormLayer,

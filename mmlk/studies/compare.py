@@ -28,9 +28,10 @@ import mmlk
 from mmlk._text import one_line, printable
 from mmlk._types import scoped_name, type_name, with_paths
 from mmlk.analysis import erf, latency, zoo
-from mmlk.analysis.complexity import check_backbone
 from mmlk.analysis.panels import distinct_palette
 from mmlk.datasets.check import LAYOUTS, SPLITS, datasets, evaluators, layout_of
+from mmlk.datasets.images import read_image
+from mmlk.engine.network import check_backbone
 from mmlk.studies.report import Cell, Column
 
 #: What a config's accuracy is called, and where a test's figures have it.
@@ -50,7 +51,7 @@ Tick = Callable[[str, int, int], object]
 
 
 @dataclass
-class Entry:
+class ComparedModel:
     """A model to compare: ``name`` in the report, ``path`` of its config and what that says, and a checkpoint if one is
     to be tested in place of being trained."""
     name: str
@@ -126,10 +127,29 @@ def read_study(path: Path) -> Study:
         raise ValueError(f"{path}: a study has no {', '.join(sorted(map(str, unknown)))}")
     configs = {one_line(str(name)): str(path.parent / config) for name, config in configs.items()}
     title, finding, source = (printable(str(content.get(key) or '')) for key in ('title', 'finding', 'source'))
+    try:
+        finding = with_published(finding)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
     return Study(title or path.stem, configs, finding, source)
 
 
-def check(entries: Sequence[Entry]) -> None:
+def with_published(text: str) -> str:
+    """The text with the published result of a config of the model zoo in place of its name in braces.
+
+    Raises:
+        ValueError: The zoo has no such config, or no result was published for it.
+    """
+    for name in re.findall(r'\{([^{}]*)\}', text):
+        rows = [row for row in zoo.rows(zoo.read(Path(mmlk.__file__).parent / '.mim')) if row['Name'] == name]
+        if not rows or 'Results' not in rows[0]:
+            raise ValueError(f'{{{name}}} is no config with a published result in configs/metafiles')
+        metrics = rows[0]['Results'][0]['Metrics']
+        text = text.replace(f'{{{name}}}', f'{next(iter(metrics.values())):.2f}')
+    return text
+
+
+def check_models(entries: Sequence[ComparedModel]) -> None:
     """Refuse what cannot be compared.
 
     Raises:
@@ -226,7 +246,7 @@ def _set_num_classes(part: Any, number: int) -> None:
             _set_num_classes(inner, number)
 
 
-def length(cfg: Config) -> Tuple[int, str]:
+def training_length(cfg: Config) -> Tuple[int, str]:
     """How long a config trains, and in what: 'iterations' or 'epochs'.
 
     Raises:
@@ -244,7 +264,7 @@ def use_budget(cfg: Config, budget: int) -> None:
 
     It is validated by the test that follows alone; four checkpoints on the way let a run go on that was cut off.
     """
-    old, unit = length(cfg)
+    old, unit = training_length(cfg)
     factor, by_epoch = budget / old, unit == 'epochs'
     cfg.train_cfg['max_epochs' if by_epoch else 'max_iters'] = budget
     cfg.train_cfg.update(val_interval=budget, val_begin=budget + 1)
@@ -277,14 +297,14 @@ def _schedulers(settings: Any) -> Iterator[dict]:
             yield from _schedulers(part)
 
 
-class Failed(Exception):
+class RunFailed(Exception):
     """A run's training or test that ended with an error; the message has its last lines."""
 
 
 @dataclass
 class Run:
     """One config trained with one seed, or one checkpoint (``seed`` is None), and tested; all in ``folder``."""
-    entry: Entry
+    entry: ComparedModel
     seed: Optional[int]
     folder: Path
     state: Dict[str, Any] = field(default_factory=dict)
@@ -353,7 +373,7 @@ class Run:
             tick: Called as things go, with 'train' or 'test', what is done and the total.
 
         Raises:
-            Failed: A tool ended with an error. What it did is kept, and the next call goes on.
+            RunFailed: A tool ended with an error. What it did is kept, and the next call goes on.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.config.is_file():
@@ -389,15 +409,15 @@ class Run:
                 for line in process.stdout:
                     file.write(line)
                     last.append(line)
-                    done = progress_of(line, *(length(self.entry.cfg) if step == 'train' else (None, None)))
+                    done = progress_of(line, *(training_length(self.entry.cfg) if step == 'train' else (None, None)))
                     if done:
                         tick(step, *done)
             except BaseException:
                 process.terminate()
                 raise
         if process.returncode:
-            raise Failed(f'{self.label}: {step}ing ended with exit code {process.returncode}. Its last lines, of {log}:'
-                         f"\n\n{''.join(last)}\nThe same command goes on from here once that is mended")
+            raise RunFailed(f'{self.label}: {step}ing ended with exit code {process.returncode}. Its last lines, of '
+                            f"{log}:\n\n{''.join(last)}\nThe same command goes on from here once that is mended")
         return time.monotonic() - began
 
 
@@ -471,7 +491,7 @@ def versions() -> Dict[str, str]:
     return dict(python=platform.python_version(), **{module.__name__: module.__version__ for module in modules})
 
 
-def accuracy(entries: Sequence[Entry], runs: Sequence[Run], root: Path) -> Tuple[Dict[str, Column],
+def accuracy(entries: Sequence[ComparedModel], runs: Sequence[Run], root: Path) -> Tuple[Dict[str, Column],
                                                                                  Dict[str, Dict[str, Cell]]]:
     """Accuracy that is published, was found by this toolbox, or is of these runs.
 
@@ -486,7 +506,7 @@ def accuracy(entries: Sequence[Entry], runs: Sequence[Run], root: Path) -> Tuple
     cells: Dict[str, Dict[str, Cell]] = {entry.name: {} for entry in entries}
     columns: Dict[str, Column] = {}
 
-    def put(entry: Entry, metric: str, data: str, values: Sequence[float], origin: str, detail: str) -> None:
+    def put(entry: ComparedModel, metric: str, data: str, values: Sequence[float], origin: str, detail: str) -> None:
         key = f'{metric}, {data}, {origin}'
         elsewhere = '' if data == entry.data else f' on {data}'
         columns[key] = Column(f'{metric} (%){elsewhere}, {origin}', 2)
@@ -509,33 +529,37 @@ def accuracy(entries: Sequence[Entry], runs: Sequence[Run], root: Path) -> Tuple
     return columns, cells
 
 
-def _origin(entry: Entry, runs: Sequence[Run]) -> Tuple[str, str]:
+def _origin(entry: ComparedModel, runs: Sequence[Run]) -> Tuple[str, str]:
     where = '; '.join(dict.fromkeys(run.state['machine'] for run in runs))
     if runs[0].seed is None:
         return 'tested here', f'checkpoint {entry.checkpoint} on {entry.data}, on {where}'
     seeds = ', '.join(str(run.seed) for run in runs)
     spread = f'seed {seeds}' if len(runs) == 1 else f'seeds {seeds}, mean and sample standard deviation'
-    budget, unit = length(entry.cfg)
+    budget, unit = training_length(entry.cfg)
     weights = (entry.cfg.model.backbone.get('init_cfg') or {}).get('checkpoint')
     start = f'from the weights {weights}' if weights else 'from scratch'
     return 'trained here', f"by the row's config {start} on {entry.data}, {budget} {unit}, {spread}, on {where}"
 
 
-def measure_latency(entries: Sequence[Entry], part: str, size: Tuple[int, int], turns: int, device: torch.device,
-                    tick: Callable[[str, int], object]) -> Dict[str, dict]:
-    """Inference of each model, merged where it has branches, all taking turns: as :class:`latency.Row` tells of it."""
+def compare_latency(entries: Sequence[ComparedModel], part: str, size: Tuple[int, int], turns: int,
+                    device: torch.device, tick: Callable[[str, int], object]) -> Dict[str, dict]:
+    """Measure the inference of all models in one run, with their branches merged.
+
+    Returns:
+        :meth:`latency.LatencyRow.to_dict` of each model, by its name.
+    """
     networks, modules = [], []
     for entry in entries:
-        networks.append(latency.from_config(entry.cfg, entry.name, part))
+        networks.append(latency.latency_from_config(entry.cfg, entry.name, part))
         torch.manual_seed(0)
         modules.append(networks[-1].build().to(device))
     variant = latency.Variant(merged=True)
-    rows = latency.measure(networks, modules, [variant], 'inference', size, 1, device, turns, tick=tick)
+    rows = latency.measure_latency(networks, modules, [variant], 'inference', size, 1, device, turns, tick=tick)
     return {row.name: row.to_dict() for row in rows}
 
 
-def measure_erf(entry: Entry, checkpoint: Optional[str], images: Sequence[Path], size: int, device: str,
-                out: Path, track: Callable) -> Tuple[dict, erf.ReceptiveField]:
+def measure_model_erf(entry: ComparedModel, checkpoint: Optional[str], images: Sequence[Path], size: int, device: str,
+                      out: Path, track: Callable) -> Tuple[dict, erf.ReceptiveField]:
     """A backbone's effective receptive field at its last stage, of a checkpoint or of random weights.
 
     Its mean scores are kept as ``out`` with the suffix .npy.
@@ -547,12 +571,12 @@ def measure_erf(entry: Entry, checkpoint: Optional[str], images: Sequence[Path],
 
     def compute() -> dict:
         torch.manual_seed(0)
-        network = erf.from_config(entry.cfg, initialise=checkpoint is None)
+        network = erf.erf_from_config(entry.cfg, initialise=checkpoint is None)
         if checkpoint:
             load(network.backbone, checkpoint)
         stage, _ = network.check(size)
-        pictures = [erf.read_image(path, size, network.channels) for path in images]
-        field = erf.measure(network, track(pictures), stage, device)
+        pictures = [read_image(path, size, network.channels) for path in images]
+        field = erf.measure_erf(network, track(pictures), stage, device)
         out.parent.mkdir(parents=True, exist_ok=True)
         np.save(out.with_suffix('.npy'), field.scores)
         return dict(erf.summary(field), stage=stage)
@@ -572,7 +596,7 @@ def _stamp(path: Path) -> Tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def default_size(entries: Sequence[Entry], root: Path) -> Tuple[int, int]:
+def default_size(entries: Sequence[ComparedModel], root: Path) -> Tuple[int, int]:
     """Height and width at which all models are measured: that of the zoo's counts, else the training crop.
 
     Raises:

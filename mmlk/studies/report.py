@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple, Sequence, Tu
 
 import yaml
 
+from mmlk.weights.catalog import read_records
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -62,7 +64,7 @@ class Column(NamedTuple):
 
 
 @dataclass
-class Line:
+class StudyRow:
     """A model: ``cells`` by the key of the column, ``cites`` the keys of what its name is cited with."""
     name: str
     config: str
@@ -71,11 +73,11 @@ class Line:
 
 
 @dataclass
-class Report:
+class StudyReport:
     """``columns`` by key, in their order; those that no line has are not shown. ``caption`` are sentences with the keys
     of what each is cited with. ``facts`` is what the JSON says besides: versions, settings, runs."""
     title: str
-    lines: List[Line]
+    lines: List[StudyRow]
     columns: Dict[str, Column]
     caption: List[Tuple[str, List[str]]]
     facts: dict = field(default_factory=dict)
@@ -154,14 +156,20 @@ def cited(latex: str) -> List[str]:
 
 
 class References:
-    """The BibTeX entries of ``references.yml``: by key, what an entry is ``of`` and its text.
+    """BibTeX entries by key, each with its text and what it is ``of``.
 
     Args:
-        path: Of the file.
+        path: The file ``references.yml``, with the entries of methods and data sets. Those of families come from the
+            records in the folder ``metafiles`` beside it.
     """
 
     def __init__(self, path: Path):
-        self.entries = yaml.safe_load(path.read_text(encoding='utf-8'))
+        self.entries = {}
+        for record in read_records(path.parent / 'metafiles').values():
+            for collection in record['Collections']:
+                key = re.match(r'\s*@\w+\{([^,\s]+)', collection['BibTeX'])[1]
+                self.entries[key] = {'of': collection['Backbones'], 'bibtex': collection['BibTeX']}
+        self.entries.update(yaml.safe_load(path.read_text(encoding='utf-8')))
 
     def of(self, names: Iterable[str]) -> List[str]:
         """The keys of what is of one of the names: class names of configs, or the beginnings of data sets' names."""
@@ -175,7 +183,7 @@ class References:
         return '\n'.join(self.entries[key]['bibtex'] for key in keys)
 
 
-def plot(report: Report, accuracy: str, axes: Sequence[str]) -> 'Figure':
+def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figure':
     """Accuracy of each model with all its seeds, and against each of some other columns.
 
     Args:
@@ -184,36 +192,42 @@ def plot(report: Report, accuracy: str, axes: Sequence[str]) -> 'Figure':
         axes: Keys of columns, each of which makes a panel of the models that have it.
     """
     from matplotlib.figure import Figure
+
+    from mmlk.analysis.palette import Point, add_panels, looks, name_points
     lines = [line for line in report.lines if accuracy in line.cells]
     axes = [key for key in axes if any(key in line.cells for line in lines)]
-    colours = {line.name: f'C{index % 10}' for index, line in enumerate(lines)}
+    look = looks(line.name for line in lines)
     column = report.columns[accuracy]
-    figure = Figure(figsize=(4.6 * (1 + len(axes)), max(3.4, 1.5 + 0.34 * len(lines))), layout='constrained')
-    first, *others = figure.subplots(1, 1 + len(axes), squeeze=False)[0]
+    figure = Figure(figsize=(9.6, (2 + len(axes)) // 2 * max(3.4, 1.5 + 0.34 * len(lines))), layout='constrained')
+    first, *others = add_panels(figure, 1 + len(axes))
     for place, line in enumerate(lines):
-        cell = line.cells[accuracy]
+        cell, (colour, marker) = line.cells[accuracy], look[line.name]
         values = [value / column.scale for value in cell.values]
-        first.errorbar(cell.mean / column.scale, place, xerr=cell.deviation / column.scale, fmt='o', capsize=4,
-                       color=colours[line.name])
+        first.errorbar(cell.mean / column.scale, place, xerr=cell.deviation / column.scale, fmt=marker, capsize=4,
+                       color=colour)
         if len(values) > 1:
-            first.scatter(values, [place] * len(values), marker='|', s=160, color=colours[line.name], alpha=0.6)
+            first.scatter(values, [place] * len(values), marker='|', s=160, color=colour, alpha=0.6)
     first.set_yticks(range(len(lines)), [line.name for line in lines])
     first.invert_yaxis()
     first.margins(0.15)
     for label, line in zip(first.get_yticklabels(), lines):
-        label.set_color(colours[line.name])
+        label.set_color(look[line.name].colour)
     first.set_xlabel(column.title)
     first.grid(axis='x', alpha=0.3)
+    named = {}
     for axis, key in zip(others, axes):
         other = report.columns[key]
         for line in lines:
             if key in line.cells:
-                x, cell = line.cells[key].mean / other.scale, line.cells[accuracy]
-                axis.errorbar(x, cell.mean / column.scale, yerr=cell.deviation / column.scale, fmt='o', capsize=4,
-                              color=colours[line.name])
+                x, cell, (colour, marker) = line.cells[key].mean / other.scale, line.cells[accuracy], look[line.name]
+                axis.errorbar(x, cell.mean / column.scale, yerr=cell.deviation / column.scale, fmt=marker, capsize=4,
+                              color=colour)
+                named.setdefault(axis, []).append(
+                    Point(line.name, x, cell.mean / column.scale, colour, cell.deviation / column.scale))
         axis.set(xlabel=other.title, ylabel=column.title)
         axis.margins(0.15)
         axis.set_xlim(0, axis.get_xlim()[1])
         axis.grid(alpha=0.3)
     figure.suptitle(report.title, fontsize=10)
+    name_points(figure, named)
     return figure

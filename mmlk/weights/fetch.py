@@ -14,11 +14,11 @@ from typing import Optional, Union
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
-from mmengine.logging import print_log
 from rich.progress import (BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn,
                            TransferSpeedColumn)
 
-from .catalog import CATALOG, Entry
+from . import catalog
+from .catalog import Entry
 from .errors import WeightsError
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -81,17 +81,17 @@ def find(source: Union[str, Path]) -> Path:
     path, text = Path(source).expanduser(), str(source)
     if path.is_file():
         return path
-    if text in CATALOG:
-        return fetch(CATALOG[text])
+    if text in catalog.CATALOG:
+        return fetch(catalog.CATALOG[text])
     if path.is_dir():
         raise WeightsError(f'{path.absolute()} is a folder; give the file in it')
     if isinstance(source, str) and re.match(r'https?://', source, re.IGNORECASE):
         name = re.sub(r'[^\w.-]', '_', unquote(urlsplit(source).path).rsplit('/', 1)[-1]) or 'weights'
         # two servers may give different files the same name
         target = cache_dir() / f'{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}'
-        entry = next((entry for entry in CATALOG.values() if source in (entry.url, entry.page)), None)
+        entry = next((entry for entry in catalog.CATALOG.values() if source in (entry.url, entry.page)), None)
         return download(source, cache_path(entry) if entry else target, published_digest(source))
-    near = difflib.get_close_matches(text.lower(), CATALOG, n=3)
+    near = difflib.get_close_matches(text.lower(), catalog.CATALOG, n=3)
     meant = f'Near names: {", ".join(near)}' if near else '`python tools/weights.py list` shows the names'
     raise WeightsError(f"no weights '{source}': there is no file {path.absolute()}, and the catalogue has no "
                        f'such name. {meant}')
@@ -145,11 +145,16 @@ def download(url: str, target: Path, sha256: str = '') -> Path:
                 os.replace(part, target)
                 _discard(part)
                 known = 'as published' if sha256 else 'no reference is known'
-                print_log(f'{target}: sha256 {got}, {known}', logger='current')
+                _log(f'{target}: sha256 {got}, {known}')
     elif sha256 and not digest(target).startswith(sha256.lower()):
         raise WeightsError(f'{target} has another sha256 than the published {sha256}...; delete it to '
                            'download it again, or pass its path to use it as it is')
     return target
+
+
+def _log(message: str) -> None:
+    from mmengine.logging import print_log  # imports torch
+    print_log(message, logger='current')
 
 
 def _stamp(part: Path) -> Path:
@@ -165,7 +170,7 @@ def _discard(part: Path) -> None:
 
 def _receive(url: str, part: Path, target: Path, sha256: str) -> None:
     """Fill ``part``, over as many connections as it takes."""
-    print_log(f'downloading {url} to {target}', logger='current')
+    _log(f'downloading {url} to {target}')
     failed = 0
     while True:
         before = part.stat().st_size if part.exists() else 0

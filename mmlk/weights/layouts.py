@@ -19,7 +19,7 @@ _AVERAGED = 'n_averaged'  # a counter that torch's AveragedModel puts beside the
 
 
 @dataclass
-class Layout:
+class WeightsLayout:
     """The tensors of a file by plain name, and in words how they were found.
 
     ``aside`` names what belongs to another part of the model than the one that is asked for.
@@ -46,7 +46,7 @@ def plain_names(keys: Collection[str]) -> Dict[str, str]:
     return {name: key for key, name in names.items()}
 
 
-def find_tensors(payload: Any, path: Union[str, Path]) -> Layout:
+def find_tensors(payload: Any, path: Union[str, Path]) -> WeightsLayout:
     """The state dict in what a file holds.
 
     Raises:
@@ -87,7 +87,7 @@ def find_tensors(payload: Any, path: Union[str, Path]) -> Layout:
     steps = [step]
     if any(name != key for name, key in names.items()):
         steps.append('names freed of module. and _orig_mod.')
-    return Layout({name: tensors[key] for name, key in names.items()}, steps)
+    return WeightsLayout({name: tensors[key] for name, key in names.items()}, steps)
 
 
 def is_whole(names: Collection[str]) -> bool:
@@ -103,7 +103,7 @@ def split_backbone(tensors: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], Di
     return inside, {name: value for name, value in tensors.items() if not name.startswith(BACKBONE)}
 
 
-def fit(layout: Layout, names: Collection[str] = ()) -> Layout:
+def fit(layout: WeightsLayout, names: Collection[str] = ()) -> WeightsLayout:
     """The layout as a module with parameters ``names`` would spell it.
 
     A whole model takes a whole file with all that is in it. A backbone takes what lies under ``backbone.`` and nothing
@@ -126,5 +126,5 @@ def fit(layout: Layout, names: Collection[str] = ()) -> Layout:
                      (f', such as {changed[0][0]} to {changed[0][1]}' if changed else '') +
                      (f', and {reshaped} tensors freed of dimensions of 1' if reshaped else ''))
     if is_whole(names):
-        return Layout({**{BACKBONE + name: value for name, value in inside.items()}, **aside}, steps)
-    return Layout(inside, steps, list(aside))
+        return WeightsLayout({**{BACKBONE + name: value for name, value in inside.items()}, **aside}, steps)
+    return WeightsLayout(inside, steps, list(aside))

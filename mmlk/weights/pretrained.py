@@ -8,7 +8,7 @@ from mmlk._types import scoped_name
 from mmlk.registry import WEIGHT_INITIALIZERS
 
 from .errors import WeightsError
-from .load import load
+from .loading import load
 
 
 def _is_ours(init_cfg: Any) -> bool:
@@ -22,7 +22,7 @@ class Pretrained:
     Args:
         checkpoint: A path, an http(s) URL or a name of the catalogue.
         strict: Raise when a parameter or buffer was not filled; else warn.
-        allow_pickle: See :func:`mmlk.weights.read.read`.
+        allow_pickle: See :func:`mmlk.weights.read.read_weights`.
         adapt_stem: Make kernels of the stem for another number of channels of those for RGB; see ``load``.
 
     Raises:

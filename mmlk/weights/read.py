@@ -6,7 +6,6 @@ logs, numpy numbers) can be read past without the real ones being called, or eve
 """
 import mmap
 import pickle
-import re
 import threading
 import zipfile
 from collections import OrderedDict
@@ -18,6 +17,8 @@ from typing import Any, Callable, Iterator, List, Sequence, Tuple, Union
 
 import torch
 from torch import serialization
+
+from mmlk._torch_private import refused_types
 
 from .errors import WeightsError
 
@@ -90,19 +91,6 @@ def _allow_only(allowed: List[Allowed]) -> Iterator[None]:
         finally:
             serialization.clear_safe_globals()
             serialization.add_safe_globals(others)
-
-
-def _refused(path: Path, message: str) -> List[str]:
-    """Names of types that the current allow-list lacks; empty when something else stopped the unpickler."""
-    match = re.search(r'GLOBAL (\S+) (?:was not an allowed|whose module)', message)
-    if not match:
-        return []
-    first = match.group(1) if '.' in match.group(1) else f'builtins.{match.group(1)}'
-    try:
-        names = serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # torch < 2.6, or a legacy file: the message still names the first
-        names = []
-    return sorted({first, *names})
 
 
 def _import(name: str, path: Path) -> Allowed:
@@ -180,7 +168,7 @@ def _read_pickle(path: Path, allow_pickle: bool, built: Sequence[Tuple[Callable,
                                   mmap=zipfile.is_zipfile(path))
             except pickle.UnpicklingError as error:
                 message = str(error)
-                refused = _refused(path, message)
+                refused = refused_types(path, message)
             except Exception as error:
                 raise WeightsError(f'{path} cannot be read: truncated, damaged, or not written by torch.save '
                                    f'({type(error).__name__}: {_last_line(error)})') from error
@@ -217,7 +205,7 @@ def _read_safetensors(path: Path) -> Any:
         raise WeightsError(f'{path} is a damaged safetensors file ({error})') from error
 
 
-def read(path: Union[str, Path], allow_pickle: bool = False, built: Sequence[Tuple[Callable, str]] = ()) -> Any:
+def read_weights(path: Union[str, Path], allow_pickle: bool = False, built: Sequence[Tuple[Callable, str]] = ()) -> Any:
     """Read a file of ``torch.save`` (zip or the older form) or a safetensors file, onto the CPU.
 
     Args:

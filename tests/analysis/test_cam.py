@@ -20,6 +20,7 @@ from torch import nn
 from mmlk.analysis import cam
 from mmlk.analysis.cam import LAST_MAP, Choice, ClassifierSubject, Sample, Subject
 from mmlk.analysis.classifiers import Classifier, WithHead
+from mmlk.engine.network import build_network
 from tests.utils import fill
 
 REPO = Path(__file__).resolve().parents[2]
@@ -98,7 +99,7 @@ def test_the_map_of_a_classifier_is_its_weights_over_the_last_map(photograph):
 
 def config_subject(config, threshold=0.3):
     cfg = Config.fromfile(str(REPO / config))
-    return cam.from_config(cfg, fill(cam.build(cfg)), threshold)
+    return cam.subject_from_config(cfg, fill(build_network(cfg)), threshold)
 
 
 def expected_map(subject, sample, score):
@@ -186,7 +187,7 @@ def test_a_classifier_of_a_config(photograph):
     cfg.model = dict(type='CamTestClassifier', backbone=dict(type='X'), num_classes=12,
                      data_preprocessor=cfg.model.data_preprocessor)
     cfg.test_dataloader.dataset = dict(dataset=dict(pipeline=cfg.test_pipeline))
-    subject = cam.from_config(cfg, fill(cam.build(cfg)))
+    subject = cam.subject_from_config(cfg, fill(build_network(cfg)))
     sample = subject.sample(photograph)
     choice, maps = cam.explain(subject, sample, [LAST_MAP])
     with torch.no_grad():
@@ -265,14 +266,15 @@ def test_overlays_and_grid():
     heat[40:, 50:] = 1
     region = np.zeros((40, 64), bool)
     region[10:20, 10:20] = True
-    picture = cam.overlay(sample, heat, Choice(0, '', region=region))
+    picture = cam.overlay_heat(sample, heat, Choice(0, '', region=region))
     assert picture[50, 70, 0] > picture[50, 70, 2] and picture[5, 5, 2] > picture[5, 5, 0]  # red is hot
     white = np.argwhere((picture == 255).all(2))
     assert white.min(0).tolist() == [20, 20] and white.max(0).tolist() == [39, 39]
-    boxed = cam.overlay(sample, heat, Choice(0, '', boxes=np.array([[3.2, 4.1, 20.8, 30.2]])))
+    boxed = cam.overlay_heat(sample, heat, Choice(0, '', boxes=np.array([[3.2, 4.1, 20.8, 30.2]])))
     white = np.argwhere((boxed == 255).all(2))
     assert white.min(0).tolist() == [4, 3] and white.max(0).tolist() == [30, 21]
-    figure = cam.grid([cam.Row(image, 'a', {'one': picture, 'two': boxed}), cam.Row(image, 'b', {'one': picture})])
+    figure = cam.grid([cam.CamRow(image, 'a', {'one': picture, 'two': boxed}),
+                       cam.CamRow(image, 'b', {'one': picture})])
     FigureCanvasAgg(figure).draw()
     assert [ax.get_title() for ax in figure.axes] == ['a', 'one', 'two', 'b', 'one', '']
     with pytest.raises(ValueError, match='nothing to draw'):
@@ -285,17 +287,17 @@ def test_overlays_and_grid():
 ])
 def test_configs_that_cannot_be_built(change, problem):
     with pytest.raises(ValueError, match=problem):
-        cam.build(Config(change))
+        build_network(Config(change))
 
 
 def test_configs_without_images_or_of_other_kinds():
     cfg = Config.fromfile(str(REPO / UPERNET))
-    network = cam.build(cfg)
+    network = build_network(cfg)
     bare = Config(dict(model=cfg.model, default_scope='mmseg'))
     with pytest.raises(ValueError, match='the config has no test pipeline'):
-        cam.from_config(bare, network)
+        cam.subject_from_config(bare, network)
     with pytest.raises(ValueError, match='Backbone is no segmentor, detector or classifier'):
-        cam.from_config(cfg, Backbone())
+        cam.subject_from_config(cfg, Backbone())
 
 
 def run(monkeypatch, *args):
@@ -306,7 +308,7 @@ def run(monkeypatch, *args):
 @needs_library
 def test_tool(photograph, tmp_path, monkeypatch, capsys):
     cfg = Config.fromfile(str(REPO / UPERNET))
-    torch.save(fill(cam.build(cfg)).state_dict(), tmp_path / 'weights.pth')
+    torch.save(fill(build_network(cfg)).state_dict(), tmp_path / 'weights.pth')
     folder = tmp_path / 'folder'
     folder.mkdir()
     for target in (folder / 'photograph.png', folder / 'second.jpg'):

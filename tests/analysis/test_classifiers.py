@@ -7,13 +7,27 @@ from PIL import Image
 from torch import nn
 
 from mmlk.analysis import classifiers
-from mmlk.analysis.classifiers import build, from_config, with_head
-from mmlk.backbones import (ConvNeXt, GFNet, HorNet, MobileNetV2, MogaNet, ParCConvNeXt, ParCNet, RepLKNet, RepVGG,
-                            SLaK, UniRepLKNet, convnext, replknet)
+from mmlk.analysis.classifiers import build_classifier, classifier_from_config, with_head
+from mmlk.backbones import (
+    ConvNeXt,
+    GFNet,
+    HorNet,
+    MobileNetV2,
+    MogaNet,
+    ParCConvNeXt,
+    ParCNet,
+    RepLKNet,
+    RepVGG,
+    SLaK,
+    UniRepLKNet,
+    convnext,
+    replknet,
+)
+from mmlk.datasets.images import open_image
 from mmlk.reparam import merge
 from mmlk.weights import WeightsError
 from mmlk.weights.catalog import CATALOG, FAMILIES, Entry
-from mmlk.weights.load import _split_optional
+from mmlk.weights.loading import _split_optional
 from tests.utils import fill, image, relative_error
 
 TINY = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
@@ -114,14 +128,14 @@ def test_a_config_gives_its_backbone(tmp_path):
     kind, arch, _, head = FORMS['RepLKNet']
     path = official_file(tmp_path / 'official.pth', kind(arch), head)
     backbone = dict(type='mmlk.RepLKNet', arch=arch, init_cfg=dict(type='mmlk.Pretrained', checkpoint='nowhere'))
-    classifier = from_config(Config(dict(model=dict(type='X', backbone=backbone))), path)
+    classifier = classifier_from_config(Config(dict(model=dict(type='X', backbone=backbone))), path)
     x = image(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(classifier.network(x), with_head(kind(arch), path).network(x))
     with pytest.raises(ValueError, match='no backbone'):
-        from_config(Config(dict(model=dict(type='X'))), path)
+        classifier_from_config(Config(dict(model=dict(type='X'))), path)
     with pytest.raises(ValueError, match='the backbone cannot be built.*Nothing'):
-        from_config(Config(dict(model=dict(type='X', backbone=dict(type='Nothing')))), path)
+        classifier_from_config(Config(dict(model=dict(type='X', backbone=dict(type='Nothing')))), path)
 
 
 def test_names_and_the_merged_form(tmp_path, monkeypatch):
@@ -135,8 +149,9 @@ def test_names_and_the_merged_form(tmp_path, monkeypatch):
     x = image(1, 3, 64, 64)
     with torch.no_grad():
         expected = with_head(kind(arch), path).network(x)
-        assert torch.equal(build('RepLKNet-tiny', path).network(x), expected)
-        assert relative_error(build('RepLKNet-tiny', str(tmp_path / 'merged.pth')).network(x), expected) < 1e-5
+        assert torch.equal(build_classifier('RepLKNet-tiny', path).network(x), expected)
+        merged = build_classifier('RepLKNet-tiny', str(tmp_path / 'merged.pth'))
+        assert relative_error(merged.network(x), expected) < 1e-5
 
 
 def test_a_classifier_of_the_catalogue_brings_weights_and_images(tmp_path, monkeypatch):
@@ -144,12 +159,12 @@ def test_a_classifier_of_the_catalogue_brings_weights_and_images(tmp_path, monke
     monkeypatch.setenv('MMLK_HOME', str(tmp_path))
     monkeypatch.setitem(convnext.ARCHS, 'tiny', arch)
     entry = Entry('convnext-tiny_in1k', 'tiny', 'http://0.0.0.0/', 'classifier', '', '96x96', (1, 2, 3), (4, 5, 6), '',
-                  '', note='BGR pixels')
+                  '', channels='BGR')
     monkeypatch.setitem(CATALOG, entry.name, entry)
     monkeypatch.setitem(FAMILIES, 'ConvNeXt', (entry, ))
     (tmp_path / 'weights').mkdir()
     official_file(tmp_path / 'weights' / f'{entry.name}.pth', kind(arch), head)
-    classifier = build(entry.name)
+    classifier = build_classifier(entry.name)
     assert classifier.images == dict(size=96, mean=(1, 2, 3), std=(4, 5, 6), channels='BGR')
     x = image(1, 3, 96, 96)
     with torch.no_grad():
@@ -162,17 +177,17 @@ def test_models_of_timm(tmp_path):
     torch.save(model.state_dict(), tmp_path / 'named.pth')
     torch.save({f'_{i}': value for i, value in enumerate(model.state_dict().values())}, tmp_path / 'unnamed.pth')
     x = image(1, 3, 64, 64)
-    named = build('timm:test_resnet', str(tmp_path / 'named.pth'))
-    unnamed = build('timm:test_resnet', str(tmp_path / 'unnamed.pth'), by_order=True)
+    named = build_classifier('timm:test_resnet', str(tmp_path / 'named.pth'))
+    unnamed = build_classifier('timm:test_resnet', str(tmp_path / 'unnamed.pth'), by_order=True)
     with torch.no_grad():
         assert torch.equal(named.network(x), model(x)) and torch.equal(unnamed.network(x), model(x))
-    assert named.size == 160 and named.mean == pytest.approx((127.5, ) * 3)
+    assert named.size == 160 and named.normalization.mean == pytest.approx((127.5, ) * 3)
     with pytest.raises(WeightsError, match='were not filled'):
-        build('timm:test_resnet', str(tmp_path / 'unnamed.pth'))
+        build_classifier('timm:test_resnet', str(tmp_path / 'unnamed.pth'))
     with pytest.raises(WeightsError, match='in order: _0 is .* has conv1.0.weight'):
         state = {f'_{i}': value for i, value in enumerate(reversed(model.state_dict().values()))}
         torch.save(state, tmp_path / 'other.pth')
-        build('timm:test_resnet', str(tmp_path / 'other.pth'), by_order=True)
+        build_classifier('timm:test_resnet', str(tmp_path / 'other.pth'), by_order=True)
 
 
 @pytest.mark.parametrize('model, checkpoint, problem', [
@@ -184,7 +199,7 @@ def test_models_of_timm(tmp_path):
 ])
 def test_models_that_cannot_be_had(model, checkpoint, problem):
     with pytest.raises(ValueError, match=problem):
-        build(model, checkpoint)
+        build_classifier(model, checkpoint)
 
 
 @pytest.mark.parametrize('head, problem', [
@@ -202,11 +217,11 @@ def test_files_without_a_classifier_that_fits(head, problem, tmp_path):
 
 def test_images_that_cannot_be_read(tmp_path):
     Image.new('L', (3, 2), 7).save(tmp_path / 'grey.png')
-    assert np.array(classifiers.open_image(tmp_path / 'grey.png')).tolist() == [[[7] * 3] * 3] * 2
+    assert np.array(open_image(tmp_path / 'grey.png')).tolist() == [[[7] * 3] * 3] * 2
     (tmp_path / 'cut.png').write_bytes((tmp_path / 'grey.png').read_bytes()[:50])
     for name in ('cut.png', 'missing.png'):
         with pytest.raises(ValueError, match=f'{name} cannot be read as an image'):
-            classifiers.open_image(tmp_path / name)
+            open_image(tmp_path / name)
 
 
 def test_class_names():

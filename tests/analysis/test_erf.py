@@ -13,8 +13,10 @@ from PIL import Image
 from torch import nn
 
 from mmlk.analysis import erf
-from mmlk.analysis.erf import Network, ReceptiveField
+from mmlk.analysis.erf import ErfNetwork, ReceptiveField
 from mmlk.backbones import RepLKNet
+from mmlk.datasets.images import find_images, packaged_photographs, read_image
+from mmlk.preprocessors import IMAGENET_MEAN, IMAGENET_STD, Normalization
 from tests.utils import fill
 
 REPO = Path(__file__).resolve().parents[2]
@@ -30,9 +32,9 @@ def test_scores_and_squares_are_those_of_the_official_scripts(form):
     size, arch = FORMS[form]
     net = fill(RepLKNet(dict(arch, layers=[1, 1, 2, 1], channels=[8, 16, 24, 32])))
     net.transitions[2][1].bn.weight.data.mul_(1e5)  # scores around 1, where the logarithm bends
-    paths = {path.name: path for path in erf.packaged_photographs()}
-    images = [erf.read_image(paths[name], size) for name in ('astronaut.png', 'camera.png', 'coffee.png', 'rocket.jpg')]
-    field = erf.measure(Network(net), images, 3)
+    paths = {path.name: path for path in packaged_photographs()}
+    images = [read_image(paths[name], size) for name in ('astronaut.png', 'camera.png', 'coffee.png', 'rocket.jpg')]
+    field = erf.measure_erf(ErfNetwork(net), images, 3)
     with np.load(REPO / 'tests' / 'data' / 'erf.npz') as official:
         expected = official[f'{form}_scores']
         assert np.linalg.norm(field.scores - expected) < 1e-4 * np.linalg.norm(expected)  # ours in float32
@@ -91,14 +93,14 @@ def reach(field):
 
 
 def test_every_stage_has_its_own_field():
-    network = Network(Stages())
+    network = ErfNetwork(Stages())
     assert network.check(64) == (2, (1, 3, 8, 8))
-    assert [reach(erf.measure(network, [WHITE], stage)) for stage in range(3)] == [3, 7, 15]
+    assert [reach(erf.measure_erf(network, [WHITE], stage)) for stage in range(3)] == [3, 7, 15]
 
 
 def test_stages_go_by_the_names_the_backbone_has():
-    network = Network(Stages(out_indices=(1, 2)))
-    assert network.check(64, 1) == (1, (1, 3, 16, 16)) and reach(erf.measure(network, [WHITE], 1)) == 7
+    network = ErfNetwork(Stages(out_indices=(1, 2)))
+    assert network.check(64, 1) == (1, (1, 3, 16, 16)) and reach(erf.measure_erf(network, [WHITE], 1)) == 7
     with pytest.raises(ValueError, match='has no stage 0; it returns 1, 2'):
         network.check(64, 0)
 
@@ -109,9 +111,9 @@ def test_a_size_that_is_refused_is_said_before_any_work():
             return x.reshape(1, 3, 32, 32)
 
     with pytest.raises(ValueError, match='does not take images of 64 x 64: .*invalid for input'):
-        Network(Patches()).check(64)
+        ErfNetwork(Patches()).check(64)
     with pytest.raises(ValueError, match='has no map at stage 0'):
-        Network(nn.Flatten()).check(64)
+        ErfNetwork(nn.Flatten()).check(64)
 
 
 def test_squares_are_around_the_middle_and_the_least():
@@ -135,12 +137,12 @@ def test_nan_is_left_out_and_nothing_at_all_is_said():
             return x * torch.where(x.mean() > 0, 1., torch.nan)
 
     black = np.zeros_like(WHITE)
-    field = erf.measure(Network(Fails()), [WHITE, black, WHITE], 0)
+    field = erf.measure_erf(ErfNetwork(Fails()), [WHITE, black, WHITE], 0)
     assert (field.images, field.skipped) == (2, 1) and field.scores.sum() == field.scores[32, 32] == 3
     with pytest.raises(ValueError, match='none of 1 images gave scores without NaN'):
-        erf.measure(Network(Fails()), [black], 0)
+        erf.measure_erf(ErfNetwork(Fails()), [black], 0)
     with pytest.raises(ValueError, match='nothing contributes to the middle of stage 0'):
-        erf.measure(Network(nn.ReLU()), [black], 0)
+        erf.measure_erf(ErfNetwork(nn.ReLU()), [black], 0)
 
 
 def test_a_network_gets_the_images_it_was_trained_on_and_scores_stay_comparable():
@@ -153,12 +155,12 @@ def test_a_network_gets_the_images_it_was_trained_on_and_scores_stay_comparable(
             return x * torch.tensor([1., 2., 3.])[:, None, None]
 
     pixel = np.full((8, 8, 3), (10, 20, 30), np.uint8)
-    field = erf.measure(Network(Sees(), mean=(1, 2, 3), std=(1, 1, 10), bgr=True), [pixel], 0)
+    field = erf.measure_erf(ErfNetwork(Sees(), Normalization((1, 2, 3), (1, 1, 10), bgr=True)), [pixel], 0)
     assert seen[0][0, :, 0, 0].tolist() == pytest.approx([29, 18, 0.7], rel=1e-4)
-    red, green, blue = erf.IMAGENET_STD
+    red, green, blue = IMAGENET_STD
     assert field.scores[4, 4] == pytest.approx(blue * 1 + green * 2 + red / 10 * 3)
-    erf.measure(Network(Sees()), [pixel + 120], 0)
-    expected = (np.array([130, 140, 150]) - erf.IMAGENET_MEAN) / erf.IMAGENET_STD
+    erf.measure_erf(ErfNetwork(Sees()), [pixel + 120], 0)
+    expected = (np.array([130, 140, 150]) - IMAGENET_MEAN) / IMAGENET_STD
     assert seen[1][0, :, 0, 0].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
 
 
@@ -170,42 +172,42 @@ RESNET = dict(type='ResNet', depth=18, init_cfg=dict(type='Pretrained', checkpoi
 def test_any_config_with_a_backbone(scope):
     """Stock ones too, with their own normalisation, and without fetching weights that nobody asked for."""
     cfg = Config(dict(default_scope=scope, model=dict(data_preprocessor=CAFFE, backbone=RESNET)))
-    network = erf.from_config(cfg, initialise=True)
-    assert (network.mean, network.std, network.bgr) == ((103.53, 116.28, 123.675), (1, 1, 1), True)
+    network = erf.erf_from_config(cfg, initialise=True)
+    assert network.normalization == ((103.53, 116.28, 123.675), (1, 1, 1), True)
     assert network.check(64) == (3, (1, 512, 2, 2))
     assert all(block.bn2.weight.eq(1).all() for block in network.backbone.layer4)  # mmdet's start at zero
     conv = network.backbone.layer4[1].conv1.weight
     assert conv.std() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)  # its own start, not PyTorch's
     assert cfg.model.backbone.init_cfg.type == 'Pretrained'
     for given, expected in [(dict(type='Any'), ((0, 0, 0), (1, 1, 1), True)),
-                            (None, (erf.IMAGENET_MEAN, erf.IMAGENET_STD, False))]:
+                            (None, (IMAGENET_MEAN, IMAGENET_STD, False))]:
         cfg.model.data_preprocessor = given
-        network = erf.from_config(cfg, initialise=False)
-        assert (network.mean, network.std, network.bgr) == expected
-    for model, problem in [({}, 'has no model.backbone'),
+        network = erf.erf_from_config(cfg, initialise=False)
+        assert network.normalization == expected
+    for model, problem in [({}, 'the config has no backbone'),
                            (dict(backbone=dict(type='Nothing')), 'cannot be built: .*Nothing'),
                            (dict(backbone=dict(RESNET, depth=19)), 'cannot be built: .*19')]:
         with pytest.raises(ValueError, match=problem):
-            erf.from_config(Config(dict(default_scope=scope, model=model)), initialise=True)
+            erf.erf_from_config(Config(dict(default_scope=scope, model=model)), initialise=True)
 
 
 @pytest.mark.parametrize('name, mean, shape', [
-    ('resnet18', erf.IMAGENET_MEAN, (1, 512, 3, 3)),
-    ('swin_tiny_patch4_window7_224', erf.IMAGENET_MEAN, (1, 768, 3, 3)),
+    ('resnet18', IMAGENET_MEAN, (1, 512, 3, 3)),
+    ('swin_tiny_patch4_window7_224', IMAGENET_MEAN, (1, 768, 3, 3)),
     ('tf_efficientnet_lite0', (127.5, 127.5, 127.5), (1, 320, 3, 3)),
 ])
 def test_models_of_timm(name, mean, shape):
-    network = erf.from_timm(name, initialise=True)
-    assert network.mean == mean and not network.bgr and network.check(96)[1] == shape
+    network = erf.erf_from_timm(name, initialise=True)
+    assert network.normalization.mean == mean and not network.normalization.bgr and network.check(96)[1] == shape
 
 
 def test_branches_that_start_at_zero_are_opened():
     """Else the field of timm's ResNet at random weights is that of its shortcuts, eleven pixels."""
-    network = erf.from_timm('resnet18', initialise=False)
+    network = erf.erf_from_timm('resnet18', initialise=False)
     noise = [np.random.RandomState(0).randint(0, 256, (96, 96, 3)).astype(np.uint8)]
-    assert reach(erf.measure(network, noise, 3)) <= 11
+    assert reach(erf.measure_erf(network, noise, 3)) <= 11
     assert erf.open_branches(network.backbone) == 8
-    assert reach(erf.measure(network, noise, 3)) > 60
+    assert reach(erf.measure_erf(network, noise, 3)) > 60
     layer = nn.ParameterDict(dict(gamma=nn.Parameter(torch.full((4, 1, 1), 1e-6)), bias=nn.Parameter(torch.zeros(4)),
                                   weight=nn.Parameter(torch.zeros(4, 4)), cls_token=nn.Parameter(torch.zeros(1, 1, 4))))
     assert erf.open_branches(layer) == 1 and layer['gamma'].tolist() == [[[1.]]] * 4
@@ -216,10 +218,10 @@ def test_images_are_found_and_read(tmp_path):
     Image.new('RGB', (30, 20), (255, 0, 0)).save(tmp_path / 'b' / '1.PNG')
     Image.new('L', (20, 30), 7).save(tmp_path / 'a.jpg')
     (tmp_path / 'notes.txt').write_text('no image')
-    assert [path.name for path in erf.find_images(tmp_path)] == ['a.jpg', '1.PNG']
-    assert erf.read_image(tmp_path / 'b' / '1.PNG', 16)[3].tolist() == [[255, 0, 0]] * 16
-    assert erf.read_image(tmp_path / 'a.jpg', 16).shape == (16, 16, 3)
-    assert len(erf.packaged_photographs()) >= 4
+    assert [path.name for path in find_images(tmp_path)] == ['a.jpg', '1.PNG']
+    assert read_image(tmp_path / 'b' / '1.PNG', 16)[3].tolist() == [[255, 0, 0]] * 16
+    assert read_image(tmp_path / 'a.jpg', 16).shape == (16, 16, 3)
+    assert len(packaged_photographs()) >= 4
 
 
 def test_heat_maps_share_one_scale_and_table_is_markdown():
@@ -275,8 +277,8 @@ def test_tool_compares_networks(run, tmp_path):
     assert [network['checkpoint'] for network in report['networks']] == [
         str(tmp_path / 'segmentor.pth'), 'random, seed 0', 'random, seed 0']
     assert [network['map'] for network in report['networks']] == [[96, 6, 6], [96, 6, 6], [256, 6, 6]]
-    images = [erf.read_image(path, 96) for path in erf.packaged_photographs()[:2]]
-    expected = erf.measure(Network(net), images, 2)
+    images = [read_image(path, 96) for path in packaged_photographs()[:2]]
+    expected = erf.measure_erf(ErfNetwork(net), images, 2)
     np.testing.assert_allclose(np.load(tmp_path / 'out' / 'filled.npy'), expected.scores, rtol=1e-3)
     assert report['networks'][0]['squares']['0.5']['side'] == expected.squares()[2][0]
     assert Image.open(tmp_path / 'out' / 'erf.png').size[0] > 900
@@ -286,7 +288,7 @@ def test_bad_input_ends_in_one_message(run, tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'corrupt').mkdir()
     picture = tmp_path / 'corrupt' / 'cut.png'
-    Image.open(erf.packaged_photographs()[0]).save(picture)
+    Image.open(packaged_photographs()[0]).save(picture)
     picture.write_bytes(picture.read_bytes()[:5000])
     (tmp_path / 'bare.py').write_text('optim_wrapper = dict()')
     torch.save(dict(state_dict=nn.Linear(2, 2).state_dict()), tmp_path / 'other.pth')
@@ -295,11 +297,11 @@ def test_bad_input_ends_in_one_message(run, tmp_path):
         ([DEMO, '--images', tmp_path / 'empty'], 'no image in .*empty'),
         ([DEMO, '--images', tmp_path / 'corrupt'], 'cut.png cannot be read as an image'),
         ([tmp_path / 'none.py'], 'no config at .*none.py'),
-        ([DEMO, '--config2', tmp_path / 'bare.py'], 'backbone of .*bare.py has no model.backbone'),
+        ([DEMO, '--config2', tmp_path / 'bare.py'], 'bare.py: the config has no backbone'),
         ([DEMO, '--stage', 4], 'has no stage 4; it returns 0, 1, 2, 3'),
         ([DEMO, tmp_path / 'none.pth'], "no weights '.*none.pth'"),
         ([DEMO, tmp_path / 'other.pth'], 'tensors of RepLKNet were not filled'),
-        (['timm:resnet1000'], "backbone of timm:resnet1000 cannot be built: .*no model 'resnet1000'"),
+        (['timm:resnet1000'], "timm:resnet1000: the backbone cannot be built: .*no model 'resnet1000'"),
         ([DEMO, '--config2', DEMO], '--names must be 2 different names'),
         ([DEMO, '--config2', DEMO, 'a.pth', 'b.pth'], '--config2 takes a config and at most one checkpoint'),
         ([DEMO, '--num-images', 0], '--num-images must be at least 1'),

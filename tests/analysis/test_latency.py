@@ -10,7 +10,18 @@ from mmengine.config import Config
 from torch import nn
 
 from mmlk.analysis import latency
-from mmlk.analysis.latency import Network, Result, Row, Variant, from_config, from_timm, jobs, measure, plot, take_turns
+from mmlk.analysis.latency import (
+    KnownResult,
+    LatencyNetwork,
+    LatencyRow,
+    Variant,
+    jobs,
+    latency_from_config,
+    latency_from_timm,
+    measure_latency,
+    plot_latency,
+    take_turns,
+)
 from mmlk.backbones.replknet import RepLKNet
 from mmlk.reparam import MergeableBranches
 
@@ -20,16 +31,16 @@ SEGMENTOR, DETECTOR = 'configs/demo/upernet_replknet-tiny_ade20k.py', 'configs/d
 
 
 def tiny():
-    return Network('tiny', lambda: RepLKNet(ARCH, out_indices=(0, )))
+    return LatencyNetwork('tiny', lambda: RepLKNet(ARCH, out_indices=(0, )))
 
 
 def plain():
-    return Network('plain', lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    return LatencyNetwork('plain', lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
 
 
 def row(name='a', seconds=(2., 1., 4.), **other):
     facts = dict(variant='fp32', mode='inference', batch=4, parameters=10, recomputes=False)
-    return Row(name, seconds=list(seconds), **{**facts, **other})
+    return LatencyRow(name, seconds=list(seconds), **{**facts, **other})
 
 
 @pytest.fixture
@@ -102,8 +113,9 @@ def test_variants_that_come_out_alike_are_one(network, mode, variants, expected)
 
 
 def test_a_network_that_cannot_be_merged_is_told(clock):
-    network = Network('norms', lambda: RepLKNet(ARCH, out_indices=(0, ), norm_cfg=dict(type='GN', num_groups=2)))
-    fp32, merged = measure([network], [network.build()], ALL[:2], 'inference', (16, 16), 1, CPU, turns=1, warmup=1)
+    network = LatencyNetwork('norms', lambda: RepLKNet(ARCH, out_indices=(0, ), norm_cfg=dict(type='GN', num_groups=2)))
+    fp32, merged = measure_latency([network], [network.build()], ALL[:2], 'inference', (16, 16), 1, CPU, turns=1,
+                                   warmup=1)
     assert fp32.seconds == [1.] and not fp32.failed
     assert merged.failed.startswith("ValueError: cannot merge 'stages.0.blocks.0.large_kernel': GroupNorm is not")
 
@@ -119,7 +131,7 @@ def test_what_a_call_runs():
             out.requires_grad and out.register_hook(lambda grad: seen.append('gradient'))
             return out
 
-    network = Network('spy', lambda: Spy(6, 2))
+    network = LatencyNetwork('spy', lambda: Spy(6, 2))
     module = network.build()
     before = module.weight.clone()
     for mode, variant, expected in [
@@ -149,9 +161,9 @@ def test_networks_are_interleaved_and_a_failure_is_told(clock, monkeypatch):
                 raise RuntimeError('no such operator\nand more')
             return x * self.weight.mean()
 
-    networks = [Network(name, lambda name=name: Noted(name)) for name in ('a', 'broken', 'b')]
-    rows = measure(networks, [n.build() for n in networks], [Variant()], 'inference', (8, 8), 2, CPU, turns=3, warmup=2,
-                   tick=lambda *done: texts.append(done))
+    networks = [LatencyNetwork(name, lambda name=name: Noted(name)) for name in ('a', 'broken', 'b')]
+    rows = measure_latency(networks, [n.build() for n in networks], [Variant()], 'inference', (8, 8), 2, CPU, turns=3,
+                           warmup=2, tick=lambda *done: texts.append(done))
     assert order == ['a', 'a', 'broken', 'b', 'b', 'a', 'a', 'b', 'b', 'a', 'b', 'a', 'b', 'memory', 'memory']
     assert [(r.name, r.seconds, r.memory, r.parameters) for r in rows] == [
         ('a', [1.] * 3, 7, 5), ('broken', [], None, 5), ('b', [1.] * 3, 7, 5)]
@@ -165,7 +177,7 @@ def test_networks_are_interleaved_and_a_failure_is_told(clock, monkeypatch):
                                                 (DETECTOR, 'detector', 'inference'),
                                                 (DETECTOR, 'detector', 'training')])
 def test_whole_models_run_to_the_end(repo, config, kind, mode):
-    network = from_config(Config.fromfile(str(repo / config)), 'whole', 'model')
+    network = latency_from_config(Config.fromfile(str(repo / config)), 'whole', 'model')
     assert network.kind == kind
     module = network.build()
     heads = []
@@ -185,23 +197,24 @@ def test_whole_models_run_to_the_end(repo, config, kind, mode):
 def test_backbones_of_configs_come_alone_and_in_training_form(repo):
     cfg = Config.fromfile(str(repo / SEGMENTOR))
     cfg.model.backbone.merged = True
-    network = from_config(cfg, 'ours')
+    network = latency_from_config(cfg, 'ours')
     backbone = network.build()
     assert type(backbone) is RepLKNet and not backbone.merged and network.kind == 'backbone'
     assert cfg.model.backbone.merged is True  # the caller's own
 
 
 def test_models_of_timm():
-    assert [out.shape[1] for out in from_timm('resnet18', (64, 64)).build().eval()(torch.zeros(1, 3, 64, 64))] == [
+    resnet = latency_from_timm('resnet18', (64, 64)).build().eval()
+    assert [out.shape[1] for out in resnet(torch.zeros(1, 3, 64, 64))] == [
         64, 64, 128, 256, 512]
     with pytest.raises(ValueError, match="no model 'nothing'"):
-        from_timm('nothing', (64, 64))
+        latency_from_timm('nothing', (64, 64))
 
 
 def test_a_whole_model_is_a_segmentor_or_a_detector():
     cfg = Config(dict(model=dict(type='A', backbone=dict(type='B')), default_scope='mmpretrain'))
     with pytest.raises(ValueError, match="default_scope = 'mmseg' or 'mmdet'; this one has 'mmpretrain'"):
-        from_config(cfg, 'other', 'model')
+        latency_from_config(cfg, 'other', 'model')
 
 
 METAFILE = '''
@@ -209,7 +222,7 @@ Models:
 - Name: published
   Metadata: {Pretraining: ImageNet-1K}
   Results:
-  - {Task: Semantic Segmentation, Dataset: ADE20K, Metrics: {mIoU: 49.9, mIoU(ms+flip): 50.6}}
+  - {Task: Semantic Segmentation, Dataset: ADE20K, Metrics: {mIoU: 30.5, mIoU(ms+flip): 31.5}}
   Published: {Source: a table}
   Trained Here:
   - {Task: Semantic Segmentation, Dataset: ADE20K, Metrics: {mIoU: 12.0}, Source: a log}
@@ -223,26 +236,28 @@ Models:
 
 
 def test_known_results_come_from_the_zoo(tmp_path):
-    (tmp_path / 'model-index.yml').write_text('Import: [family.yml]\n')
-    (tmp_path / 'family.yml').write_text(METAFILE)
-    assert latency.known_result('published', tmp_path) == Result('mIoU on ADE20K', 49.9, 'published', 'a table',
+    (tmp_path / 'configs' / 'metafiles').mkdir(parents=True)
+    (tmp_path / 'configs' / 'metafiles' / 'family.yml').write_text(METAFILE)
+    assert latency.known_result('published', tmp_path) == KnownResult('mIoU on ADE20K', 30.5, 'published', 'a table',
                                                                  'ImageNet-1K')
-    assert latency.known_result('ours', tmp_path) == Result('box AP on COCO', 30.0, 'trained here', 'a log', 'none')
+    assert latency.known_result('ours', tmp_path) == KnownResult('box AP on COCO', 30.0, 'trained here', 'a log',
+                                                                 'none')
     assert latency.known_result('unknown', tmp_path) is latency.known_result('absent', tmp_path) is None
 
 
 def test_the_picture_has_a_panel_for_each_mode_and_metric():
     rows = [row('a'), row('a', variant='merged', seconds=[1., 1., 1.]), row('b'), row('c', seconds=[], failed='no'),
             row('a', mode='training', seconds=[8.])]
-    results = {'a': Result('mIoU on ADE20K', 50., 'published', '', ''), 'b': Result('box AP on COCO', 40., 'x', '', ''),
-               'c': Result('mIoU on Cityscapes', 80., 'x', '', '')}
-    bars, training, miou, box = plot(rows, results, 'a machine').axes
+    results = {'a': KnownResult('mIoU on ADE20K', 50., 'published', '', ''),
+               'b': KnownResult('box AP on COCO', 40., 'x', '', ''),
+               'c': KnownResult('mIoU on Cityscapes', 80., 'x', '', '')}
+    bars, training, miou, box = plot_latency(rows, results, 'a machine').axes
     assert [label.get_text() for label in bars.get_yticklabels()] == ['b (fp32)', 'a (merged)', 'a (fp32)']
     assert [patch.get_width() for patch in bars.patches] == [2000, 1000, 2000]
     assert [patch.get_width() for patch in training.patches] == [8000]
     assert [tuple(line.get_xydata()[0]) for line in miou.lines] == [(2000, 50), (1000, 50)]
     assert miou.get_ylabel() == 'mIoU on ADE20K, published' and len(box.lines) == 1
-    assert len(plot(rows, {}, '').axes) == 2
+    assert len(plot_latency(rows, {}, '').axes) == 2
 
 
 @pytest.fixture
@@ -296,7 +311,7 @@ def test_the_tool_writes_figures_and_a_picture(run, tmp_path, clock):
     ([SEGMENTOR, '--cfg-options', 'model.backbone.in_channels=0'], 'cannot be built: .*in_channels must be positive'),
 ])
 def test_the_tool_refuses_before_anything_is_measured(run, tmp_path, monkeypatch, arguments, problem):
-    monkeypatch.setattr(latency, 'measure', None)
+    monkeypatch.setattr(latency, 'measure_latency', None)
     message = run(*arguments, '--out', tmp_path / 'never', expect=2).err
     assert re.search(problem, message) and message.count('error: ') == 1
 

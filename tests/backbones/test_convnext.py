@@ -8,6 +8,11 @@ from mmlk.reparam import merge
 from mmlk.weights import load
 from tests.utils import fill, image, relative_error
 
+# A small arch for the tests of every family, test_contract.py and others.
+TINY = {
+    'ConvNeXt': dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), kernel_sizes=(31, 29, 27, 13), small_kernel=5),
+}
+
 SMALL = dict(depths=(1, 2, 4, 1), dims=(16, 24, 32, 48))
 LARGE = dict(SMALL, kernel_sizes=(31, 29, 27, 13), small_kernel=5)
 FORMS = {'T': ('T', (1, 3, 64, 32)), 'odd': (SMALL, (2, 3, 75, 107))}

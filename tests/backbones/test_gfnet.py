@@ -9,6 +9,11 @@ from mmlk.backbones.gfnet import ARCHS, Block, GFNet
 from mmlk.weights import load
 from tests.utils import fill, image, relative_error
 
+# A small arch for the tests of every family, test_contract.py and others.
+TINY = {
+    'GFNet': dict(embed_dim=(8, 16, 24, 32), depth=(1, 1, 2, 1), img_size=96),
+}
+
 SMALL = dict(embed_dim=(4, 8, 12, 16), depth=(1, 2, 3, 1))
 FORMS = {
     'H-Ti_64': (dict(ARCHS['H-Ti'], img_size=64), (1, 3, 64, 64)),

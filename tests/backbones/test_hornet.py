@@ -8,6 +8,12 @@ from mmlk.backbones.hornet import ARCHS, Block, GlobalLocalFilter, HorNet
 from mmlk.weights import load
 from tests.utils import fill, image, relative_error
 
+# A small arch for the tests of every family, test_contract.py and others.
+TINY = {
+    'HorNet': dict(depths=(1, 1, 2, 1), base_dim=8, gnconv=(
+        dict(order=2), dict(order=3), dict(order=3, s=1 / 3, h=14, w=8), dict(order=4, s=1 / 3, h=7, w=4))),
+}
+
 
 def gn(order, **other):
     return dict(order=order, s=1 / 3, **other)

@@ -12,6 +12,13 @@ from mmlk.reparam.algebra import pad_kernel
 from mmlk.weights import WeightsError, load
 from tests.utils import fill, image, relative_error
 
+# A small arch for the tests of every family, test_contract.py and others.
+TINY = {
+    'MobileNetV2': dict(
+        widen_factor=0.25, small_kernel=3, kernel_sizes=(3, 5, 13, 3, 13, 13),
+        arch_settings=((1, 16, 1, 1), (2, 24, 2, 2), (2, 32, 2, 2), (2, 64, 1, 2), (2, 96, 2, 1), (2, 160, 2, 2))),
+}
+
 ROWS = ((1, 16, 1, 1), (2, 24, 2, 2), (2, 32, 2, 2), (2, 64, 1, 2), (2, 96, 2, 1), (2, 160, 2, 2))
 SMALL = dict(widen_factor=0.25, arch_settings=ROWS)
 LARGE = dict(SMALL, kernel_sizes=(3, 5, 13, 3, 13, 13), small_kernel=3)

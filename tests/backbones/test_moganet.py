@@ -9,6 +9,11 @@ from mmlk.ops import DepthwiseConv2d
 from mmlk.weights import WeightsError, load
 from tests.utils import fill, image, relative_error
 
+# A small arch for the tests of every family, test_contract.py and others.
+TINY = {
+    'MogaNet': dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), ffn_ratios=(8, 8, 4, 4)),
+}
+
 SMALL = dict(embed_dims=(16, 24, 32, 48), depths=(1, 2, 3, 1), ffn_ratios=(8, 8, 4, 4))
 FORMS = {
     'XT': ('XT', (1, 3, 64, 96)),

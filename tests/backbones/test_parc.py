@@ -14,6 +14,18 @@ from mmlk.ops.parc import ParCOperator, insert_parc
 from mmlk.weights import load
 from tests.utils import fill, image, relative_error
 
+# Small archs for the tests of every family, test_contract.py and others.
+TINY = {
+    'ParCConvNeXt': dict(depths=(1, 1, 3, 2), dims=(8, 16, 24, 32), kernel_sizes=(31, 29, 27, 13), small_kernel=5),
+    'ParCMobileNetV2': dict(
+        widen_factor=0.5, small_kernel=3, kernel_sizes=(3, 5, 5, 5, 5, 5),
+        arch_settings=((1, 16, 1, 1), (2, 24, 2, 2), (2, 32, 2, 2), (2, 64, 3, 2), (2, 96, 2, 1), (2, 160, 2, 2)),
+        ParC_insert_locs=(1, 2, 2, 1, 1, 1), stages_rs=(112, 56, 28, 14, 14, 7)),
+    'ParCNet': dict(out_channels=(8, 16, 24, 32, 40), cf_s_channels=(64, 64, 64), cf_ffn_channels=(64, 64, 64),
+                    cf_blocks=(1, 2, 1), conv_1=(8, 3), num_blocks=(1, 2), dropout=0.0),
+    'ParCResNet': dict(layers=(1, 1, 2, 2), parc_insert_locs=(1, 1, 1, 1), planes=(8, 16, 24, 32)),
+}
+
 FORMS = {  # network, step of the channels kept, input
     'convnext.XT': (ParCConvNeXt, 'XT', {}, 4, (1, 3, 64, 96)),
     'convnext.odd': (ParCConvNeXt, dict(depths=(1, 2, 4, 3), dims=(16, 24, 32, 48)), {}, 4, (2, 3, 75, 107)),

@@ -8,6 +8,11 @@ from mmlk.backbones.pelk import ARCHS, PeLK
 from mmlk.reparam import merge
 from tests.utils import fill, image, relative_error
 
+# A small arch for the tests of every family, test_contract.py and others.
+TINY = {
+    'PeLK': dict(depths=(1, 2, 2, 1), dims=(8, 16, 24, 32), kernel_sizes=(31, 29, 27, 13), conv_ratio=0.5),
+}
+
 SMALL = dict(depths=(1, 2, 4, 1), dims=(16, 24, 32, 48), width_factor=1.3, kernel_sizes=(31, 29, 27, 13))
 FORMS = {'odd': (SMALL, (2, 3, 75, 107)),
          'central 7': (dict(SMALL, kernel_sizes=(37, 35, 13, 5), central_kernel=7, conv_ratio=0.6), (1, 3, 64, 49)),

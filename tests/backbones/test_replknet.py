@@ -6,6 +6,12 @@ from mmlk.backbones import RepLKNet
 from mmlk.backbones.replknet import ARCHS
 from tests.utils import fill, image, relative_error
 
+# A small arch for the tests of every family, test_contract.py and others.
+TINY = {
+    'RepLKNet': dict(large_kernel_sizes=(31, 29, 27, 13), layers=(1, 1, 2, 1), channels=(8, 16, 24, 32),
+                     small_kernel=5),
+}
+
 SMALL = dict(layers=(1, 1, 2, 1), channels=(16, 32, 64, 128))
 FORMS = {
     '31B': ('31B', (1, 3, 64, 96)),

@@ -7,6 +7,12 @@ from mmlk.backbones.repvgg import ARCHS, RepVGG
 from mmlk.reparam import merge
 from tests.utils import fill, image, relative_error
 
+# A small arch for the tests of every family, test_contract.py and others.
+TINY = {
+    'RepVGG': dict(num_blocks=(2, 2, 2, 2), width_multiplier=(0.25, 0.25, 0.25, 0.25),
+                   override_groups_map={2: 2, 4: 4}),
+}
+
 SMALL = dict(num_blocks=(2, 2, 3, 1), width_multiplier=(0.25, 0.25, 0.25, 0.5))
 GROUPED = dict(SMALL, override_groups_map={2: 2, 4: 4, 6: 2, 8: 4})
 PSPNET = dict(strides=(2, 2, 1, 1), dilations=(1, 1, 2, 4))

@@ -9,6 +9,11 @@ from mmlk.reparam import merge
 from mmlk.weights import load
 from tests.utils import fill, image, relative_error
 
+# A small arch for the tests of every family, test_contract.py and others.
+TINY = {
+    'SLaK': dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), kernel_size=(31, 29, 27, 13, 5), Decom=True),
+}
+
 SMALL = dict(depths=(1, 2, 4, 1), dims=(16, 24, 32, 48), width_factor=1.3)
 STRIPES = dict(SMALL, kernel_size=(31, 29, 27, 13, 5), Decom=True)
 FORMS = {'T': ('T', (1, 3, 64, 32)), 'odd': (STRIPES, (2, 3, 75, 107)),

@@ -10,6 +10,11 @@ from mmlk.reparam.dilated import DilatedReparamBlock
 from mmlk.weights import WeightsError, load
 from tests.utils import fill, image, relative_error
 
+# A small arch for the tests of every family, test_contract.py and others.
+TINY = {
+    'UniRepLKNet': dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), kernel_sizes=((3, ), (13, ), (17, 0), (7, ))),
+}
+
 SMALL = dict(depths=(1, 2, 4, 2), dims=(16, 24, 32, 48), kernel_sizes=((5, ), (0, 7), (9, 11, 15, 17), (13, 3)))
 FORMS = {'T': ('T', False, (1, 3, 64, 32)), 'odd': (SMALL, False, (2, 3, 75, 107)),
          'deploy': (SMALL, True, (1, 3, 64, 48))}

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmlk.datasets.audit import _loaded_as, audit
-from mmlk.datasets.layouts import Plan, write
+from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.datasets.scenes import CLASSES
 
 SIZE = (40, 48)
@@ -36,13 +36,13 @@ def problems_of(cfg):
 
 @pytest.fixture
 def ade20k(tmp_path):
-    write(Plan('ade20k', seed=0, train=8, val=1, size=SIZE), tmp_path)
+    write_demo(DemoPlan('ade20k', seed=0, train=8, val=1, size=SIZE), tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def coco(tmp_path):
-    write(Plan('coco', seed=0, train=6, val=1, size=SIZE), tmp_path)
+    write_demo(DemoPlan('coco', seed=0, train=6, val=1, size=SIZE), tmp_path)
     return tmp_path
 
 
@@ -173,6 +173,8 @@ def test_masks_of_0_and_255_are_told(ade20k):
     cfg.train_dataloader.dataset.reduce_zero_label = False
     (report,) = audit(cfg)
     assert not report.problems and not report.notes
+    save_labels(ade20k, np.array([255], np.uint8), number=3)
+    assert audit(cfg)[0].counts['annotations with the ignored label only'] == 3
 
 
 def test_labels_are_compared_with_the_heads(ade20k):
@@ -368,6 +370,13 @@ def test_command_line(repo, ade20k):
 
     fine = run()
     assert fine.returncode == 0 and 'No problem found' in fine.stdout
+    assert 'Shares of pixels: ground ' in fine.stdout and ', ignored (255) 0.00 %' in fine.stdout
+    endless = run('--cfg-options', 'train_dataloader.sampler.type=InfiniteSampler')
+    assert endless.returncode == 1 and 'PROBLEM: train_dataloader.sampler is InfiniteSampler' in endless.stdout
+    assert 'Problems found: 1.' in endless.stdout
+    save_labels(ade20k, np.ones(1, np.uint8))
+    rare = run()
+    assert rare.returncode == 0 and 'Note: 5 of 6 classes never occur: disc, ' in rare.stdout
     Image.new('L', SIZE[::-1], 99).save(ade20k / 'annotations' / 'training' / 'ADE_train_00000001.png')
     bad = run()
     assert bad.returncode == 1 and 'ADE_train_00000001.png holds 99' in bad.stdout

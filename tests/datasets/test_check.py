@@ -6,7 +6,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmlk.datasets.check import LAYOUTS, datasets, layout_of, missing
-from mmlk.datasets.layouts import Plan, write
+from mmlk.datasets.layouts import DemoPlan, write_demo
 
 SEG_FOLDERS = {
     'ade20k': {'train': ('images/training', 'annotations/training'),
@@ -41,7 +41,7 @@ def written(tmp_path_factory):
     """One small dataset per layout, not to be changed."""
     folder = tmp_path_factory.mktemp('written')
     for layout in LAYOUTS:
-        write(Plan(layout, seed=0, train=2, val=1, size=(32, 32)), folder / layout)
+        write_demo(DemoPlan(layout, seed=0, train=2, val=1, size=(32, 32)), folder / layout)
     return folder
 
 

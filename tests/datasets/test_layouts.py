@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from mmlk.datasets import scenes
-from mmlk.datasets.layouts import MANIFEST, TOP_FOLDERS, NotOurs, Plan, run_lengths, write
+from mmlk.datasets.layouts import MANIFEST, TOP_FOLDERS, DemoPlan, NotOurs, run_lengths, write_demo
 from mmlk.datasets.scenes import CLASSES, draw
 
 SIZE = (64, 80)
 
 
 def plan(layout, **changes):
-    return Plan(**{**dict(layout=layout, seed=1, train=3, val=2, size=SIZE), **changes})
+    return DemoPlan(**{**dict(layout=layout, seed=1, train=3, val=2, size=SIZE), **changes})
 
 
 def bytes_under(folder):
@@ -24,26 +24,26 @@ def bytes_under(folder):
 
 @pytest.mark.parametrize('layout', TOP_FOLDERS)
 def test_same_plan_same_bytes(layout, tmp_path):
-    assert write(plan(layout), tmp_path / 'a')
-    assert write(plan(layout), tmp_path / 'b')
+    assert write_demo(plan(layout), tmp_path / 'a')
+    assert write_demo(plan(layout), tmp_path / 'b')
     assert bytes_under(tmp_path / 'a') == bytes_under(tmp_path / 'b')
     # More scenes leave the first ones as they are.
-    assert write(plan(layout, train=5), tmp_path / 'c')
+    assert write_demo(plan(layout, train=5), tmp_path / 'c')
     few, more = bytes_under(tmp_path / 'a'), bytes_under(tmp_path / 'c')
     pictures = [name for name in few if not name.endswith(('.json', '.txt'))]
     assert len(pictures) >= 5 and all(more[name] == few[name] for name in pictures)
-    assert write(plan(layout, seed=2), tmp_path / 'd')
+    assert write_demo(plan(layout, seed=2), tmp_path / 'd')
     other = bytes_under(tmp_path / 'd')
     assert not any(other[name] == few[name] for name in pictures)
 
 
 def test_written_once_and_only_over_its_own(tmp_path):
     out = tmp_path / 'data'
-    assert write(plan('ade20k'), out)
-    assert not write(plan('ade20k'), out)
+    assert write_demo(plan('ade20k'), out)
+    assert not write_demo(plan('ade20k'), out)
 
     # Other parameters replace what is there, another layout's folders included.
-    assert write(plan('cityscapes'), out)
+    assert write_demo(plan('cityscapes'), out)
     assert sorted(path.name for path in out.iterdir()) == sorted([MANIFEST, 'leftImg8bit', 'gtFine'])
 
     # An interrupted run is no complete one, and is recognised as ours.
@@ -52,9 +52,9 @@ def test_written_once_and_only_over_its_own(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(plan('coco'), out, track=interrupted)
-    assert write(plan('coco'), out)
-    assert write(plan('coco'), tmp_path / 'fresh')
+        write_demo(plan('coco'), out, track=interrupted)
+    assert write_demo(plan('coco'), out)
+    assert write_demo(plan('coco'), tmp_path / 'fresh')
     assert bytes_under(out) == bytes_under(tmp_path / 'fresh')
 
     foreign = tmp_path / 'foreign'
@@ -63,17 +63,17 @@ def test_written_once_and_only_over_its_own(tmp_path):
     (foreign / 'notes.txt').write_bytes(b'2')
     before = bytes_under(foreign)
     with pytest.raises(NotOurs, match='foreign is not empty'):
-        write(plan('ade20k'), foreign)
+        write_demo(plan('ade20k'), foreign)
     assert bytes_under(foreign) == before
-    assert write(plan('ade20k'), foreign, overwrite=True)
+    assert write_demo(plan('ade20k'), foreign, overwrite=True)
     assert (foreign / 'notes.txt').read_bytes() == b'2' and not (foreign / 'images' / 'mine.jpg').exists()
 
 
 def test_scenes_tuned_otherwise_are_drawn_again(tmp_path, monkeypatch):
-    assert write(plan('ade20k'), tmp_path)
+    assert write_demo(plan('ade20k'), tmp_path)
     monkeypatch.setattr(scenes, 'EXTENT', (0.3, 0.4))
-    assert write(plan('ade20k'), tmp_path)
-    assert not write(plan('ade20k'), tmp_path)
+    assert write_demo(plan('ade20k'), tmp_path)
+    assert not write_demo(plan('ade20k'), tmp_path)
 
 
 def test_manifest_of_someone_else_is_not_ours(tmp_path):
@@ -81,7 +81,7 @@ def test_manifest_of_someone_else_is_not_ours(tmp_path):
                     '{"generator": "mmlk.datasets.scenes", "layout": "x"}'):
         (tmp_path / MANIFEST).write_text(content)
         with pytest.raises(NotOurs):
-            write(plan('ade20k'), tmp_path)
+            write_demo(plan('ade20k'), tmp_path)
 
 
 def labels_as_mmseg_reads_them(dataset):
@@ -90,7 +90,7 @@ def labels_as_mmseg_reads_them(dataset):
 
 def test_mmseg_reads_the_ade20k_layout(tmp_path):
     from mmseg.datasets import ADE20KDataset, BaseSegDataset
-    write(plan('ade20k'), tmp_path)
+    write_demo(plan('ade20k'), tmp_path)
     pipeline = [dict(type='LoadImageFromFile', _scope_='mmseg'), dict(type='LoadAnnotations', _scope_='mmseg')]
     folders = dict(img_path='images/training', seg_map_path='annotations/training')
     stock = ADE20KDataset(data_root=str(tmp_path), data_prefix=folders, pipeline=pipeline)
@@ -108,7 +108,7 @@ def test_mmseg_reads_the_ade20k_layout(tmp_path):
 
 def test_mmseg_reads_the_cityscapes_layout(tmp_path):
     from mmseg.datasets import CityscapesDataset
-    write(plan('cityscapes'), tmp_path)
+    write_demo(plan('cityscapes'), tmp_path)
     dataset = CityscapesDataset(
         data_root=str(tmp_path), data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
         pipeline=[dict(type='LoadImageFromFile', _scope_='mmseg'), dict(type='LoadAnnotations', _scope_='mmseg')])
@@ -121,7 +121,7 @@ def test_mmseg_reads_the_cityscapes_layout(tmp_path):
 
 def test_mmdet_reads_the_coco_layout(tmp_path):
     from mmdet.datasets import CocoDataset
-    write(plan('coco', train=6), tmp_path)
+    write_demo(plan('coco', train=6), tmp_path)
     dataset = CocoDataset(
         data_root=str(tmp_path), ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'), metainfo=dict(classes=CLASSES[1:]),
@@ -141,7 +141,7 @@ def test_mmdet_reads_the_coco_layout(tmp_path):
 
 def test_coco_boxes_areas_and_run_lengths_are_those_of_pycocotools(tmp_path):
     from pycocotools import mask as reference
-    write(plan('coco', train=20), tmp_path)
+    write_demo(plan('coco', train=20), tmp_path)
     content = json.loads((tmp_path / 'annotations' / 'instances_train2017.json').read_text())
     assert len(content['annotations']) >= 40
     for annotation in content['annotations']:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmlk.datasets.layouts import Plan, write
+from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.datasets.samples import fault, leaves
 from mmlk.datasets.scenes import CLASSES
 
@@ -20,7 +20,7 @@ RESIZE = dict(type='Resize', scale=(24, 20), keep_ratio=False)
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
     for layout in ('ade20k', 'coco'):
-        write(Plan(layout, seed=0, train=3, val=1, size=(32, 40)), folder / layout)
+        write_demo(DemoPlan(layout, seed=0, train=3, val=1, size=(32, 40)), folder / layout)
     return folder
 
 
@@ -73,7 +73,7 @@ def test_a_test_set_without_labels(data):
 
 def test_masks_that_the_annotations_lack(data, tmp_path):
     assert fault(build(detection(data / 'coco', with_mask=True), 'mmdet')) is None
-    write(Plan('coco', seed=0, train=3, val=1, size=(32, 40)), tmp_path)
+    write_demo(DemoPlan('coco', seed=0, train=3, val=1, size=(32, 40)), tmp_path)
     path = tmp_path / 'annotations' / 'instances_train2017.json'
     content = json.loads(path.read_text())
     for annotation in content['annotations']:
@@ -97,21 +97,25 @@ def test_test_time_augmentation(data):
         assert (fault(build(segmentation(data, pipeline), 'mmseg'), 'evaluate') is None) is sound
 
 
-def test_a_run_checks_what_it_validates_on_before_it_trains(data, tmp_path):
-    """The hook of the tools, on a runner with a validation pipeline in the wrong order."""
-    from mmengine.runner import Runner
-
+@pytest.mark.parametrize('split, pipeline, told', [
+    ('train', [LABELS, RESIZE, LOAD, PACK], 'the image is 32x40 at the end of the pipeline, and its label map 20x24'),
+    ('val', [LOAD, LABELS, RESIZE, PACK], 'the label map is 20x24'),
+    ('test', [LOAD, LABELS, RESIZE, PACK], 'the label map is 20x24')])
+def test_a_run_checks_its_datasets_before_it_begins(split, pipeline, told, data, tmp_path):
+    """What it validates on as well; by the hook that the tools put into each run."""
+    from mmlk.engine.cli import build_runner
     from mmlk.engine.loading import DataError
     loader = dict(batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False))
-    val = dict(loader, dataset=segmentation(data, [LOAD, LABELS, RESIZE, PACK]))
     cfg = Config(dict(
         default_scope='mmseg', work_dir=str(tmp_path), train_cfg=dict(type='IterBasedTrainLoop', max_iters=1),
-        train_dataloader=dict(loader, dataset=segmentation(data, [LOAD, LABELS, PACK])), val_dataloader=val,
-        val_cfg=dict(type='ValLoop'), val_evaluator=dict(type='IoUMetric'), custom_hooks=[
-            dict(type='mmlk.CheckSamplesHook')], optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        val_cfg=dict(type='ValLoop'), val_evaluator=dict(type='IoUMetric'), test_cfg=dict(type='TestLoop'),
+        test_evaluator=dict(type='IoUMetric'), optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         model=dict(type='mmseg.EncoderDecoder', backbone=dict(type='ResNet', depth=18), decode_head=dict(
             type='FCNHead', in_channels=512, channels=4, in_index=3, num_classes=6, norm_cfg=dict(type='BN')))))
-    runner = Runner.from_cfg(cfg)
-    with pytest.raises(DataError, match='val_dataloader.dataset: the label map is 20x24'):
-        runner.train()
+    for name in ('train', 'val', 'test'):
+        sound = [LOAD, LABELS, PACK]
+        cfg[f'{name}_dataloader'] = dict(loader, dataset=segmentation(data, pipeline if name == split else sound))
+    runner = build_runner(cfg)
+    with pytest.raises(DataError, match=f'{split}_dataloader.dataset: {told}'):
+        runner.test() if split == 'test' else runner.train()
     assert runner.iter == 0

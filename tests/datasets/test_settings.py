@@ -5,7 +5,7 @@ import re
 import pytest
 from mmengine.config import Config
 
-from mmlk.datasets.layouts import Plan, write
+from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.datasets.scenes import CLASSES
 from mmlk.datasets.settings import conflicts, heads
 
@@ -16,7 +16,7 @@ SPLITS = {'train': 'training', 'val': 'validation', 'test': 'validation'}
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
     for layout in ('ade20k', 'coco'):
-        write(Plan(layout, seed=0, train=2, val=1, size=(32, 32)), folder / layout)
+        write_demo(DemoPlan(layout, seed=0, train=2, val=1, size=(32, 32)), folder / layout)
     return folder
 
 
@@ -133,7 +133,7 @@ def test_configs_here_have_no_conflict(repo, monkeypatch):
         reduce = dataset.get('reduce_zero_label', dataset['type'] == 'ADE20KDataset')
         return SimpleNamespace(metainfo=metainfo, reduce_zero_label=reduce)
 
-    monkeypatch.setattr(settings, 'build', build)
+    monkeypatch.setattr(settings, 'build_dataset', build)
     paths = sorted((repo / 'configs').glob('*.py')) + sorted((repo / 'configs' / 'demo').glob('*.py'))
     found = {path.name: conflicts(Config.fromfile(str(path))) for path in paths[::8] + paths[-4:]}
     assert len(found) > 10 and not any(found.values()), found

@@ -9,10 +9,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmlk.analysis import cam
-from mmlk.analysis.erf import packaged_photographs
+from mmlk.datasets.images import packaged_photographs
 from mmlk.deploy import formats
-from mmlk.deploy.export import Comparison, default_size, export
+from mmlk.deploy.export import OutputComparison, default_size, export
+from mmlk.engine.network import build_network
 from mmlk.ops import global_filter2d
 from mmlk.weights import WeightsError
 from tests.test_training import CONFIGS, shrink_model
@@ -36,7 +36,7 @@ def config(name, family=None, **changes):
 
 def trained(cfg, folder):
     """The model with weights of every kind random, and the path of its checkpoint."""
-    model = fill(cam.build(cfg)).eval()
+    model = fill(build_network(cfg)).eval()
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=['wall', 'sky']))),
                folder / 'trained.pth')
     return model, str(folder / 'trained.pth')
@@ -124,7 +124,7 @@ def test_pooling_and_global_filters_are_plain_in_onnx(tmp_path):
     pytest.importorskip('onnxscript')
     net, path = Plain().eval(), str(tmp_path / 'plain.onnx')
     graph = formats.Graph(net, torch.randn(2, 3, 96, 96), 1, 'images', ['pooled', 'filtered'], {})
-    formats.write(graph, path, 'onnx', opset=18)
+    formats.write_graph(graph, path, 'onnx', opset=18)
     for shape in ((1, 3, 96, 97), (3, 3, 131, 100)):
         images = torch.randn(shape)
         for found, expected in zip(run(path, images), net(images)):
@@ -268,14 +268,14 @@ def test_packages_that_lack_are_named(tmp_path, monkeypatch):
 def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
     cfg = config(UPERNET)
     _, checkpoint = trained(cfg, tmp_path)
-    before, opened = tmp_path / 'model.pt', formats.opened
+    before, opened = tmp_path / 'model.pt', formats.open_exported
     before.write_text('an older file')
 
     def faulty(path, format):
         runner = opened(path, format)
         return lambda images: [out * 1.01 if out.is_floating_point() else out for out in runner(images)]
 
-    monkeypatch.setattr(formats, 'opened', faulty)
+    monkeypatch.setattr(formats, 'open_exported', faulty)
     with pytest.raises(ValueError, match="output 'logits' differs by .* the file was not kept"):
         export(cfg, checkpoint, str(before), packaged_photographs()[:1], 'torchscript', (64, 96))
     assert before.read_text() == 'an older file'
@@ -284,7 +284,7 @@ def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
 
 def test_weights_that_do_not_fill_the_model_are_refused(tmp_path):
     cfg = config(UPERNET)
-    model = cam.build(cfg)
+    model = build_network(cfg)
     state = {name: value for name, value in model.state_dict().items() if 'conv_seg' not in name}
     torch.save(state, tmp_path / 'lacking.pth')
     with pytest.raises(WeightsError, match='conv_seg'):
@@ -294,7 +294,7 @@ def test_weights_that_do_not_fill_the_model_are_refused(tmp_path):
 
 
 def test_a_comparison_tells_the_worst_output():
-    comparison = Comparison()
+    comparison = OutputComparison()
     comparison.add('a', torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0]))
     comparison.add('b', torch.tensor([100.0, 101.0]), torch.tensor([100.0, 100.0]))
     assert comparison.worst == 'a' and comparison.differences['a'] == 0.5
@@ -310,7 +310,7 @@ def test_a_comparison_tells_the_worst_output():
 
 
 def test_a_comparison_counts_labels():
-    comparison = Comparison()
+    comparison = OutputComparison()
     labels = torch.zeros(1, 100, 100, dtype=torch.long)
     other = labels.clone()
     other[0, 0, :10] = 1

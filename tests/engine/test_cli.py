@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from mmlk.datasets.audit import points_fault
 from mmlk.engine import DynamicSparsityHook
-from mmlk.engine.cli import one_message
+from mmlk.engine.cli import one_message, preflight, read_config
 from mmlk.engine.hooks import MemoryFormatHook
 from tests.engine.toy import config
 
@@ -50,6 +50,24 @@ def test_a_bug_of_mmlk_keeps_its_traceback():
         points_fault([5], None, 3)
 
 
+@pytest.mark.parametrize('dataset, loader, expected', [
+    (dict(data_root='no/where'), {}, 'no folder no/where'),
+    ({}, dict(sampler=dict(type='InfiniteSampler')), 'train_dataloader.sampler is InfiniteSampler, which never ends')])
+def test_a_run_that_cannot_be_is_one_message_before_it_begins(dataset, loader, expected, tmp_path, capsys):
+    """Files that are not there, and settings that contradict each other."""
+    for folder, name in (('images', 'a.jpg'), ('labels', 'a.png')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch()
+    dataset = {**dict(type='BaseSegDataset', data_root=str(tmp_path), metainfo=dict(classes=('a', 'b')),
+                      data_prefix=dict(img_path='images', seg_map_path='labels')), **dataset}
+    cfg = Config(dict(default_scope='mmseg', train_cfg=dict(max_epochs=1),
+                      train_dataloader=dict(loader, dataset=dataset)))
+    assert expected in told(capsys, lambda: preflight(cfg, ('train', )))
+    if loader:
+        cfg.train_dataloader.sampler.type = 'DefaultSampler'
+        preflight(cfg, ('train', ))
+
+
 def test_the_console_is_spared_the_config(tmp_path, capsys):
     from mmlk.engine import ResumableRunner
     cfg = config(tmp_path)
@@ -67,11 +85,27 @@ def test_the_console_is_spared_the_config(tmp_path, capsys):
     assert sum(isinstance(handler, logging.FileHandler) for handler in runner.logger.handlers) == 1
 
 
+def test_classes_and_functions_in_a_config_are_written_as_paths(tmp_path):
+    """As the log and each checkpoint have it, and as mmengine finds them when it reads the text again."""
+    path, again = tmp_path / 'config.py', tmp_path / 'again.py'
+    path.write_text('_base_ = []\nfrom mmengine.dataset import pseudo_collate\nfrom mmengine.hooks import EMAHook\n'
+                    'class Own:\n    pass\n'
+                    "a = dict(type=EMAHook, momentum=0.1)\nb = [dict(type=pseudo_collate), (EMAHook, 'x')]\n"
+                    "c = {'not a name': pseudo_collate}\nd = dict(type=Own)\ndel EMAHook, Own, pseudo_collate\n")
+    cfg = read_config(str(path))
+    cfg.dump(str(again))
+    hook, function = 'mmengine.hooks.ema_hook.EMAHook', 'mmengine.dataset.utils.pseudo_collate'
+    text = Config.fromfile(str(again))
+    assert dict(text.a) == dict(type=hook, momentum=0.1) and text.b == [dict(type=function), (hook, 'x')]
+    assert text.c == {'not a name': function} and text.d.type.endswith('Own')
+    assert isinstance(cfg.a.type, type) and cfg.d.type.__name__ == 'Own', 'the config itself keeps them'
+
+
 @pytest.mark.parametrize('arguments, shown', [([], ''), (['-W', 'default'], 'DeprecationWarning: old')])
 def test_warnings_of_toolboxes_are_not_shown(arguments, shown, repo):
     code = ('import warnings; from mmlk.engine.cli import _hush; _hush(); import warnings as w; '
             'w.warn("old", DeprecationWarning); w.warn("`x` will be deprecated"); w.warn("old", FutureWarning); '
-            'from mmlk.datasets.check import build; '
+            'from mmlk.datasets.check import build_dataset; '
             'build(dict(type="BaseSegDataset", metainfo=dict(classes=("a", ))), "mmseg"); '
             'warnings.warn("news")')
     done = subprocess.run([sys.executable, *arguments, '-c', code], capture_output=True, text=True, cwd=repo)

@@ -22,7 +22,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
-from mmlk.datasets.layouts import Plan, write
+from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.engine import BatchSizeHook, CheckpointError, FSDPStrategy
 from mmlk.engine.cli import build_runner
 from mmlk.engine.distributed import CPUDistributedDataParallel, CPUSyncBatchNorm, first_node, read_slurm, use_gloo
@@ -192,7 +192,7 @@ def job(tmp_path_factory):
     """A folder with ``config.py``: a tiny UperNet with SyncBN, nothing random in it, two images a process, three to
     validate; each step of plain momentum SGD is kept, so that the first checkpoint holds its gradients."""
     folder = tmp_path_factory.mktemp('job')
-    write(Plan('ade20k', seed=0, train=8, val=3, size=(64, 64)), folder / 'data')
+    write_demo(DemoPlan('ade20k', seed=0, train=8, val=3, size=(64, 64)), folder / 'data')
     cfg = shrunk('upernet_replknet31b_ade20k', 'ade20k', folder / 'data', folder / 'work')
     make_certain(cfg)
     assert cfg.model.decode_head.norm_cfg.type == 'SyncBN'

@@ -1,11 +1,15 @@
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel, BaseTTAModel
+from mmengine.structures import BaseDataElement, PixelData
 from torch import nn
 
+from mmlk.engine import hooks as our_hooks
+from mmlk.engine.hooks import CheckLabelsHook
 from mmlk.engine.network import network_of
 from mmlk.ops import set_memory_format
 from mmlk.registry import HOOKS
@@ -136,3 +140,40 @@ def test_memory_format_reaches_a_backbone_inside_test_time_augmentation():
         SimpleNamespace(model=Augmented(module=model)))
     model.backbone.register_forward_pre_hook(lambda module, args: seen.append(is_channels_last(args[0])))
     assert model.backbone(x).is_contiguous() and seen == [True]
+
+
+class Head(nn.Module):
+    ignore_index = 255
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+
+
+@pytest.mark.parametrize('maps, classes, told', [
+    ([[0, 255], [255, 0]], 2, 'hold label 0 and the ignored label 255 alone, of 2 classes'),
+    ([[3, 255]], 150, r'hold label 3 and .* of 150 classes.*0 to 149'),
+    ([[255, 255]], 2, 'hold the ignored label 255 alone'),  # masks of 0 and 255, with reduce_zero_label
+    ([[0, 255]] * 6 + [[1, 255]], 2, None),
+    ([[0, 0]], 2, None),  # the class may be a rare one
+    ([[0, 1, 255]], 2, None), ([[0, 255]], 1, None),
+])
+@pytest.mark.parametrize('mode, iterations', [('train', 9), ('train', 30), ('test', 9), ('test', 30)])
+def test_a_run_on_one_class_and_the_ignored_label_is_warned_once(maps, classes, told, mode, iterations, monkeypatch):
+    """As masks of 0 and 255 are; after the first iterations, or at the end of a shorter run."""
+    messages = []
+    monkeypatch.setattr(our_hooks, 'print_log', lambda message, **kwargs: messages.append(message))
+    monkeypatch.setattr(CheckLabelsHook, 'watched', 20)
+    hook = CheckLabelsHook()
+    hook.before_run(SimpleNamespace(model=SimpleNamespace(decode_head=Head(classes))))
+    for number in range(iterations):
+        sample = BaseDataElement(gt_sem_seg=PixelData(data=torch.tensor([[maps[number % len(maps)]]])))
+        getattr(hook, f'before_{mode}_iter')(None, number, dict(data_samples=[sample]))
+        other = BaseDataElement(gt_sem_seg=PixelData(data=torch.tensor([[[0, 1]]])))
+        hook.before_val_iter(None, number, dict(data_samples=[] if classes == 1 else [other]))
+        assert len(messages) == (told is not None and number >= 19), 'what is validated on is not what is learnt'
+    hook.after_run(None)
+    assert len(messages) == (told is not None)
+    if told is not None:
+        assert re.search(f'the first {min(iterations, 20)} iterations {told}', messages[0]), messages
+        assert 'save 255 as 1' in messages[0] and 'tools/check_data.py' in messages[0]

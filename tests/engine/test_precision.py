@@ -7,7 +7,7 @@ import torch
 import torch._dynamo
 from mmengine.runner import Runner
 
-from mmlk.datasets.layouts import Plan, write
+from mmlk.datasets.layouts import DemoPlan, write_demo
 from tests.engine.test_distributed import assert_same_state, make_certain, read
 from tests.test_tools import tool
 from tests.test_training import shrunk
@@ -20,7 +20,7 @@ BOUNDS = {'bfloat16': 0.01, 'float16': 0.01}
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('precision')
-    write(Plan('ade20k', seed=0, train=8, val=2, size=(64, 64)), folder)
+    write_demo(DemoPlan('ade20k', seed=0, train=8, val=2, size=(64, 64)), folder)
     return folder
 
 
@@ -80,7 +80,7 @@ def test_bfloat16_autocast_reaches_the_backbone(data, tmp_path):
 def test_detectors_train_and_test_in_bfloat16(name, tmp_path):
     """mmcv compiles RoIAlign and suppression of boxes for float32 alone. Which boxes are sampled hangs on rounding, so
     the first losses before that are compared."""
-    write(Plan('coco', seed=0, train=4, val=2, size=(64, 64)), tmp_path / 'data')
+    write_demo(DemoPlan('coco', seed=0, train=4, val=2, size=(64, 64)), tmp_path / 'data')
     first = {}
     for wrapper in ('OptimWrapper', 'mmlk.BFloat16OptimWrapper'):
         cfg = shrunk(name, 'coco', tmp_path / 'data', tmp_path / wrapper)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmlk.datasets.layouts import Plan, write
+from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.engine.distributed import first_node
 from tests.engine.test_distributed import free_port
 from tests.test_training import shrunk
@@ -70,7 +70,7 @@ def environment():
 def config(tmp_path_factory):
     """Of eight iterations of a tiny UperNet with SyncBN and everything random that configs have."""
     folder = tmp_path_factory.mktemp('job')
-    write(Plan('ade20k', seed=0, train=8, val=3, size=(64, 64)), folder / 'data')
+    write_demo(DemoPlan('ade20k', seed=0, train=8, val=3, size=(64, 64)), folder / 'data')
     (folder / 'stays.py').write_text(textwrap.dedent(HOOK))
     cfg = shrunk('upernet_replknet31b_ade20k', 'ade20k', folder / 'data', folder / 'work')
     cfg.train_cfg.update(max_iters=8, val_interval=8)

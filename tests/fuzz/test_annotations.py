@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 
-from mmlk.datasets.audit import Loaders, Report, _audit_coco, _audit_segmentation, _run_lengths, runs_fault
+from mmlk.datasets.audit import AuditReport, Loaders, _audit_coco, _audit_segmentation, _run_lengths, runs_fault
 from mmlk.engine.hooks import CheckLabelsHook
 from mmlk.engine.loading import DataError, LoadImageFromFile
 from tests.fuzz.cases import cases
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 def problems_of(folder, text: str) -> dict:
     """What check_data finds in a COCO file, without building mmdet's dataset."""
     (folder / 'a.json').write_text(text)
-    report = Report(['here'])
+    report = AuditReport(['here'])
     dataset = SimpleNamespace(ann_file=str(folder / 'a.json'), data_prefix=dict(img=str(folder)))
     _audit_coco(dataset, CLASSES, True, report, untracked, Loaders.of({}, None))
     return {kind: lines for kind, lines in report.problems.items() if lines}
@@ -156,7 +156,7 @@ def test_label_maps_are_checked_as_mmseg_reads_them(tmp_path, classes, reduce_ze
     samples = [dict(img_path=str(tmp_path / 'a.jpg'), seg_map_path=str(tmp_path / 'a.png'))]
     dataset = SimpleNamespace(load_data_list=lambda: samples, reduce_zero_label=reduce_zero_label, label_map=None,
                               ignore_index=255, ann_file='a', img_suffix='.jpg', data_prefix={}, seg_map_suffix='.png')
-    report = Report(['here'])
+    report = AuditReport(['here'])
     _audit_segmentation(dataset, list(range(classes)), report, untracked, Loaders.of({}, 'mmseg'))
     first = 1 if reduce_zero_label else 0
     legal = {255, *range(first, first + classes), *([0] if reduce_zero_label else [])}

@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from mmlk.registry import MODELS
-from tests.backbones.test_contract import SHARED, TINY, UNBRANCHED
+from tests.backbones.test_contract import SHARED, TINY, unbranched
 from tests.fuzz.cases import cases
 
 MODELS.import_from_location()
@@ -24,7 +24,7 @@ values = st.one_of(numbers, words, st.lists(st.one_of(numbers, words), max_size=
 
 def own_arguments(family: str) -> list:
     """Arguments that can be wrong: merged has no effect on families without branches."""
-    unchecked = {'arch', 'init_cfg', *(['merged'] if family in UNBRANCHED else [])}
+    unchecked = {'arch', 'init_cfg', *(['merged'] if unbranched(family) else [])}
     names = [name for name in inspect.signature(MODELS.get(family).__init__).parameters if name != 'self']
     return sorted(set(names) - unchecked)
 

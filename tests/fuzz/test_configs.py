@@ -29,7 +29,7 @@ DEMO = 'configs/demo/upernet_replknet-tiny_ade20k.py'
 def refused(path) -> bool:
     """Whether the config cannot be read; the error names the file."""
     try:
-        config.read(str(path))
+        config.read_config_file(str(path))
     except config.ConfigError as error:
         assert str(path) in str(error)
         return True
@@ -52,7 +52,7 @@ def test_programs_that_fail(tmp_path, line, problem):
     path = tmp_path / 'c.py'
     path.write_text('\n' * (line - 1) + problem)
     with pytest.raises(config.ConfigError, match=str(path)) as caught:
-        config.read(str(path))
+        config.read_config_file(str(path))
     assert f'line {line}' in str(caught.value) or '_base_' in problem
 
 
@@ -70,7 +70,7 @@ def test_a_config_that_is_not_python_is_refused_unread(tmp_path, monkeypatch, co
     monkeypatch.syspath_prepend(tmp_path)
     path.write_text(content.replace('MARK', str(mark)))
     with pytest.raises(config.ConfigError) as error:
-        config.read(str(path))
+        config.read_config_file(str(path))
     said = str(error.value)
     assert f'{path}: a config must be a Python file' in said and 'can run any code' in said
     assert 'If you trust whoever made it, write it in Python: ' in said
@@ -86,10 +86,10 @@ def test_what_the_refusal_advises_works(request, tmp_path, suffix, in_a_tool):
     cfg = Config.fromfile(str(REPO / DEMO))
     cfg.dump(tmp_path / f'c{suffix}')
     with pytest.raises(config.ConfigError) as error:
-        config.read(str(tmp_path / f'c{suffix}'))
+        config.read_config_file(str(tmp_path / f'c{suffix}'))
     path, name = re.search(r"fromfile\('(.*?)'\)\.dump\('(.*?)'\)", str(error.value)).groups()
     Config.fromfile(path).dump(tmp_path / name)
-    assert config.read(str(tmp_path / name)).model.backbone == cfg.model.backbone
+    assert config.read_config_file(str(tmp_path / name)).model.backbone == cfg.model.backbone
 
 
 @pytest.mark.parametrize('base', ['base.json', 'base.yaml', 'above.py'])
@@ -100,7 +100,7 @@ def test_a_base_that_is_not_python_is_refused_unread(tmp_path, base):
     (tmp_path / 'above.py').write_text("_base_ = ['base.yaml']")
     (tmp_path / 'c.py').write_text(f"_base_ = ['{base}']")
     with pytest.raises(config.ConfigError, match=r'_base_ base\.(json|yaml) is not a Python file'):
-        config.read(str(tmp_path / 'c.py'))
+        config.read_config_file(str(tmp_path / 'c.py'))
     assert not mark.exists()
 
 
@@ -186,7 +186,7 @@ def test_mmengine_too_runs_nothing_of_a_checkpoint(guarded, server, tmp_path, mo
 
 
 def test_no_scheme_of_mmengine_escapes(guarded):
-    assert all(loader is checkpoints.load for loader in CheckpointLoader._schemes.values())
+    assert all(loader is checkpoints.load_checkpoint for loader in CheckpointLoader._schemes.values())
     samples = ['', 'https://', *SERVED, *NOT_SERVED]
     assert set(CheckpointLoader._schemes) == {
         next(prefix for prefix in CheckpointLoader._schemes if re.match(prefix, sample)) for sample in samples}

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from mmcv.transforms import TRANSFORMS
 from PIL import Image
 
-from mmlk.analysis import erf
-from mmlk.analysis.classifiers import open_image
 from mmlk.datasets.audit import Loaders, _check_sample
+from mmlk.datasets.images import open_image, read_image
 from mmlk.engine.loading import DataError, LoadImageFromFile, guard
 from tests.fuzz.cases import cases
 
@@ -64,7 +63,7 @@ def test_sizes(tmp_path, size):
     content, meant = encoded('RGB', 'png', smooth(*size))
     (tmp_path / 'x.png').write_bytes(content)
     assert np.array_equal(open_image(tmp_path / 'x.png'), meant) and np.array_equal(load(tmp_path / 'x.png'), meant)
-    assert erf.read_image(tmp_path / 'x.png', 16).shape == (16, 16, 3)
+    assert read_image(tmp_path / 'x.png', 16).shape == (16, 16, 3)
 
 
 @cases(80, kind=st.sampled_from(sorted(MODES)), step=st.sampled_from(['cut', 'flip', 'random', 'empty', 'text']),

@@ -15,7 +15,7 @@ from torch import nn
 
 from mmlk.engine import checkpoints
 from mmlk.weights import WeightsError, load
-from mmlk.weights.read import read
+from mmlk.weights.read import read_weights
 from tests.fuzz.cases import cases
 from tests.utils import fill
 
@@ -189,13 +189,13 @@ def test_forged_arrays(tmp_path, data, forged, place, order, legacy):
     path = tmp_path / 'c.pth'
     torch.save(dict(message_hub=logs(value, np.ones(5)) if place == 'log' else dict(x=value)), path,
                _use_new_zipfile_serialization=not legacy)
-    read(path)  # with nothing built
+    read_weights(path)  # with nothing built
     if forged:
         with pytest.raises(WeightsError, match=re.escape(str(path))) as error:
-            checkpoints.load(str(path))
+            checkpoints.load_checkpoint(str(path))
         assert len(str(error.value)) < 1000
         return
-    got = checkpoints.load(str(path))
+    got = checkpoints.load_checkpoint(str(path))
     got = got['message_hub']['log_scalars']['loss'].data[0] if place == 'log' else got['message_hub']['x']
     expected = np.frombuffer(content, np.dtype(code).newbyteorder(order)).reshape(shape)
     assert got.dtype.newbyteorder('=') == np.dtype(code) and got.shape == shape
@@ -204,11 +204,12 @@ def test_forged_arrays(tmp_path, data, forged, place, order, legacy):
 
 @pytest.mark.parametrize('history, counts, more', [
     (np.ones(3), np.ones(2), {}), (np.ones((2, 2)), np.ones((2, 2)), {}), ([1.0], [1], {}), ('a', 'b', {}),
+    ([1.0], np.ones(1), {}), (np.ones(1), [1], {}), (np.ones(1), 1, {}),
     (np.ones(3), np.ones(3), dict(max_length=0)), (np.ones(3), np.ones(3), dict(max_length='9'))])
 def test_forged_logs(tmp_path, history, counts, more):
     torch.save(dict(message_hub=logs(history, counts, **more)), tmp_path / 'c.pth')
     with pytest.raises(WeightsError, match="a log of mmengine's with the state"):
-        checkpoints.load(str(tmp_path / 'c.pth'))
+        checkpoints.load_checkpoint(str(tmp_path / 'c.pth'))
 
 
 def test_logs_share_no_methods_of_a_file(tmp_path):
@@ -216,7 +217,7 @@ def test_logs_share_no_methods_of_a_file(tmp_path):
     buffer._statistics_methods = dict(mean=HistoryBuffer.max, extra='text')
     torch.save(dict(x=buffer), tmp_path / 'c.pth')
     before = dict(HistoryBuffer._statistics_methods)
-    got = checkpoints.load(str(tmp_path / 'c.pth'))['x']
+    got = checkpoints.load_checkpoint(str(tmp_path / 'c.pth'))['x']
     assert HistoryBuffer._statistics_methods == before and got.statistics('mean') == 1.0
     assert not {'extra', 'update'} & set(vars(got))
 
@@ -281,7 +282,7 @@ def test_compressed_archives(tmp_path, method, packed, size):
         if 'filler' in packed:
             archive.writestr('archive/data/9', bytes(size), method)
     with pytest.raises(WeightsError, match='compressed entries'):
-        read(path)
+        read_weights(path)
 
 
 def test_entries_that_lie_over_each_other(tmp_path):
@@ -300,4 +301,4 @@ def test_entries_that_lie_over_each_other(tmp_path):
     path = tmp_path / 'w.pth'
     path.write_bytes(stream.getvalue())
     with pytest.raises(WeightsError, match='entries are said to have'):
-        read(path)
+        read_weights(path)

@@ -324,7 +324,8 @@ def test_a_backend_that_fails_is_disabled_with_one_warning(broken, failing, erro
         assert relative_error(out, expected) < 2e-6
     for pair in grads:
         assert all(relative_error(a, b) < 2e-6 for a, b in zip(pair, wanted))
-    text = {RuntimeError: 'no C compiler', torch.cuda.OutOfMemoryError: 'out of memory'}.get(type(error), 'that of native')
+    texts = {RuntimeError: 'no C compiler', torch.cuda.OutOfMemoryError: 'out of memory'}
+    text = texts.get(type(error), 'that of native')
     message, = [str(w.message) for w in caught if 'depthwise backend' in str(w.message)]
     assert "'broken' is not chosen again" in message and 'cpu' in message and text in message
     assert backend.calls == calls > 0

@@ -120,7 +120,8 @@ def correlate(dtype, precision, capability, config, size=None, span=48) -> Repor
 
 def weigh(precision, capability, taps_h=32, taps_w=32) -> Report:
     constants = dict(ROWS=1, COLUMNS=64, TAPS_H=taps_h, TAPS_W=taps_w, PRECISION=precision)
-    return report('weigh', 'float32', capability, 2 if taps_h * taps_w < 1024 else 4, 1, tuple(sorted(constants.items())))
+    warps = 2 if taps_h * taps_w < 1024 else 4
+    return report('weigh', 'float32', capability, warps, 1, tuple(sorted(constants.items())))
 
 
 def weigh_halves(dtype, capability, tiles) -> Report:

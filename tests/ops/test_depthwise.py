@@ -71,7 +71,8 @@ def test_real_map_sizes_and_biases(backend, size, dtype):
     results = [out, *torch.autograd.grad(out, leaves, grad.to(dtype))]
     with torch.no_grad():
         results.append(depthwise_conv2d(*leaves, backend=backend))
-    for name, ours, theirs in zip(('output', 'input', 'weight', 'bias', 'inference'), results, [*expected, expected[0]]):
+    names = ('output', 'input', 'weight', 'bias', 'inference')
+    for name, ours, theirs in zip(names, results, [*expected, expected[0]]):
         assert relative_error(ours, theirs) < TOLERANCE[dtype], name
 
 

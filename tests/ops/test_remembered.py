@@ -164,7 +164,7 @@ def test_bounded_in_bytes_and_entries(monkeypatch):
         for _ in range(3):
             depthwise_conv2d(x, weight, backend='fft')
     assert len(held()) == 3
-    assert [torch.equal(entry.marks, remembered._marks(weight)) for entry, weight in zip(held(), weights[3:])] == [True] * 3
+    assert all(torch.equal(entry.marks, remembered._marks(weight)) for entry, weight in zip(held(), weights[3:]))
     monkeypatch.setattr(remembered, '_ENTRIES', 2)
     depthwise_conv2d(x, weights[0], backend='fft')
     assert len(remembered._spectra) == 2

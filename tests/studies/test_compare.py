@@ -12,10 +12,10 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmlk.analysis import zoo
-from mmlk.analysis.panels import Scene, side_by_side
-from mmlk.datasets.layouts import Plan, write
+from mmlk.analysis.panels import PredictedScene, side_by_side
+from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.studies import compare
-from mmlk.studies.report import Cell, Column, Line, References, Report, cited, escape, plot
+from mmlk.studies.report import Cell, Column, References, StudyReport, StudyRow, cited, escape, plot_study
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REFERENCES = References(ROOT / 'configs' / 'references.yml')
@@ -25,13 +25,13 @@ DETECTOR = 'configs/demo/mask_rcnn_replknet-tiny_coco.py'
 
 
 def entry(path=SMALL, name=None):
-    return compare.Entry(name or Path(path).stem, path, Config.fromfile(str(ROOT / path)))
+    return compare.ComparedModel(name or Path(path).stem, path, Config.fromfile(str(ROOT / path)))
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('compare') / 'demo' / 'ade20k'
-    write(Plan('ade20k', seed=0, train=6, val=3, size=(64, 80)), folder)
+    write_demo(DemoPlan('ade20k', seed=0, train=6, val=3, size=(64, 80)), folder)
     return folder
 
 
@@ -51,12 +51,12 @@ def test_mean_and_deviation_are_numpys(number):
 def report():
     columns = dict(accuracy=Column('mIoU (%), A & B', 2), parameters=Column('Params (M)', 1, 1e6), empty=Column('none'))
     counted = 'counted here', 'mmlk.analysis.complexity, 50 % of_it'
-    lines = [Line('a_b #1 {x} ~^\\', 'a.py', dict(accuracy=Cell((40.0, 42.0), 'trained here', 'seeds 0, 1'),
-                                                  parameters=Cell((2.5e6, ), *counted)), ['ding2022scaling']),
-             Line('plain', 'b.py', dict(parameters=Cell((1e6, ), *counted)), ['liu2021swin', 'ding2022scaling']),
-             Line('known', 'c.py', dict(accuracy=Cell((50.0, ), 'published', 'a paper')))]
-    return Report('100 % of $', lines, columns, [('On ADE20K', ['zhou2017scene']), ('Nothing cited', [])],
-                  dict(versions=dict(torch='2')))
+    lines = [StudyRow('a_b #1 {x} ~^\\', 'a.py', dict(accuracy=Cell((40.0, 42.0), 'trained here', 'seeds 0, 1'),
+                                                      parameters=Cell((2.5e6, ), *counted)), ['ding2022scaling']),
+             StudyRow('plain', 'b.py', dict(parameters=Cell((1e6, ), *counted)), ['liu2021swin', 'ding2022scaling']),
+             StudyRow('known', 'c.py', dict(accuracy=Cell((50.0, ), 'published', 'a paper')))]
+    return StudyReport('100 % of $', lines, columns, [('On ADE20K', ['zhou2017scene']), ('Nothing cited', [])],
+                       dict(versions=dict(torch='2')))
 
 
 def test_latex_is_escaped_and_its_rows_have_as_many_cells():
@@ -92,7 +92,7 @@ def test_every_number_has_its_source_in_markdown_latex_and_json():
 def test_a_plot_shows_mean_and_deviation_where_they_are():
     made = report()
     made.lines[2].cells['parameters'] = Cell((3e6, ), 'counted here', 'x')
-    figure = plot(made, 'accuracy', ['parameters', 'empty'])
+    figure = plot_study(made, 'accuracy', ['parameters', 'empty'])
     names, against = figure.axes
     assert [label.get_text() for label in names.get_yticklabels()] == ['a_b #1 {x} ~^\\', 'known']
     points = [tuple(container[0].get_xydata()[0]) for container in against.containers]
@@ -130,14 +130,16 @@ def test_every_backbone_method_and_dataset_of_the_configs_can_be_cited():
         assert REFERENCES.entries[key]['name']
 
 
-def test_titles_are_those_of_the_metafiles():
-    def plain(title):
-        return re.sub(r'[{}]', '', title).lower()
-
-    titles = {plain(re.search(r'title *= \{(.*)\},', found['bibtex'])[1]) for found in REFERENCES.entries.values()}
-    for metafile in zoo.read(ROOT).values():
-        for collection in metafile['Collections']:
-            assert plain(collection['Paper']['Title']) in titles, collection['Name']
+def test_a_study_takes_published_results_from_the_records(tmp_path):
+    study = compare.read_study(ROOT / 'configs' / 'studies' / 'kernel_size.yml')
+    rows = {row['Name']: row for row in zoo.rows(zoo.read(ROOT))}
+    figures = [rows[f'upernet_replknet{kernel}-120ep_ade20k']['Results'][0]['Metrics']['mIoU']
+               for kernel in ('3', '7', '13', '31b')]
+    assert study.finding.endswith('31-29-27-13 has {:.2f}, {:.2f}, {:.2f} and {:.2f} mIoU.'.format(*figures))
+    for name in ('upernet_nothing', 'mask_rcnn_replknet31b_coco'):  # the latter has no published result
+        (tmp_path / 'x.yml').write_text(f'title: x\nfinding: has {{{name}}}\nconfigs: {{a: b.py}}\n')
+        with pytest.raises(ValueError, match=f'x.yml: .*{name}.* is no config with a published result'):
+            compare.read_study(tmp_path / 'x.yml')
 
 
 # Data, classes and budget
@@ -203,7 +205,7 @@ def test_a_budget_keeps_the_shape_of_the_schedule(budget):
     whole, cut = entry().cfg, entry().cfg
     compare.use_budget(cut, budget)
     before, after = rates(whole, 700), rates(cut, budget)
-    assert compare.length(cut) == (budget, 'iterations') and cut.param_scheduler[-1].end == budget
+    assert compare.training_length(cut) == (budget, 'iterations') and cut.param_scheduler[-1].end == budget
     assert after.max() > 0.4  # a warm-up that never ends would leave a thousandth
     if budget >= 70:
         same = np.interp(np.linspace(0.1, 1, 20), np.arange(budget) / budget, after)
@@ -235,7 +237,7 @@ def test_a_budget_without_hooks_in_the_config(hooks):
 def test_a_budget_of_epochs():
     found = entry(DETECTOR)
     compare.use_budget(found.cfg, 3)
-    assert compare.length(found.cfg) == (3, 'epochs')
+    assert compare.training_length(found.cfg) == (3, 'epochs')
     warm_up, steps = found.cfg.param_scheduler
     assert (warm_up.end, steps.end, steps.milestones) == (25, 3, [2, 2])
 
@@ -304,7 +306,7 @@ def test_what_is_done_is_not_done_again(tools, tmp_path):
 
 def test_a_run_that_was_cut_off_goes_on(tools, tmp_path):
     (tools / 'broken').touch()
-    with pytest.raises(compare.Failed, match='out of memory, say'):
+    with pytest.raises(compare.RunFailed, match='out of memory, say'):
         open_run(tmp_path / 'run').carry_out(tools, lambda *tick: None)
     (tools / 'broken').unlink()
     open_run(tmp_path / 'run').carry_out(tools, lambda *tick: None)
@@ -384,7 +386,7 @@ def test_what_is_published_is_told_from_what_is_trained_here(tools, tmp_path):
     columns, cells = compare.accuracy([published, trained], runs, ROOT)
     row = next(row for row in zoo.rows(zoo.read(ROOT)) if row['Name'] == published.stem)
     cell = cells[published.name]['mIoU, ADE20K, published']
-    assert cell.values == (49.9, ) and cell.origin == 'published' and row['Published']['Source'] in cell.detail
+    assert cell.values == (row['Results'][0]['Metrics']['mIoU'], ) and cell.origin == 'published' and row['Published']['Source'] in cell.detail
     assert list(cells[trained.name]) == ['mIoU, demo scenes, trained here']
     cell = cells[trained.name]['mIoU, demo scenes, trained here']
     assert len(cell.values) == 2 and 'from scratch on demo scenes, 700 iterations, seeds 0, 1' in cell.detail
@@ -392,7 +394,8 @@ def test_what_is_published_is_told_from_what_is_trained_here(tools, tmp_path):
 
 
 def test_models_are_drawn_side_by_side_on_the_same_scenes():
-    scenes = [Scene(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), int), np.ones((4, 6), int), f'{i}') for i in (1, 2)]
+    scenes = [PredictedScene(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), int), np.ones((4, 6), int), f'{i}')
+              for i in (1, 2)]
     figure = side_by_side(dict(ours=scenes, theirs=scenes), ('sky', 'sea'))
     assert [axes.get_title() for axes in figure.axes] == ['1', 'ground truth', 'ours', 'theirs',
                                                           '2', 'ground truth', 'ours', 'theirs']
@@ -455,7 +458,7 @@ def test_data_that_cannot_be_used_is_refused(refuse, tmp_path):
         for split in ('training', 'validation'):
             (empty / folder / split).mkdir(parents=True)
     assert 'no file *.jpg' in refuse(SMALL, '--budget', 1, '--data-root', empty)
-    write(Plan('ade20k', seed=0, train=2, val=2, size=(64, 80)), broken)
+    write_demo(DemoPlan('ade20k', seed=0, train=2, val=2, size=(64, 80)), broken)
     victim = sorted((broken / 'images' / 'training').glob('*.jpg'))[1]
     victim.write_bytes(victim.read_bytes()[:300])
     message = refuse(SMALL, '--budget', 1, '--data-root', broken)

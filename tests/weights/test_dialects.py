@@ -14,7 +14,7 @@ from mmlk.backbones import ConvNeXt, HorNet, MobileNetV2, RepVGG
 from mmlk.reparam import merge
 from mmlk.weights import WeightsError, load
 from mmlk.weights.dialects import DIALECTS, Dialect
-from mmlk.weights.layouts import Layout, fit
+from mmlk.weights.layouts import WeightsLayout, fit
 from tests.utils import fill, image, relative_error
 from tests.weights.conftest import assert_same, randomise, snapshot
 
@@ -191,13 +191,13 @@ def test_a_module_that_has_their_names_keeps_them(tmp_path):
 
 def test_a_large_kernel_in_their_model_changes_nothing():
     """Its names are theirs still."""
-    file = Layout({'stages.0.blocks.0.conv_dw.weight': torch.ones(1)})
+    file = WeightsLayout({'stages.0.blocks.0.conv_dw.weight': torch.ones(1)})
     assert fit(file, ['stages.0.blocks.0.conv_dw.lkb_origin.conv.weight']).tensors == file.tensors
     assert fit(file, ['stages.0.0.dwconv.weight']).tensors.keys() == {'stages.0.0.dwconv.weight'}
 
 
 def test_cvnets_heads_stand_beside_the_encoder():
-    layout = fit(Layout({'encoder.conv_1.block.conv.weight': torch.ones(1), 'seg_head.x': torch.ones(1)}))
+    layout = fit(WeightsLayout({'encoder.conv_1.block.conv.weight': torch.ones(1), 'seg_head.x': torch.ones(1)}))
     assert list(layout.tensors) == ['conv_1.block.conv.weight', 'seg_head.x'] and 'ParC-Net' in layout.format
 
 

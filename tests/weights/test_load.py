@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mmlk.backbones import ConvNeXt, HorNet, RepLKNet
 from mmlk.reparam import merge
-from mmlk.weights import Report, WeightsError, load
+from mmlk.weights import LoadReport, WeightsError, load
 
 from tests.test_training import shrink_model
 from tests.weights.conftest import TINY, Segmentor, assert_same, randomise, snapshot
@@ -243,7 +243,7 @@ def test_not_strict_loads_what_fits_and_warns(tmp_path, trained, fresh, caplog):
         logger.removeHandler(caplog.handler)
     assert report.missing == ['stem.0.conv.weight']
     assert report.wrong_shape == [('stem.1.conv.weight', (5, ), (4, 1, 3, 3))]
-    assert isinstance(report, Report) and not report.complete and len(report.matched) == 288
+    assert isinstance(report, LoadReport) and not report.complete and len(report.matched) == 288
     for key, value in fresh.state_dict().items():
         kept = key in ('stem.0.conv.weight', 'stem.1.conv.weight')
         assert torch.equal(value, before[key] if kept else state[key]), key

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mmlk.weights import WeightsError
-from mmlk.weights.read import StandIn, read
+from mmlk.weights.read import StandIn, read_weights
 
 
 def _run(path):
@@ -51,7 +51,7 @@ def test_a_malicious_file_is_refused_by_name_and_runs_nothing(tmp_path, legacy, 
     payload = {'state_dict': {'w': torch.ones(2)}, 'meta': Malicious(function, argument)}
     path = save(tmp_path / 'm.pth', payload, legacy)
     with pytest.raises(WeightsError, match=name):
-        read(path)
+        read_weights(path)
     assert not mark.exists()
 
 
@@ -63,7 +63,7 @@ def test_what_others_allow_is_not_allowed_here_and_stays_allowed_for_them(tmp_pa
     torch.serialization.add_safe_globals([_run])
     try:
         with pytest.raises(WeightsError, match='_run'):
-            read(path)
+            read_weights(path)
         assert not mark.exists()
         assert set(torch.serialization.get_safe_globals()) == before | {_run}
         torch.load(path, weights_only=True)
@@ -77,7 +77,7 @@ def test_every_refused_type_is_named(tmp_path):
     path = save(tmp_path / 'm.pth', {'w': torch.ones(2), 'args': Namespace(), 'a': Settings(),
                                      'b': Malicious(_run, 'x'), 'c': np.float64(1)})
     with pytest.raises(WeightsError, match='allow_pickle=True') as error:
-        read(path)
+        read_weights(path)
     assert 'would run code of test_read.Settings, test_read._run, which is not' in str(error.value)
 
 
@@ -86,20 +86,20 @@ def test_allow_pickle_builds_what_the_file_names(tmp_path, legacy):
     config = Config(a=1)
     path = save(tmp_path / 'm.pth', {'w': torch.ones(2), 'settings': Settings(), 'config': config,
                                      'args': Namespace(depth=1)}, legacy)
-    payload = read(path, allow_pickle=True)
+    payload = read_weights(path, allow_pickle=True)
     assert isinstance(payload['settings'], Settings) and payload['settings'].depth == 3
     assert payload['config'] == {'a': 1}
     assert isinstance(payload['args'], StandIn)
     # the word holds for one call
     with pytest.raises(WeightsError, match='Settings'):
-        read(path)
+        read_weights(path)
 
 
 def test_allow_pickle_still_refuses_the_operating_system(tmp_path):
     mark = tmp_path / 'ran'
     path = save(tmp_path / 'm.pth', {'w': torch.ones(2), 'x': Malicious(os.system, f'touch {mark}')})
     with pytest.raises(WeightsError, match=r'posix\.system'):
-        read(path, allow_pickle=True)
+        read_weights(path, allow_pickle=True)
     assert not mark.exists()
 
 
@@ -110,7 +110,7 @@ def test_allow_pickle_names_a_type_that_is_not_installed(tmp_path, monkeypatch):
     path = save(tmp_path / 'm.pth', {'w': torch.ones(2), 'x': module.Thing()})
     monkeypatch.delitem(sys.modules, 'a_lost_package')
     with pytest.raises(WeightsError, match=r'a_lost_package\.Thing.*install'):
-        read(path, allow_pickle=True)
+        read_weights(path, allow_pickle=True)
 
 
 @pytest.mark.parametrize('legacy', [False, True])
@@ -118,7 +118,7 @@ def test_what_training_scripts_leave_beside_weights_is_read_past(tmp_path, legac
     weights = OrderedDict(w=torch.arange(6.).reshape(2, 3), half=torch.ones(3, dtype=torch.bfloat16))
     payload = {'model': weights, 'args': Namespace(model='RepLKNet-31B', input_size=224),
                'best': np.float64(83.5), 'palette': np.zeros((3, 3), np.uint8), 'epoch': 7}
-    got = read(save(tmp_path / 'm.pth', payload, legacy))
+    got = read_weights(save(tmp_path / 'm.pth', payload, legacy))
     assert got['epoch'] == 7
     assert isinstance(got['args'], StandIn)
     assert got['args'].state == {'model': 'RepLKNet-31B', 'input_size': 224}
@@ -139,7 +139,7 @@ def test_old_numpy_names_are_read_past(tmp_path):
         with zipfile.ZipFile(other, 'w') as archive:
             for item, data in records.items():
                 archive.writestr(item, data.replace(old, new) if item == key else data)
-        assert isinstance(read(other)['best'], StandIn)
+        assert isinstance(read_weights(other)['best'], StandIn)
 
 
 @pytest.mark.parametrize('kept', [0, 5, 60, 0.5, 0.95])
@@ -152,10 +152,10 @@ def test_truncated_files_end_in_one_error(tmp_path, kind, kept):
     else:
         save(path, tensors, legacy=kind == 'legacy')
     data = path.read_bytes()
-    assert read(path).keys() == tensors.keys()
+    assert read_weights(path).keys() == tensors.keys()
     path.write_bytes(data[:int(kept * len(data)) if isinstance(kept, float) else kept])
     with pytest.raises(WeightsError, match=str(path)):
-        read(path)
+        read_weights(path)
 
 
 @pytest.mark.parametrize('content, said', [
@@ -170,27 +170,27 @@ def test_other_files_are_called_what_they_are(tmp_path, content, said):
     path = tmp_path / 'm.pth'
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=said):
-        read(path)
+        read_weights(path)
 
 
 def test_an_archive_that_is_not_torchs(tmp_path):
     np.savez(tmp_path / 'm.npz', w=np.ones(3))
     with pytest.raises(WeightsError, match='cannot be read'):
-        read(tmp_path / 'm.npz')
+        read_weights(tmp_path / 'm.npz')
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_a_torchscript_program(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / 'm.pt'))
     with pytest.raises(WeightsError, match='TorchScript program, not weights'):
-        read(tmp_path / 'm.pt')
+        read_weights(tmp_path / 'm.pt')
 
 
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(WeightsError, match='there is no file'):
-        read(tmp_path / 'no.pth')
+        read_weights(tmp_path / 'no.pth')
     with pytest.raises(WeightsError, match='folder'):
-        read(tmp_path)
+        read_weights(tmp_path)
 
 
 def test_safetensors_not_installed(tmp_path, monkeypatch):
@@ -198,4 +198,4 @@ def test_safetensors_not_installed(tmp_path, monkeypatch):
     save_file({'w': torch.ones(2)}, str(tmp_path / 'm.safetensors'))
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
     with pytest.raises(WeightsError, match='pip install safetensors'):
-        read(tmp_path / 'm.safetensors')
+        read_weights(tmp_path / 'm.safetensors')

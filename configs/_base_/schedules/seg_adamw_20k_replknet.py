@@ -1,5 +1,5 @@
 # RepLKNet's for Cityscapes: 64 images per step (32 GPUs x 2), warm-up of 400. For 8 GPUs, see
-# configs/few_gpus.
+# configs/*_8xb*.
 _base_ = './seg_adamw_160k.py'
 train_cfg = dict(max_iters=20000, val_interval=2000)
 param_scheduler = [

@@ -1,4 +1,4 @@
-# RepLKNet's for 31B: 128 images per step (64 GPUs x 2), warm-up of 400. For 8 GPUs, see configs/few_gpus.
+# RepLKNet's for 31B: 128 images per step (64 GPUs x 2), warm-up of 400. For 8 GPUs, see configs/*_8xb*.
 _base_ = './seg_adamw_160k.py'
 train_cfg = dict(max_iters=40000, val_interval=2000)
 param_scheduler = [

@@ -120,7 +120,7 @@ class Backend:
     name: str
     joint = False  #: whether ``gradients`` is less work than ``grad_input`` and ``grad_weight``
     mixes = False  #: whether the images of a batch share their rounding errors
-    keeps = False  #: whether ``forward`` takes a list ``keep``, to put in what makes ``gradients`` less work as ``kept``
+    keeps = False  #: whether ``forward`` takes a list ``keep``, for what makes ``gradients`` less work as ``kept``
 
     def can_run(self, problem: Problem) -> Tuple[bool, str]:
         """Whether it runs this device, dtype and shape, and if not, why not."""
