@@ -1,6 +1,6 @@
 """The depthwise operator against PyTorch's own: time, rate and memory of every backend, and what they make of a model.
 
-    python tools/benchmark_ops.py                    # every part: grid, growth, models
+    python tools/benchmark_ops.py                    # every part: grid, growth, models, busy
     python tools/benchmark_ops.py --parts grid --out work_dirs/benchmark_ops
     python tools/benchmark_ops.py --device cuda      # fp16 and bf16, beside cuDNN's channels_first and channels_last
 
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from mmlk.ops.benchmark import Case, describe, machine_bandwidth, machine_peak, measure, table, turns
+from mmlk.ops.benchmark import Case, contention, describe, machine_bandwidth, machine_peak, measure, table, turns
 
-PARTS = ('grid', 'growth', 'models')
+PARTS = ('grid', 'growth', 'models', 'busy')
 
 
 def grid(device: torch.device) -> list:
@@ -159,6 +159,19 @@ def run_models(device: torch.device, budget: float) -> tuple:
     return figures, '\n'.join(lines[1:])
 
 
+def run_busy(device: torch.device, budget: float) -> tuple:
+    """Each backend beside one other busy process, against itself alone."""
+    figures, names = {}, []
+    for case in (Case(1, 128, 128, 128, 31, False), Case(2, 512, 32, 32, 27, True)):
+        title = f"{case.label}, {'forward + backward' if case.backward else 'forward'}"
+        figures[title] = contention(case, device, budget)
+        names = list(figures[title])
+    lines = [['beside one busy process, ms (against alone)', *names], ['---'] * (len(names) + 1)]
+    lines += [[title, *(f'{1e3 * beside:.3g} ({beside / alone:.1f}x)' for alone, beside in found.values())]
+              for title, found in figures.items()]
+    return figures, '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS, help='what to measure (default: all)')
@@ -190,6 +203,9 @@ def main() -> None:
         keep()
     if 'models' in args.parts:
         figures['models'], lines = run_models(device, args.budget)
+        keep('', lines)
+    if 'busy' in args.parts:
+        figures['busy'], lines = run_busy(device, args.budget)
         keep('', lines)
     print(f'\n{time.perf_counter() - started:.0f} s; tables.md, figures.json and pictures are in {args.out}')
 

@@ -6,6 +6,7 @@ allocator to hand out again, for fresh pages cost more than the transforms on th
 """
 from functools import lru_cache
 from math import log2
+from threading import get_ident
 
 import torch
 from torch.fft import fft, ifft, irfft, rfft
@@ -44,7 +45,7 @@ class _Plan(Plan):
         self.after = tuple(reach.after for reach in self.reaches)
 
     def _space(self, kind, shape, dtype):
-        key = kind, dtype, tuple(shape)
+        key = get_ident(), kind, dtype, tuple(shape)  # each thread has its own
         if key not in self.spaces:
             self.spaces[key] = torch.zeros(shape, dtype=dtype, device=self.device)
         return self.spaces[key]

@@ -6,6 +6,7 @@ finite in one of them spoils the other: it is chosen for training alone, whose i
 over are paired with zeros.
 """
 from math import log2
+from threading import get_ident
 
 import torch
 from torch.fft import fft2, ifft2
@@ -33,9 +34,10 @@ class _Plan(Plan):
 
     def _space(self, kind, outer):
         """A workspace (*outer, *lengths), and the same as real numbers (*outer, *lengths, 2)."""
-        if (kind, outer) not in self.spaces:
-            self.spaces[kind, outer] = torch.zeros(*outer, *self.lengths, dtype=self.dtype.to_complex(), device='cpu')
-        return self.spaces[kind, outer], torch.view_as_real(self.spaces[kind, outer])
+        key = get_ident(), kind, outer  # each thread has its own
+        if key not in self.spaces:
+            self.spaces[key] = torch.zeros(*outer, *self.lengths, dtype=self.dtype.to_complex(), device='cpu')
+        return self.spaces[key], torch.view_as_real(self.spaces[key])
 
     def _pack(self, kind, x, top, left, first):
         """Pairs of ``x`` (N, C, H, W) in a workspace, the earlier image as part ``first`` (0: real, 1: imaginary)."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .base import Backend, Problem, Reach, channel_chunks, compute_dtype
 from .remembered import remembered
+from .workers import each
 
 
 _ELEMENTS, _CHANNELS = 1 << 17, 16  # that are laid out anew at a time
@@ -87,17 +88,16 @@ def pixels_to_planes(x: Tensor, out: Tensor) -> Tensor:
     if out.stride(1) == 1 or not out[:1].is_contiguous():
         return out.copy_(x)
     some = max(1, _ELEMENTS // x.shape[1])
-    for image, laid_out in zip(x.permute(0, 2, 3, 1).flatten(1, 2), out.flatten(2)):
-        for pixels, columns in zip(image.split(some), laid_out.split(some, dim=1)):
-            columns.copy_(pixels.t())
+    pieces = [(columns, pixels.t()) for image, laid_out in zip(x.permute(0, 2, 3, 1).flatten(1, 2), out.flatten(2))
+              for pixels, columns in zip(image.split(some), laid_out.split(some, dim=1))]
+    each(x.device, Tensor.copy_, *zip(*pieces))
     return out
 
 
 def planes_to_pixels(x: Tensor) -> Tensor:
     """The maps (N, C, H, W) laid out in channels_last, some channels at a time: the same the other way round."""
     out = torch.empty_like(x, memory_format=torch.channels_last)
-    for planes, laid_out in zip(x.split(_CHANNELS, dim=1), out.split(_CHANNELS, dim=1)):
-        laid_out.copy_(planes)
+    each(x.device, Tensor.copy_, out.split(_CHANNELS, dim=1), x.split(_CHANNELS, dim=1))
     return out
 
 
@@ -118,24 +118,28 @@ class Spectral(Backend):
 
     def inference(self, x, weight, bias, problem, owner=None):
         plan = self.plan(problem)
-        taps = remembered(self.name, problem, weight, lambda: [plan.of_kernel(weight[part]) for part in plan.chunks],
-                          owner)
-        return self._forward(plan, x, taps, bias, problem)
+        taps = remembered(self.name, problem, weight,
+                          lambda: each(problem.device, lambda part: plan.of_kernel(weight[part]), plan.chunks), owner)
+        return self._forward(plan, x, weight, bias, problem, taps)
 
     def forward(self, x, weight, bias, problem, keep: Optional[list] = None):
-        plan = self.plan(problem)
-        return self._forward(plan, x, (plan.of_kernel(weight[part]) for part in plan.chunks), bias, problem, keep)
+        return self._forward(self.plan(problem), x, weight, bias, problem, keep=keep)
 
     @staticmethod
-    def _forward(plan, x, kernels, bias, problem, keep=None):
+    def _forward(plan, x, weight, bias, problem, kernels=None, keep=None):
         x, out = plan.lay_out(x), torch.empty_like(x, memory_format=problem.memory_format)
-        for part, taps in zip(plan.chunks, kernels):
+
+        def chunk(part, taps):
+            if taps is None:
+                taps = plan.of_kernel(weight[part])
             maps = plan.of_map(x[:, part])
-            if keep is not None:
-                keep.extend((maps, taps))
             product = plan.product(maps, taps, out=maps if keep is None else None)
             plan.output(product, out[:, part], bias if bias is None else bias[part])
-            del maps, taps, product  # before the next chunk takes its memory
+            return None if keep is None else (maps, taps)
+
+        spectra = each(problem.device, chunk, plan.chunks, kernels or [None] * len(plan.chunks))
+        if keep is not None:
+            keep.extend(spectrum for pair in spectra for spectrum in pair)
         return out
 
     def grad_input(self, grad, weight, problem):
@@ -154,15 +158,17 @@ class Spectral(Backend):
         x = plan.lay_out(x) if x is not None and not kept else x
         grad_x = None if weight is None else torch.empty_like(grad, memory_format=problem.memory_format)
         grad_w = None if x is None else grad.new_zeros(problem.channels, 1, problem.kh, problem.kw)
-        for i, part in enumerate(plan.chunks):
+
+        def chunk(part, maps, taps):
             spectrum = plan.of_gradient(grad[:, part])
             if weight is not None:
-                taps = kept[2 * i + 1] if kept else plan.of_kernel(weight[part])
+                taps = plan.of_kernel(weight[part]) if taps is None else taps
                 plan.grad_input(plan.product(spectrum, taps, conjugate=True), grad_x[:, part])
             if x is not None:
-                maps = kept[2 * i] if kept else plan.of_map(x[:, part])
+                maps = plan.of_map(x[:, part]) if maps is None else maps
                 product = plan.product(spectrum, maps, conjugate=True, out=spectrum)
                 plan.grad_taps(product.sum(0) if len(product) > 1 else product[0], plan.in_use(grad_w[part]))
-                del maps, product
-            del spectrum  # before the next chunk takes its memory
+
+        none = [None] * len(plan.chunks)
+        each(problem.device, chunk, plan.chunks, kept[0::2] or none, kept[1::2] or none)
         return grad_x, grad_w
