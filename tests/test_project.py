@@ -151,7 +151,8 @@ def test_contributing_names_files_that_exist():
         assert (REPO / target).exists() or not (REPO / target).parent.exists(), target
     for name in re.findall(r'`((?:mmlk|tools|tests|configs|docs)/[\w./-]+|\w+\.(?:txt|toml|md))`', text):
         assert (REPO / name).exists(), name
-    rooms = {name for line in text.splitlines() if line.startswith('|') for name in re.findall(r'`mmlk/([\w.]+)`', line)}
+    rows = [line for line in text.splitlines() if line.startswith('|')]
+    rooms = {name for line in rows for name in re.findall(r'`mmlk/([\w.]+)`', line)}
     packages = {path.parent.name for path in (REPO / 'mmlk').glob('[!_.]*/__init__.py')}
     assert packages <= rooms, f'CONTRIBUTING.md does not say what belongs into {packages - rooms}'
 
@@ -179,7 +180,8 @@ def test_markers_are_registered_and_every_room_has_fast_tests():
 
 def test_pytest_gives_the_markers_of_the_table(pytestconfig):
     """The table reaches the tests: with ``-m gpu`` pytest collects those of the table and no others."""
-    done = run('pytest', '-q', '--collect-only', '-p', 'no:cacheprovider', '-p', 'no:xdist', '-m', 'gpu', 'tests/ops/test_triton.py')
+    done = run('pytest', '-q', '--collect-only', '-p', 'no:cacheprovider', '-p', 'no:xdist', '-m', 'gpu',
+               'tests/ops/test_triton.py')
     collected = {line.split('[')[0].removeprefix('tests/') for line in done.stdout.splitlines() if '::' in line}
     assert collected == set(MARKERS['gpu']), done.stdout + done.stderr
 
@@ -204,9 +206,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     notebook = nbformat.read(REPO / 'examples/tour.ipynb', as_version=4)
     client = NotebookClient(notebook, timeout=300, kernel_name='python3', resources={'metadata': {'path': tmp_path}})
     client.execute()
-    pictures = [output for cell in notebook.cells if cell.cell_type == 'code' for output in cell.outputs
-                if 'image/png' in output.get('data', {})]
-    assert len(pictures) >= 2
-    text = ''.join(output.get('text', '') for cell in notebook.cells if cell.cell_type == 'code' for output in cell.outputs)
+    outputs = [output for cell in notebook.cells if cell.cell_type == 'code' for output in cell.outputs]
+    assert sum('image/png' in output.get('data', {}) for output in outputs) == 3
+    text = ''.join(output.get('text', '') for output in outputs)
     assert float(re.search(r'mIoU (\d+\.\d)', text)[1]) > 30
     assert float(re.search(r'largest difference .*? (\d\S*)', text)[1]) < 1e-3

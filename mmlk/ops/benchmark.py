@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -205,13 +205,15 @@ def busy_process() -> Iterator[None]:
             process.kill()
 
 
-def contention(case: Case, device: torch.device, budget: float = 3.0, rounds: int = 5) -> Dict[str, Tuple[float, float]]:
+def contention(case: Case, device: torch.device, budget: float = 3.0,
+               rounds: int = 5) -> Dict[str, Tuple[float, float]]:
     """Median seconds of every call of :func:`calls_of`, alone and beside one busy process, which comes and goes."""
     _, calls, _ = calls_of(case, device)
     samples: Tuple[Dict[str, List[float]], ...] = ({name: [] for name in calls}, {name: [] for name in calls})
     for _ in range(rounds):
-        for context, found in zip((nullcontext(), busy_process()), samples):
-            with context:
+        contexts: Tuple[Callable[[], ContextManager[None]], ...] = (nullcontext, busy_process)
+        for context, found in zip(contexts, samples):
+            with context():
                 for name, seconds in turns(calls, device, budget / (2 * rounds), most=5).items():
                     found[name].extend(seconds)
     alone, beside = ({name: statistics.median(found[name]) for name in calls} for found in samples)

@@ -386,7 +386,8 @@ def test_what_is_published_is_told_from_what_is_trained_here(tools, tmp_path):
     columns, cells = compare.accuracy([published, trained], runs, ROOT)
     row = next(row for row in zoo.rows(zoo.read(ROOT)) if row['Name'] == published.stem)
     cell = cells[published.name]['mIoU, ADE20K, published']
-    assert cell.values == (row['Results'][0]['Metrics']['mIoU'], ) and cell.origin == 'published' and row['Published']['Source'] in cell.detail
+    assert cell.values == (row['Results'][0]['Metrics']['mIoU'], ) and cell.origin == 'published'
+    assert row['Published']['Source'] in cell.detail
     assert list(cells[trained.name]) == ['mIoU, demo scenes, trained here']
     cell = cells[trained.name]['mIoU, demo scenes, trained here']
     assert len(cell.values) == 2 and 'from scratch on demo scenes, 700 iterations, seeds 0, 1' in cell.detail

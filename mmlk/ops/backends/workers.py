@@ -8,9 +8,11 @@ import os
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
+
+from .._private import modes_active
 
 _MOST = 8  # threads: between two operators each of them holds Python's lock
 
@@ -31,7 +33,7 @@ def _start(count: int) -> Optional[ThreadPoolExecutor]:
         default = another.submit(torch.get_num_threads).result()  # of a new thread
         pool, started = ThreadPoolExecutor(count, 'mmlk-chunks'), threading.Barrier(count)
 
-        def start():
+        def start() -> bool:
             started.wait()  # until each thread has a task
             return _one_thread()
 
@@ -52,7 +54,7 @@ def _pool(count: int) -> Optional[ThreadPoolExecutor]:
     return _pools[key]
 
 
-def each(device: torch.device, function: Callable, *columns: Iterable) -> List:
+def each(device: torch.device, function: Callable[..., Any], *columns: Iterable[Any]) -> List[Any]:
     """``list(map(function, *columns))`` for a function that works on a device, and records no gradients.
 
     On a CPU as many threads as PyTorch takes for an operator call it, or the calling thread alone where that is one
@@ -64,13 +66,14 @@ def each(device: torch.device, function: Callable, *columns: Iterable) -> List:
     tasks = list(zip(*columns))
     count = torch.get_num_threads()
     alone = (device.type != 'cpu' or not 1 < count <= _MOST or len(tasks) < 2
-             or torch._C._len_torch_dispatch_stack())  # a mode, a counter for example, sees what its own thread runs
+             or modes_active())  # a mode, a counter for example, sees what its own thread runs
     pool = None if alone else _pool(count)
     if pool is None:
         return [function(*task) for task in tasks]
-    results, rest, inference = [None] * len(tasks), iter(range(len(tasks))), torch.is_inference_mode_enabled()
+    results: List[Any] = [None] * len(tasks)
+    rest, inference = iter(range(len(tasks))), torch.is_inference_mode_enabled()
 
-    def work():
+    def work() -> None:
         with torch.inference_mode(inference), torch.no_grad():
             for i in rest:  # which hands each number to one thread
                 results[i] = function(*tasks[i])
