@@ -6,6 +6,24 @@ import torch
 
 REPO = Path(__file__).resolve().parent.parent
 
+# Which tests have which marker: files below tests/, or one test of a file. `slow` stands at the tests themselves.
+MARKERS = {
+    'fast': [
+        'ops/test_strides.py', 'ops/test_global_filter.py', 'reparam/test_repvgg_block.py', 'reparam/test_stripes.py',
+    ],
+    'config': ['test_accuracy.py', 'test_configs.py', 'test_zoo.py', 'fuzz/test_configs.py'],
+    'distributed': [
+        'engine/test_distributed.py', 'engine/test_slurm.py',
+        'engine/test_sparsity.py::test_ranks_score_by_the_average_gradient_and_have_the_same_masks',
+    ],
+    'gpu': [
+        'ops/test_triton.py::test_compiled_kernels_equal_the_reference',
+        'ops/test_triton.py::test_strides_do_not_show_on_a_gpu',
+        'ops/test_triton.py::test_a_cuda_graph_replays_the_operator',
+        'ops/test_triton.py::test_tensors_of_another_device_than_the_current_one',
+    ],
+}
+
 
 @pytest.fixture
 def repo() -> Path:
@@ -34,6 +52,20 @@ def _not_deterministic():
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
+def pytest_ignore_collect(collection_path, config):
+    """With ``-m fast`` the other files are not even imported, which takes longer than the fast tests."""
+    if config.option.markexpr.strip() != 'fast' or not collection_path.match('test_*.py'):
+        return None
+    chosen = {REPO / 'tests' / name.split('::')[0] for name in MARKERS['fast']}
+    return True if collection_path not in chosen else None
+
+
 def pytest_collection_modifyitems(items):
-    """The longest tests first, so that they do not run alone at the end."""
+    """Markers by the table above; the longest tests first, so that they do not run alone at the end."""
+    for item in items:
+        if (REPO / 'tests') in item.path.parents:
+            file = item.path.relative_to(REPO / 'tests').as_posix()
+            for marker, names in MARKERS.items():
+                if file in names or f'{file}::{getattr(item, "originalname", item.name)}' in names:
+                    item.add_marker(marker)
     items.sort(key=lambda item: item.path.name != 'test_accuracy.py')

@@ -422,7 +422,7 @@ def site(tmp_path):
     """A folder with the installed mmcv but for its extension, and the records of an installation."""
     source = Path(mmcv.__file__).parent
     shutil.copytree(source, tmp_path / 'mmcv', ignore=shutil.ignore_patterns('_ext*', 'csrc', '__pycache__'))
-    [record] = [path for path in source.parent.glob('*mmcv-*.dist-info')]
+    [record] = list(source.parent.glob('*mmcv-*.dist-info'))
     shutil.copytree(record, tmp_path / record.name)
     return tmp_path
 

@@ -1,6 +1,6 @@
 """The depthwise operator against PyTorch's own: time, rate and memory of every backend, and what they make of a model.
 
-    mmlk benchmark-ops                    # every part: grid, growth, models
+    mmlk benchmark-ops                    # every part: grid, growth, models, busy
     mmlk benchmark-ops --parts grid --out work_dirs/benchmark_ops
     mmlk benchmark-ops --device cuda      # fp16 and bf16, beside cuDNN's channels_first and channels_last
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmlk.cli.options import add_device, choose_device, fail
 
-PARTS = ('grid', 'growth', 'models')
+PARTS = ('grid', 'growth', 'models', 'busy')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,5 +51,8 @@ def run(args: argparse.Namespace) -> None:
         keep()
     if 'models' in args.parts:
         figures['models'], lines = operator.run_models(device, args.budget)
+        keep('', lines)
+    if 'busy' in args.parts:
+        figures['busy'], lines = operator.run_busy(device, args.budget)
         keep('', lines)
     print(f'\n{time.perf_counter() - started:.0f} s; tables.md, figures.json and pictures are in {args.out}')

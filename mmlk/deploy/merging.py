@@ -73,7 +73,7 @@ def merge_checkpoint(cfg: Config, checkpoint: str, out: str, image: Optional[str
     blocks = sum(isinstance(m, MergeableBranches) and not m.merged for m in model.modules())
     if not blocks:
         raise ValueError('this model has no parallel branches to merge; its backbone is '
-                         f"{cfg.model.backbone.type}")
+                         f'{cfg.model.backbone.type}')
     weights.load(model, checkpoint)
     merged = merge(model)
     inputs = _real_input(image, model, in_channels(cfg))

@@ -1,7 +1,7 @@
 """What the operator has to ask PyTorch and PyTorch answers by private names only.
 
-Each function looks its name up when it is called. Where a version of PyTorch lacks the name, it takes the answer that is right in
-every case, and slower, and warns once.
+Each function looks its name up when it is called. Where a version of PyTorch lacks the name, it takes the answer that
+is right in every case, and slower, and warns once.
 """
 import warnings
 from functools import lru_cache
@@ -52,5 +52,15 @@ def is_legacy_batched(grad: Tensor) -> bool:
 
     Assumed to be so when PyTorch does not say: then PyTorch's own gradients are used.
     """
-    batched = _private(getattr(torch._C, '_functorch', None), 'is_legacy_batchedtensor', "PyTorch's own gradients are used")
+    batched = _private(getattr(torch._C, '_functorch', None), 'is_legacy_batchedtensor',
+                       "PyTorch's own gradients are used")
     return batched is None or bool(batched(grad))
+
+
+def modes_active() -> bool:
+    """Whether the calling thread is inside a ``TorchDispatchMode``, which sees the operators of its own thread only.
+
+    Assumed to be so when PyTorch does not say: then everything runs in the calling thread.
+    """
+    count = _private(torch._C, '_len_torch_dispatch_stack', 'chunks of channels are computed one after the other')
+    return count is None or bool(count())

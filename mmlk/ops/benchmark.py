@@ -6,9 +6,13 @@ machine whose speed drifts slows all of them alike.
 import ctypes
 import platform
 import statistics
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -188,6 +192,32 @@ def measure(case: Case, device: torch.device, budget: float = 3.0) -> Row:
     samples = turns(calls, device, budget)
     memory = {name: peak_memory(call, device) for name, call in calls.items()}
     return Row(case, samples, memory, reasons, _chosen(case, problem))
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """A context beside which one other process takes all the time of a core that it can get."""
+    with subprocess.Popen([sys.executable, '-S', '-c', 'while True: pass']) as process:
+        try:
+            time.sleep(0.1)  # until it runs
+            yield
+        finally:
+            process.kill()
+
+
+def contention(case: Case, device: torch.device, budget: float = 3.0,
+               rounds: int = 5) -> Dict[str, Tuple[float, float]]:
+    """Median seconds of every call of :func:`calls_of`, alone and beside one busy process, which comes and goes."""
+    _, calls, _ = calls_of(case, device)
+    samples: Tuple[Dict[str, List[float]], ...] = ({name: [] for name in calls}, {name: [] for name in calls})
+    for _ in range(rounds):
+        contexts: Tuple[Callable[[], ContextManager[None]], ...] = (nullcontext, busy_process)
+        for context, found in zip(contexts, samples):
+            with context():
+                for name, seconds in turns(calls, device, budget / (2 * rounds), most=5).items():
+                    found[name].extend(seconds)
+    alone, beside = ({name: statistics.median(found[name]) for name in calls} for found in samples)
+    return {name: (alone[name], beside[name]) for name in calls}
 
 
 def machine_peak(device: torch.device, dtype: torch.dtype) -> float:

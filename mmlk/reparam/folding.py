@@ -39,7 +39,7 @@ def fold_norms(module: nn.Module, *inputs: Tensor) -> int:
     def owner(tensor: Optional[Node], kind: type) -> Optional[str]:
         """Returns the name of the module of type ``kind`` that owns ``tensor``; None if it is used more than once."""
         name = names.get(getattr(tensor, 'name', None))
-        if name is None or len(tensor.users) != 1:
+        if tensor is None or name is None or len(tensor.users) != 1:
             return None
         name = name.rpartition('.')[0]
         return name if name and isinstance(module.get_submodule(name), kind) else None
@@ -55,7 +55,7 @@ def fold_norms(module: nn.Module, *inputs: Tensor) -> int:
         if before.target in _CONVOLUTIONS and len(before.users) == 1 and owner(before.args[1], nn.Conv2d):
             conv = module.get_submodule(owner(before.args[1], nn.Conv2d))
             _fill(conv, fold_bn(conv, norm))
-        elif len(node.users) == 1 and _pads_nothing(after) and owner(after.args[1], nn.Conv2d):
+        elif len(node.users) == 1 and after is not None and _pads_nothing(after) and owner(after.args[1], nn.Conv2d):
             conv = module.get_submodule(owner(after.args[1], nn.Conv2d))
             _fill(conv, fold_bn_before(norm, conv))
         else:

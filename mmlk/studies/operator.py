@@ -9,7 +9,8 @@ from typing import Dict, List, Tuple
 
 import torch
 
-from mmlk.ops.benchmark import Case, Row, describe, machine_bandwidth, machine_peak, measure, table, turns
+from mmlk.ops.benchmark import (Case, Row, contention, describe, machine_bandwidth, machine_peak, measure, table,
+                                turns)
 
 
 def plain(row: Row) -> dict:
@@ -178,3 +179,24 @@ def run_models(device: torch.device, budget: float) -> Tuple[Dict[str, dict], st
         lines += ['', f'| {title} | seconds | RepLKNet-31B takes |', '| --- | --- | --- |']
         lines += [f'| {name} | {seconds:.2f} | {ours / seconds:.2f} of it |' for name, seconds in times.items()]
     return figures, '\n'.join(lines[1:])
+
+
+def run_busy(device: torch.device, budget: float) -> Tuple[Dict[str, dict], str]:
+    """Measure each backend beside one other busy process, and alone.
+
+    Args:
+        device: Where the tensors are.
+        budget: Seconds for one figure, roughly.
+
+    Returns:
+        Seconds alone and beside the process by case and backend, and a Markdown table of them.
+    """
+    figures, names = {}, []
+    for case in (Case(1, 128, 128, 128, 31, False), Case(2, 512, 32, 32, 27, True)):
+        title = f"{case.label}, {'forward + backward' if case.backward else 'forward'}"
+        figures[title] = contention(case, device, budget)
+        names = list(figures[title])
+    lines = [['beside one busy process, ms (against alone)', *names], ['---'] * (len(names) + 1)]
+    lines += [[title, *(f'{1e3 * beside:.3g} ({beside / alone:.1f}x)' for alone, beside in found.values())]
+              for title, found in figures.items()]
+    return figures, '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)

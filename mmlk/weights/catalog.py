@@ -9,7 +9,7 @@ asked for.
 """
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Tuple
 
 import yaml
 
@@ -149,6 +149,7 @@ def entries(record: Mapping[str, Any]) -> Dict[str, List[Entry]]:
     """
     found: Dict[str, List[Entry]] = {}
     families = {collection['Name']: _family(collection) for collection in record.get('Collections') or []}
+    files: List[Tuple[Mapping[str, Any], Callable[[Any], Entry]]]
     files = [(file, _of_file) for file in record.get('Files') or []]
     files += [(row, _of_row) for row in record['Models'] if 'Weights' in row]
     for fields, make in files:

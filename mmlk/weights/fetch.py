@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
@@ -38,7 +38,8 @@ class _NotAFile(Exception):
 class _Redirect(urllib.request.HTTPRedirectHandler):
     """Follow redirects, but never from https to anything less."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
+    def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any,
+                         newurl: str) -> Optional[urllib.request.Request]:
         if urlsplit(req.full_url).scheme == 'https' and urlsplit(newurl).scheme != 'https':
             raise urllib.error.URLError(f'redirected from https to {newurl}')
         return super().redirect_request(req, fp, code, msg, headers, newurl)

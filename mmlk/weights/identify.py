@@ -26,7 +26,7 @@ class Stages(NamedTuple):
     ``known`` has the shape of every tensor, ``needed`` of those that no file lacks; ``plain`` is whether there are no
     branches to merge, so that both forms are one.
     """
-    count: int
+    count: int  # type: ignore[assignment]  # the name of a method of tuples
     known: Shapes
     needed: Shapes
     plain: bool
@@ -85,7 +85,8 @@ def _fitting(file: Shapes) -> List[Form]:
 
 def _kin(file: Shapes) -> List[Form]:
     """Forms whose names, without numbers, are all in the file, whatever the shapes; those that match most names."""
-    file_kinds, kin = kinds(file), {}
+    file_kinds = kinds(file)
+    kin: Dict[int, List[Form]] = {}
     for training in _archs():
         for form in (training, ) if _stages(training, 1).plain else (training, training._replace(merged=True)):
             if kinds(_stages(form, 1).needed) <= file_kinds and kinds(_stages(form).needed) <= file_kinds:

@@ -22,7 +22,7 @@ from mmlk._torch_private import refused_types
 
 from .errors import WeightsError
 
-Allowed = Union[Callable, Tuple[Callable, str]]
+Allowed = Union[Callable[..., Any], Tuple[Callable[..., Any], str]]
 
 
 class StandIn:
@@ -43,7 +43,7 @@ class StandIn:
 class DictStandIn:
     """Takes the place of a dict subclass: the unpickler fills only the dict types that it knows."""
 
-    def __new__(cls, *args: Any) -> OrderedDict:
+    def __new__(cls, *args: Any) -> 'OrderedDict[Any, Any]':  # type: ignore[misc]  # a dict in its place
         return OrderedDict(args[0]) if args and isinstance(args[0], dict) else OrderedDict()
 
 
@@ -154,7 +154,7 @@ def _name(allowed: Allowed) -> str:
     return allowed[1] if isinstance(allowed, tuple) else f'{allowed.__module__}.{allowed.__qualname__}'
 
 
-def _read_pickle(path: Path, allow_pickle: bool, built: Sequence[Tuple[Callable, str]]) -> Any:
+def _read_pickle(path: Path, allow_pickle: bool, built: Sequence[Tuple[Callable[..., Any], str]]) -> Any:
     _check_fill(path)
     names_built = {name for _, name in built}
     allowed: List[Allowed] = [stand_in for stand_in in STAND_INS if _name(stand_in) not in names_built]
@@ -205,7 +205,8 @@ def _read_safetensors(path: Path) -> Any:
         raise WeightsError(f'{path} is a damaged safetensors file ({error})') from error
 
 
-def read_weights(path: Union[str, Path], allow_pickle: bool = False, built: Sequence[Tuple[Callable, str]] = ()) -> Any:
+def read_weights(path: Union[str, Path], allow_pickle: bool = False,
+                 built: Sequence[Tuple[Callable[..., Any], str]] = ()) -> Any:
     """Read a file of ``torch.save`` (zip or the older form) or a safetensors file, onto the CPU.
 
     Args:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mmlk.ops import list_backends
-from mmlk.ops.benchmark import Case, Row, measure, peak_memory, table, turns
+from mmlk.ops import benchmark
+from mmlk.ops.benchmark import Case, Row, contention, measure, peak_memory, table, turns
 
 CPU = torch.device('cpu')
 
@@ -42,6 +43,22 @@ def test_a_row_has_every_backend_and_says_why_not(backward):
     able = {b.name for b in list_backends()} - set(row.reasons)
     assert set(row.times) == able | {'stock', 'chosen'} == set(row.memory)
     assert len(row.chosen) == (3 if backward else 1) and set(row.chosen) <= able
+
+
+def test_a_busy_process_runs_beside_every_second_round_and_is_ended(monkeypatch):
+    started, seen = [], []
+    popen = subprocess.Popen
+    monkeypatch.setattr(benchmark.subprocess, 'Popen', lambda *args: started.append(popen(*args)) or started[-1])
+
+    def turns(calls, device, budget, most):
+        busy = sum(process.poll() is None for process in started)
+        seen.append(busy)
+        return {name: [1. + busy] * 3 for name in calls}
+
+    monkeypatch.setattr(benchmark, 'turns', turns)
+    found = contention(Case(1, 4, 12, 12, 7, False), CPU, rounds=2)
+    assert {'stock', 'fft', 'chosen'} <= set(found) and set(found.values()) == {(1., 2.)}
+    assert seen == [0, 1, 0, 1] and all(process.poll() is not None for process in started)
 
 
 def test_table():

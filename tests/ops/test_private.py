@@ -1,14 +1,17 @@
 """Private names of PyTorch: where they are used, and that results are right where a version of PyTorch lacks them."""
 import re
+import threading
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from mmlk.ops import _private, depthwise_conv2d
+from mmlk.ops.backends import workers
 from mmlk.ops.reference import depthwise_conv2d_reference
 from tests.ops.cases import TOLERANCE
 from tests.utils import relative_error
@@ -30,7 +33,8 @@ def expected(x, weight):
 
 
 def tensors(requires_grad=True):
-    return (torch.randn(2, 3, 17, 14, requires_grad=requires_grad), torch.randn(3, 1, 9, 9, requires_grad=requires_grad))
+    return (torch.randn(2, 3, 17, 14, requires_grad=requires_grad),
+            torch.randn(3, 1, 9, 9, requires_grad=requires_grad))
 
 
 def assert_right():
@@ -63,7 +67,8 @@ def test_a_version_without_a_name_gives_the_same_and_warns_once(name, monkeypatc
         warnings.simplefilter('always')
         assert_right()
     _private._warn.cache_clear()
-    assert [str(w.message).split(':')[0] for w in caught if name in str(w.message)] == [f'torch {torch.__version__} has no {name}']
+    found = [str(w.message).split(':')[0] for w in caught if name in str(w.message)]
+    assert found == [f'torch {torch.__version__} has no {name}']
 
 
 def test_only_the_leaves_are_saved_where_it_is_not_known_whether_they_are_packed(monkeypatch):
@@ -72,6 +77,15 @@ def test_only_the_leaves_are_saved_where_it_is_not_known_whether_they_are_packed
     monkeypatch.delattr(torch._C._autograd, '_top_saved_tensors_default_hooks')
     with pytest.warns(UserWarning, match='computed again'):
         assert len(depthwise_conv2d(*tensors(), backend='fft').grad_fn.saved_tensors) == 2
+
+
+def test_chunks_stay_in_the_calling_thread_where_modes_cannot_be_asked_for(monkeypatch):
+    _private._warn.cache_clear()
+    monkeypatch.delattr(torch._C, '_len_torch_dispatch_stack')
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
+    with pytest.warns(UserWarning, match='one after the other'):
+        threads = workers.each(torch.device('cpu'), lambda _: threading.get_ident(), range(8))
+    assert set(threads) == {threading.get_ident()}
 
 
 def test_with_every_name_there_is_no_warning():
@@ -84,14 +98,17 @@ def test_with_every_name_there_is_no_warning():
 def test_the_hooks_of_an_older_version_take_no_argument(monkeypatch):
     """As in PyTorch 2.4."""
     own = torch._C._autograd._top_saved_tensors_default_hooks
-    monkeypatch.setattr(torch._C._autograd, '_top_saved_tensors_default_hooks', lambda: own(False) if own.__doc__ else own())
+    monkeypatch.setattr(torch._C._autograd, '_top_saved_tensors_default_hooks',
+                        lambda: own(False) if own.__doc__ else own())
     assert not _private.packs_saved_tensors()
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
         assert _private.packs_saved_tensors()
 
 
 def test_questions_are_answered():
-    assert not _private.packs_saved_tensors() and not _private.transforms_active()
+    assert not _private.packs_saved_tensors() and not _private.transforms_active() and not _private.modes_active()
+    with TorchDispatchMode():
+        assert _private.modes_active()
     with torch.autograd.graph.save_on_cpu():
         assert _private.packs_saved_tensors()
     seen = []

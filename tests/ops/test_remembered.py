@@ -49,6 +49,15 @@ def test_changes_without_a_trace_that_leave_sums_as_they_were(dtype):
     assert not any(torch.equal(marks, remembered._marks(changed)) for changed in changes)
 
 
+def test_a_change_that_leaves_a_trace_is_noticed_whatever_its_projections(monkeypatch):
+    monkeypatch.setattr(remembered, '_marks', lambda weight: torch.zeros(2, 4))
+    x, weight = torch.randn(1, 4, 24, 24), torch.randn(4, 1, 13, 13)
+    for change in (lambda: None, lambda: None, lambda: weight.mul_(2), lambda: weight[0].zero_()):
+        change()
+        out = depthwise_conv2d(x, weight, backend='fft')
+        assert relative_error(out, depthwise_conv2d_reference(x, weight)) < 2e-6
+
+
 def test_a_weight_in_the_place_of_another_is_not_taken_for_it():
     x, weight = torch.randn(1, 4, 24, 24), torch.randn(2, 4, 1, 13, 13)
     for values in weight:  # one after the other at the same address

@@ -109,7 +109,8 @@ class _Plan(Plan):
     def of_map(self, x: Tensor) -> Tensor:
         return self._spectrum(x.permute(0, 2, 3, 1), self.map)
 
-    of_gradient = of_map
+    def of_gradient(self, grad: Tensor) -> Tensor:
+        return self.of_map(grad)
 
     def of_kernel(self, weight: Tensor) -> Tensor:
         taps = self.in_use(weight)

@@ -6,11 +6,14 @@ allocator to hand out again, for fresh pages cost more than the transforms on th
 """
 from functools import lru_cache
 from math import log2
+from threading import get_ident
+from typing import Dict, Optional, Sequence, Tuple
 
 import torch
+from torch import Tensor
 from torch.fft import fft, ifft, irfft, rfft
 
-from .base import half_precision_and_up
+from .base import Problem, half_precision_and_up
 from .spectral import Plan, Spectral
 
 # Elements of one chunk's padded map, for the CPU's caches; a GPU only needs its memory bounded.
@@ -38,18 +41,19 @@ class _Plan(Plan):
     output's gradient at ``after``.
     """
 
-    def __init__(self, problem):
+    def __init__(self, problem: Problem) -> None:
         super().__init__(problem, (smooth_length, smooth_length), _CHUNK[problem.device.type])
-        self.device, self.spaces = problem.device, {}
-        self.after = tuple(reach.after for reach in self.reaches)
+        self.device = problem.device
+        self.spaces: Dict[Tuple[object, ...], Tensor] = {}
+        self.after = self.reaches[0].after, self.reaches[1].after
 
-    def _space(self, kind, shape, dtype):
-        key = kind, dtype, tuple(shape)
+    def _space(self, kind: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        key = get_ident(), kind, dtype, tuple(shape)  # each thread has its own
         if key not in self.spaces:
             self.spaces[key] = torch.zeros(shape, dtype=dtype, device=self.device)
         return self.spaces[key]
 
-    def _spectrum(self, kind, x, top=0, left=0):
+    def _spectrum(self, kind: str, x: Tensor, top: int = 0, left: int = 0) -> Tensor:
         """Spectrum (..., Lw // 2 + 1, Lh) of ``x`` (..., h, w) set into zeros at row ``top``, column ``left``."""
         *outer, height, width = x.shape
         padded = self._space(kind, (*outer, height, self.lengths[1]), self.dtype)
@@ -59,47 +63,47 @@ class _Plan(Plan):
         turned[..., top:top + height] = half
         return fft(turned)
 
-    def _window(self, spectrum, top, left, height, width):
+    def _window(self, spectrum: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
         """That window of the inverse transform, (..., height, width)."""
         half = ifft(spectrum)[..., top:top + height].transpose(-1, -2).contiguous()
         return irfft(half, n=self.lengths[1])[..., left:left + width]
 
-    def of_map(self, x):
+    def of_map(self, x: Tensor) -> Tensor:
         return self._spectrum('map', x)
 
-    def of_gradient(self, grad):
+    def of_gradient(self, grad: Tensor) -> Tensor:
         return self._spectrum('gradient', grad, *self.after)
 
-    def of_kernel(self, weight):
+    def of_kernel(self, weight: Tensor) -> Tensor:
         return self._spectrum('kernel', self.in_use(weight).flip(-1, -2))
 
-    def output(self, spectrum, out, bias=None):
+    def output(self, spectrum: Tensor, out: Tensor, bias: Optional[Tensor] = None) -> None:
         if bias is not None:
             # the sum of all pixels, which is past the range of float16 on any large map
             spectrum[..., 0, 0] += bias.to(self.dtype) * self.area
         out.copy_(self._window(spectrum, *self.after, *out.shape[-2:]))
 
-    def grad_input(self, spectrum, out):
+    def grad_input(self, spectrum: Tensor, out: Tensor) -> None:
         out.copy_(self._window(spectrum, 0, 0, *out.shape[-2:]))
 
-    def grad_taps(self, spectrum, out):
+    def grad_taps(self, spectrum: Tensor, out: Tensor) -> None:
         out.copy_(self._window(spectrum, 0, 0, *out.shape[-2:]).flip(-1, -2))
 
 
 class FFT(Spectral):
     name = 'fft'
 
-    def plan(self, problem):
+    def plan(self, problem: Problem) -> Plan:
         return _Plan(problem)
 
-    def can_run(self, problem):
+    def can_run(self, problem: Problem) -> Tuple[bool, str]:
         if problem.device.type not in _CHUNK:
             return False, f'it runs on cpu and cuda, not {problem.device.type}'
         if problem.device.type == 'cpu' and not torch.backends.mkl.is_available():
             return False, 'this torch was built without MKL, whose transforms it needs'
         return half_precision_and_up(problem.dtype)
 
-    def cost(self, step, problem):
+    def cost(self, step: str, problem: Problem) -> float:
         plan = _Plan(problem)
         maps, kernels = self.transforms[step]
         planes = (maps * problem.batch + kernels) * problem.channels

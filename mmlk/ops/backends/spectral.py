@@ -2,13 +2,14 @@
 
 With the circular length H + k // 2, not H + k - 1, the wrapped-around part falls only on what is cropped away.
 """
-from typing import Callable, Optional, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from .base import Backend, Problem, Reach, channel_chunks, compute_dtype
 from .remembered import remembered
+from .workers import each
 
 
 _ELEMENTS, _CHANNELS = 1 << 17, 16  # that are laid out anew at a time
@@ -23,14 +24,15 @@ class Plan:
 
     channels_last = False  #: the layout of maps that the transforms want
 
-    def __init__(self, problem: Problem, lengths: Tuple[Callable[[int], int], Callable[[int], int]], elements: int):
+    def __init__(self, problem: Problem, lengths: Tuple[Callable[[int], int], Callable[[int], int]],
+                 elements: int) -> None:
         self.reaches = Reach.of(problem)
-        self.lengths = tuple(length(reach.circle) for length, reach in zip(lengths, self.reaches))
+        self.lengths = lengths[0](self.reaches[0].circle), lengths[1](self.reaches[1].circle)
         self.area = self.lengths[0] * self.lengths[1]
         self.chunks = channel_chunks(problem, self.area, elements)
         self.dtype = compute_dtype(problem.dtype)
 
-    def lay_out(self, x):
+    def lay_out(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) in the layout that the transforms want."""
         if self.channels_last:
             return x if x.is_contiguous(memory_format=torch.channels_last) else planes_to_pixels(x)
@@ -44,35 +46,35 @@ class Plan:
             return 0
         return maps * problem.batch * problem.channels * problem.height * problem.width / 3e9
 
-    def in_use(self, weight):
+    def in_use(self, weight: Tensor) -> Tensor:
         """The taps (C, th, tw) of ``weight`` (C, 1, kh, kw) that can meet the map."""
         return weight[(slice(None), 0, *(reach.taps for reach in self.reaches))]
 
-    def of_map(self, x):
+    def of_map(self, x: Tensor) -> Tensor:
         """Spectrum of maps (N, C, H, W)."""
         raise NotImplementedError
 
-    def of_gradient(self, grad):
+    def of_gradient(self, grad: Tensor) -> Tensor:
         """Spectrum of the output's gradient (N, C, H, W)."""
         raise NotImplementedError
 
-    def of_kernel(self, weight):
+    def of_kernel(self, weight: Tensor) -> Tensor:
         """Spectrum of the taps in use of a weight (C, 1, kh, kw)."""
         raise NotImplementedError
 
-    def product(self, a, b, conjugate=False, out=None):
+    def product(self, a: Tensor, b: Tensor, conjugate: bool = False, out: Optional[Tensor] = None) -> Tensor:
         """``a`` times ``b`` or its conjugate; ``b`` may lack the batch, and ``out`` may be ``a``."""
         return torch.mul(a, b.conj_physical() if conjugate else b, out=out)
 
-    def output(self, spectrum, out, bias=None):
+    def output(self, spectrum: Tensor, out: Tensor, bias: Optional[Tensor] = None) -> None:
         """The output, into ``out`` (N, C, H, W), from map times kernel, which it may change, and a bias (C,)."""
         raise NotImplementedError
 
-    def grad_input(self, spectrum, out):
+    def grad_input(self, spectrum: Tensor, out: Tensor) -> None:
         """The input's gradient, into ``out`` (N, C, H, W), from gradient times conjugate kernel."""
         raise NotImplementedError
 
-    def grad_taps(self, spectrum, out):
+    def grad_taps(self, spectrum: Tensor, out: Tensor) -> None:
         """The gradient of the taps in use, into ``out`` (C, th, tw), from gradient times conjugate map, summed over
         the batch."""
         raise NotImplementedError
@@ -87,17 +89,16 @@ def pixels_to_planes(x: Tensor, out: Tensor) -> Tensor:
     if out.stride(1) == 1 or not out[:1].is_contiguous():
         return out.copy_(x)
     some = max(1, _ELEMENTS // x.shape[1])
-    for image, laid_out in zip(x.permute(0, 2, 3, 1).flatten(1, 2), out.flatten(2)):
-        for pixels, columns in zip(image.split(some), laid_out.split(some, dim=1)):
-            columns.copy_(pixels.t())
+    pieces = [(columns, pixels.t()) for image, laid_out in zip(x.permute(0, 2, 3, 1).flatten(1, 2), out.flatten(2))
+              for pixels, columns in zip(image.split(some), laid_out.split(some, dim=1))]
+    each(x.device, Tensor.copy_, *zip(*pieces))
     return out
 
 
 def planes_to_pixels(x: Tensor) -> Tensor:
     """The maps (N, C, H, W) laid out in channels_last, some channels at a time: the same the other way round."""
     out = torch.empty_like(x, memory_format=torch.channels_last)
-    for planes, laid_out in zip(x.split(_CHANNELS, dim=1), out.split(_CHANNELS, dim=1)):
-        laid_out.copy_(planes)
+    each(x.device, Tensor.copy_, out.split(_CHANNELS, dim=1), x.split(_CHANNELS, dim=1))
     return out
 
 
@@ -116,53 +117,64 @@ class Spectral(Backend):
     transforms = {'inference': (2, 0), 'forward': (2, 1), 'grad_input': (2, 1), 'grad_weight': (2, 1),
                   'gradients': (3, 2), 'training': (4, 2)}
 
-    def inference(self, x, weight, bias, problem, owner=None):
+    def inference(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+                  owner: Optional[Tensor] = None) -> Tensor:
         plan = self.plan(problem)
-        taps = remembered(self.name, problem, weight, lambda: [plan.of_kernel(weight[part]) for part in plan.chunks],
-                          owner)
-        return self._forward(plan, x, taps, bias, problem)
+        taps = remembered(self.name, problem, weight,
+                          lambda: each(problem.device, lambda part: plan.of_kernel(weight[part]), plan.chunks), owner)
+        return self._forward(plan, x, weight, bias, problem, taps)
 
-    def forward(self, x, weight, bias, problem, keep: Optional[list] = None):
-        plan = self.plan(problem)
-        return self._forward(plan, x, (plan.of_kernel(weight[part]) for part in plan.chunks), bias, problem, keep)
+    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+                keep: Optional[List[Tensor]] = None) -> Tensor:
+        return self._forward(self.plan(problem), x, weight, bias, problem, keep=keep)
 
     @staticmethod
-    def _forward(plan, x, kernels, bias, problem, keep=None):
+    def _forward(plan: Plan, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+                 kernels: Optional[List[Tensor]] = None, keep: Optional[List[Tensor]] = None) -> Tensor:
         x, out = plan.lay_out(x), torch.empty_like(x, memory_format=problem.memory_format)
-        for part, taps in zip(plan.chunks, kernels):
+
+        def chunk(part: slice, taps: Optional[Tensor]) -> Optional[Tuple[Tensor, Tensor]]:
+            if taps is None:
+                taps = plan.of_kernel(weight[part])
             maps = plan.of_map(x[:, part])
-            if keep is not None:
-                keep.extend((maps, taps))
             product = plan.product(maps, taps, out=maps if keep is None else None)
             plan.output(product, out[:, part], bias if bias is None else bias[part])
-            del maps, taps, product  # before the next chunk takes its memory
+            return None if keep is None else (maps, taps)
+
+        spectra = each(problem.device, chunk, plan.chunks, kernels or [None] * len(plan.chunks))
+        if keep is not None:
+            keep.extend(spectrum for pair in spectra for spectrum in pair)
         return out
 
-    def grad_input(self, grad, weight, problem):
+    def grad_input(self, grad: Tensor, weight: Tensor, problem: Problem) -> Tensor:
         return self._gradients(grad, None, weight, problem)[0]
 
-    def grad_weight(self, grad, x, problem):
+    def grad_weight(self, grad: Tensor, x: Tensor, problem: Problem) -> Tensor:
         return self._gradients(grad, x, None, problem)[1]
 
-    def gradients(self, grad, x, weight, problem, kept=()):
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: Problem,
+                  kept: Sequence[Tensor] = ()) -> Tuple[Tensor, Tensor]:
         return self._gradients(grad, x, weight, problem, kept)
 
-    def _gradients(self, grad, x, weight, problem, kept=()):
+    def _gradients(self, grad: Tensor, x: Optional[Tensor], weight: Optional[Tensor], problem: Problem,
+                   kept: Sequence[Tensor] = ()) -> Tuple[Optional[Tensor], Optional[Tensor]]:
         """Those whose other factor is given, from one transform of the output's gradient."""
         plan = self.plan(problem)
         grad = plan.lay_out(grad)
         x = plan.lay_out(x) if x is not None and not kept else x
         grad_x = None if weight is None else torch.empty_like(grad, memory_format=problem.memory_format)
         grad_w = None if x is None else grad.new_zeros(problem.channels, 1, problem.kh, problem.kw)
-        for i, part in enumerate(plan.chunks):
+
+        def chunk(part: slice, maps: Optional[Tensor], taps: Optional[Tensor]) -> None:
             spectrum = plan.of_gradient(grad[:, part])
-            if weight is not None:
-                taps = kept[2 * i + 1] if kept else plan.of_kernel(weight[part])
+            if weight is not None and grad_x is not None:
+                taps = plan.of_kernel(weight[part]) if taps is None else taps
                 plan.grad_input(plan.product(spectrum, taps, conjugate=True), grad_x[:, part])
-            if x is not None:
-                maps = kept[2 * i] if kept else plan.of_map(x[:, part])
+            if x is not None and grad_w is not None:
+                maps = plan.of_map(x[:, part]) if maps is None else maps
                 product = plan.product(spectrum, maps, conjugate=True, out=spectrum)
                 plan.grad_taps(product.sum(0) if len(product) > 1 else product[0], plan.in_use(grad_w[part]))
-                del maps, product
-            del spectrum  # before the next chunk takes its memory
+
+        none = [None] * len(plan.chunks)
+        each(problem.device, chunk, plan.chunks, kept[0::2] or none, kept[1::2] or none)
         return grad_x, grad_w
