@@ -366,6 +366,7 @@ def test_a_dataset_that_is_none_of_mmengines_is_left_alone():
     class Numbers(list):
 
         def __init__(self, pipeline):
+            super().__init__([1, 2])
             self.pipeline = pipeline
 
     cfg = Config(dict(train_dataloader=dict(dataset=dict(type='Numbers', pipeline=[dict(type='PackSegInputs')]))))
