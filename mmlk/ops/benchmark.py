@@ -201,7 +201,8 @@ def busy_process() -> Iterator[None]:
             process.kill()
 
 
-def contention(case: Case, device: torch.device, budget: float = 3.0, rounds: int = 5) -> Dict[str, Tuple[float, float]]:
+def contention(case: Case, device: torch.device, budget: float = 3.0,
+               rounds: int = 5) -> Dict[str, Tuple[float, float]]:
     """Median seconds of every call of :func:`calls_of`, alone and beside one busy process, which comes and goes."""
     _, calls, _ = calls_of(case, device)
     samples: Tuple[Dict[str, List[float]], ...] = ({name: [] for name in calls}, {name: [] for name in calls})
