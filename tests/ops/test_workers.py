@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from mmlk.ops import depthwise_conv2d
 from mmlk.ops.backends import Problem, get, workers
+from mmlk.ops.backends.base import channel_chunks
 from mmlk.ops.reference import depthwise_conv2d_reference
 from tests.utils import relative_error
 
@@ -69,6 +70,16 @@ def test_the_number_of_threads_does_not_show(backend, layout):
         for one, other in zip(alone, results(threads)):
             assert relative_error(other, one.double()) < 1e-6 if one.shape == bias.shape else torch.equal(one, other)
             assert one.stride() == other.stride()
+
+
+def test_chunks_are_as_large_as_asked_for_and_go_round():
+    problem = Problem(CPU, torch.float32, 2, 128, 8, 8, 3, 3)
+    for most, sizes in ((128, [128]), (64, [64, 64]), (127, [64, 64]), (50, [32] * 4), (12, [11] * 11 + [7]),
+                        (1, [1] * 128)):
+        chunks = channel_chunks(problem, area=100, elements=2 * 100 * most)
+        assert [chunk.stop - chunk.start for chunk in chunks] == sizes
+        assert [chunk.start for chunk in chunks] == [0, *(chunk.stop for chunk in chunks[:-1])]
+    assert channel_chunks(problem, area=100, elements=1) == channel_chunks(problem, area=100, elements=200)
 
 
 def test_calls_run_side_by_side_each_on_one_thread_and_recording_nothing():

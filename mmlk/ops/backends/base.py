@@ -76,9 +76,12 @@ class Reach(NamedTuple):
 
 
 def channel_chunks(problem: Problem, area: int, elements: int) -> List[slice]:
-    """Slices of the channels, of even size, with at most ``elements`` in a chunk's maps of ``area`` each."""
+    """Slices of the channels, of even size, with at most ``elements`` in a chunk's maps of ``area`` each; several are a
+    multiple of 4 or nearly so, for the threads that they are dealt to."""
     most = max(1, elements // (max(1, problem.batch) * area))
-    size = -(-problem.channels // -(-problem.channels // most))
+    count = -(-problem.channels // most)
+    count = count if count <= 2 else -(-count // 4) * 4
+    size = -(-problem.channels // count)
     return [slice(c, min(c + size, problem.channels)) for c in range(0, problem.channels, size)]
 
 
