@@ -1,4 +1,5 @@
 """``python -m mmlk`` is the command ``mmlk``."""
 from mmlk.cli import main
 
-main()
+if __name__ == '__main__':
+    main()
