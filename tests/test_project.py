@@ -138,6 +138,17 @@ def test_the_changelog_begins_with_this_version():
     assert kinds <= {'Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security'}
 
 
+def test_the_changelog_names_modules_that_exist():
+    """The new names of what was renamed in this version."""
+    section = (REPO / 'CHANGELOG.md').read_text().split(f'## [{VERSION}]')[1].split('\n## [')[0]
+    rows = [line.split('|')[2] for line in section.splitlines() if line.startswith('| `')]
+    names = [name for row in rows for name in re.findall(r'`(mmlk[\w.]+)`', row)]
+    assert len(names) > 5
+    for name in names:
+        path = REPO / name.replace('.', '/')
+        assert path.with_suffix('.py').is_file() or path.is_dir() or name == 'mmlk.weights.load', name
+
+
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((REPO / 'CITATION.cff').read_text())
     assert citation['cff-version'] == '1.2.0' and citation['authors'] and citation['title'] and citation['message']
