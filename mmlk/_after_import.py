@@ -14,7 +14,8 @@ class _Finder(importlib.abc.MetaPathFinder):
                   target: Optional[ModuleType] = None) -> Optional[importlib.machinery.ModuleSpec]:
         if name not in _actions:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        finders = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, 'find_spec')]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in finders)), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 

@@ -3,6 +3,7 @@ import importlib.metadata
 import re
 from functools import lru_cache
 from reprlib import repr as brief
+from types import ModuleType
 from typing import Any, Callable, List, Tuple
 
 from mmlk._after_import import after_import
@@ -80,11 +81,15 @@ def mmengine_types() -> List[Tuple[Callable, str]]:
             *((_arrays.scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core'))]
 
 
-def allow_mmengine_types() -> None:
-    """Put those types on torch's allow-list where mmengine, up to 0.10.7, would not read its own checkpoints: torch 2.6
-    and later read tensors alone by default. The onedl releases have a list of their own.
-
-    torch is not imported for it: the list is extended once somebody imports torch.
-    """
+def _allow(torch: ModuleType) -> None:
     if () < _release('mmengine') <= (0, 10, 7) and _release('torch') >= (2, 6):
-        after_import('torch.serialization', lambda module: module.add_safe_globals(mmengine_types()))
+        torch.serialization.add_safe_globals(mmengine_types())
+
+
+def allow_mmengine_types() -> None:
+    """Put those types on torch's allow-list, once torch is imported.
+
+    mmengine up to 0.10.7 needs it to read its own checkpoints, because torch 2.6 and later read only tensors by
+    default. The onedl releases have a list of their own. Nothing is imported here.
+    """
+    after_import('torch', _allow)

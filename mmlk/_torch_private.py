@@ -80,7 +80,7 @@ def _unknown_names(path: Path) -> Set[str]:
 
 
 def _names_in(path: Path) -> Iterator[str]:
-    """All names that the pickles of a file ask for, until the file is no pickle any more. Nothing is run."""
+    """All names that the pickles of a file ask for. Nothing is run."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.namelist():
@@ -89,11 +89,8 @@ def _names_in(path: Path) -> Iterator[str]:
                         yield from _names_of_pickle(file)
         return
     with path.open('rb') as file:
-        while True:
-            start = file.tell()
+        for _ in range(5):  # so many pickles has the older format, before the numbers
             yield from _names_of_pickle(file)
-            if file.tell() == start:
-                return
 
 
 def _names_of_pickle(file: IO[bytes]) -> Iterator[str]:
@@ -101,5 +98,5 @@ def _names_of_pickle(file: IO[bytes]) -> Iterator[str]:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == 'GLOBAL':
                 yield argument.replace(' ', '.')
-    except Exception:  # raw numbers follow the pickles, and a damaged file has anything
-        file.seek(0, 2)
+    except Exception:  # the file is damaged
+        return

@@ -11,14 +11,14 @@ from mmengine.structures import PixelData
 from PIL import Image
 
 from mmlk.analysis import cam, complexity, erf, latency, panels
+from mmlk.cli.prepare import build_runner
 from mmlk.datasets.images import open_bands, packaged_photographs, read_image, viewable
 from mmlk.deploy.export import export
 from mmlk.deploy.merging import merge_checkpoint
-from mmlk.engine.cli import build_runner
 from mmlk.engine.hooks import CheckLabelsHook
 from mmlk.engine.loading import DataError
 from mmlk.engine.network import build_network, in_channels
-from mmlk.preprocessors import IMAGENET_MEAN
+from mmlk.preprocessors import IMAGENET_MEAN, IMAGENET_STD, Normalization
 from mmlk.reparam import merge
 from tests.test_training import CONFIGS, shrink_model
 from tests.utils import fill, relative_error
@@ -221,6 +221,36 @@ def test_preprocessors_of_any_number_of_channels(toolbox, name, channels):
     pixels = (image.flip(0) if channels == 3 else image).double().numpy()
     by_hand = (pixels - mean[:, None, None]) / std[:, None, None]
     assert all(np.abs(out.numpy() - by_hand).max() < 1e-4 for out in found)
+
+
+@pytest.mark.parametrize('toolbox, name', [('mmseg', 'SegDataPreProcessor'), ('mmdet', 'DetDataPreprocessor')])
+@pytest.mark.parametrize('channels, settings', [
+    (3, dict(mean=[1, 2, 3], std=[4, 5, 6], bgr_to_rgb=True)), (3, dict(mean=[1, 2, 3], std=[4, 5, 6])), (3, {}),
+    (3, dict(bgr_to_rgb=True)), (1, dict(mean=[7], std=[8])), (5, dict(mean=[1, 2, 3, 4, 5], std=[2, 3, 4, 5, 6])),
+])
+def test_normalization_is_that_of_the_preprocessor(toolbox, name, channels, settings):
+    """Read from the config or from the module, for images that are RGB where mmcv's are BGR."""
+    pytest.importorskip(toolbox)
+    pad = dict(size_divisor=32) if toolbox == 'mmseg' else dict(pad_size_divisor=32)
+    settings = dict(type=f'mmlk.{name}', **settings, **pad)
+    with DefaultScope.overwrite_default_scope(toolbox):
+        preprocessor = MODELS.build(dict(settings))
+    image = torch.randint(0, 256, (channels, 32, 64), dtype=torch.uint8)
+    read_by_mmcv = image.flip(0) if channels == 3 else image
+    expected = preprocessor(dict(inputs=[read_by_mmcv], data_samples=None), False)['inputs'][0].float()
+    cfg = Config(dict(model=dict(data_preprocessor=settings)))
+    for read, source in ((Normalization.of_config, cfg), (Normalization.of_preprocessor, preprocessor)):
+        normalization = read(source, channels)
+        assert torch.allclose(normalization(image.float()), expected, atol=1e-5)
+        assert torch.equal(normalization(image.float()[None])[0], normalization(image.float()))
+
+
+def test_normalization_of_timm_and_of_imagenet():
+    usual = Normalization.of_timm(dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
+    assert usual == Normalization() == Normalization.imagenet() == Normalization.of_config(Config(dict(model={})))
+    assert Normalization.of_timm(dict(mean=(0.5, ) * 3, std=(0.5, ) * 3)) == ((127.5, ) * 3, (127.5, ) * 3, False)
+    assert Normalization.imagenet(4).mean == (*IMAGENET_MEAN, IMAGENET_MEAN[0])
+    assert Normalization.imagenet(1).std == (pytest.approx(sum(IMAGENET_STD) / 3), )
 
 
 @pytest.mark.parametrize('change, problem', [

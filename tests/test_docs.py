@@ -60,7 +60,7 @@ def copy(folder, name, changes, small=True):
 
 
 def read(path, **options):
-    from mmlk.engine.cli import read_config
+    from mmlk.cli.prepare import read_config
     cfg = read_config(str(path), options)
     cfg.work_dir, cfg.launcher = str(path.parent / 'work'), 'none'
     cfg.experiment_name = f'{path.stem} {path.parent.name} {len(list(path.parent.iterdir()))}'
@@ -79,7 +79,7 @@ def problems(cfg):
 
 def train(path, **options):
     """Check, train two steps, validate: the loss, and what validation gave."""
-    from mmlk.engine.cli import build_runner
+    from mmlk.cli.prepare import build_runner
     cfg = read(path, **options)
     assert problems(cfg) == []
     runner = build_runner(cfg)
@@ -126,7 +126,7 @@ TWO = {"classes = ('road', 'building', 'tree')": "classes = ('background', 'crac
 @pytest.mark.parametrize('reduce', [False, True])
 def test_a_segmentation_set_with_its_own_classes(reduce, data, tmp_path):
     """Label 0 is the first class, or none; either way there are three classes, and new images get labels."""
-    from mmlk.engine.cli import build_runner
+    from mmlk.cli.prepare import build_runner
     draw(data, (0, 1, 2, 3) if reduce else (0, 1, 2))
     changes = {'reduce_zero_label = False': 'reduce_zero_label = True'} if reduce else {}
     path = copy(tmp_path, 'own_segmentation.py', {**own(data), **changes})

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parent.parent / 'tools' / 'doctor.py'
+ROOT = Path(__file__).resolve().parent.parent
+TOOL = ROOT / 'tools' / 'doctor.py'
 
 
 @pytest.fixture(scope='module')
 def doctor():
-    spec = importlib.util.spec_from_file_location('doctor', TOOL)
+    spec = importlib.util.spec_from_file_location('doctor', ROOT / 'mmlk' / 'cli' / 'doctor.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -139,6 +140,11 @@ def test_release(doctor, version, expected):
 def test_pins_are_those_of_the_requirements(doctor):
     assert doctor.pinned('torch') == 'torch==2.12.1'
     assert doctor.pinned('not-there') == 'not-there'
+
+
+def test_nothing_is_pinned_outside_a_checkout(doctor, monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, 'ROOT', tmp_path)
+    assert doctor.pinned('torch') == 'torch'
 
 
 def test_it_runs_where_nothing_is_installed(tmp_path):

@@ -40,7 +40,8 @@ def extension(request, monkeypatch):
     return request.param
 
 
-ROIS = torch.tensor([[0, 1.0, 2.0, 15.0, 17.0], [1, 3.0, 3.0, 20.0, 12.0], [1, 0.0, 0.0, 23.0, 19.0]])
+ROIS = torch.tensor([[0, 1.0, 2.0, 15.0, 17.0], [1, 3.0, 3.0, 20.0, 12.0], [1, 0.0, 0.0, 23.0, 19.0],
+                     [0, -7.3, -6.2, 33.1, 29.4]])  # the last reaches out of the map
 ROTATED = torch.tensor([[0, 8.0, 9.0, 10.0, 7.0, 0.3], [1, 10.0, 8.0, 6.0, 12.0, 1.0]])
 
 
@@ -332,7 +333,7 @@ def test_half_precision_on_a_cpu_is_float32_rounded(dtype, extension):
     x = torch.randn(2, 8, 20, 24).to(dtype).requires_grad_()
     out = ops.roi_align(x, ROIS.to(dtype), (7, 7), 1.0, 0, 'avg', True)
     leaf = x.detach().float().requires_grad_()
-    expected = ops.roi_align(leaf, ROIS, (7, 7), 1.0, 0, 'avg', True)
+    expected = ops.roi_align(leaf, ROIS.to(dtype).float(), (7, 7), 1.0, 0, 'avg', True)
     assert out.dtype == dtype and torch.equal(out, expected.to(dtype))
     out.float().square().sum().backward()
     expected.square().sum().backward()

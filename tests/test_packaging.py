@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 import zipfile
 
 import pytest
@@ -164,6 +166,33 @@ def test_the_lowest_python_that_is_accepted_runs_every_pinned_package(repo):
         except importlib.metadata.PackageNotFoundError:
             continue  # of the other stack
         assert '.'.join(lowest) in SpecifierSet(required or ''), f'{name} needs Python {required}'
+
+
+def test_the_installed_command_runs_outside_the_checkout(built, tmp_path):
+    """In a virtual environment of its own, which finds the other packages in this one."""
+    environment, run = tmp_path / 'environment', tmp_path / 'run'
+    venv.create(environment, with_pip=False)
+    site, = environment.glob('lib/python*/site-packages')
+    (site / 'others.pth').write_text(sysconfig.get_path('purelib') + '\n')
+    run.mkdir()
+    outside = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    subprocess.run([sys.executable, '-m', 'pip', '--python', environment, 'install', '--quiet', '--no-deps',
+                    '--no-index', built[1]], check=True, env=outside)
+
+    def call(*arguments):
+        done = subprocess.run(list(map(str, arguments)), cwd=run, capture_output=True, text=True, env={
+            **outside, 'MMLK_HOME': str(run)})
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    python, mmlk = environment / 'bin' / 'python', environment / 'bin' / 'mmlk'
+    assert call(python, '-c', 'import mmlk; print(mmlk.__file__)').strip() == str(site / 'mmlk' / '__init__.py')
+    assert call(mmlk, '--help') == call(python, '-m', 'mmlk', '--help')
+    assert call(mmlk, '--help').startswith('usage: mmlk COMMAND')
+    assert 'replknet-31b_in1k' in call(mmlk, 'weights', 'list', 'RepLKNet')
+    assert call(mmlk, 'erf', '--help').startswith('usage: mmlk erf')
+    call(mmlk, 'demo-data', '--layout', 'ade20k', '--out', run / 'demo', '--train', 1, '--val', 1)
+    assert len(list((run / 'demo').rglob('*.png'))) == 2
 
 
 #: Distributions whose packages have other names.

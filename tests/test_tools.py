@@ -1,6 +1,6 @@
 """The command-line tools, run as a person runs them, on tiny scenes and a tiny model."""
 import argparse
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -330,17 +330,14 @@ def test_stock_tools_run_our_configs(toolbox, work):
 
 
 def tool(name):
-    """A tool as a module, to call its functions."""
-    spec = importlib.util.spec_from_file_location(f'{name}_tool', REPO / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module of a command, to call its functions."""
+    return importlib.import_module(f'mmlk.cli.{name}')
 
 
 def test_options_of_train_reach_the_config(monkeypatch):
     train = tool('train')
     options = dict(amp=True, auto_scale_lr=True, resume='auto')
-    monkeypatch.setattr(train, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr('mmengine.device.get_device', lambda: 'cuda')
     cfg = Config.fromfile(str(REPO / UPERNET))
     train.apply_options(cfg, argparse.Namespace(**options))
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
@@ -364,7 +361,7 @@ def test_resume_keeps_load_from_for_a_run_that_has_no_checkpoint(tmp_path, runne
 
 def test_amp_on_a_cpu_is_bfloat16(monkeypatch):
     train = tool('train')
-    monkeypatch.setattr(train, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr('mmengine.device.get_device', lambda: 'cpu')
     cfg = Config.fromfile(str(REPO / UPERNET))
     train.apply_options(cfg, argparse.Namespace(amp=True, auto_scale_lr=False, resume=None))
     assert cfg.optim_wrapper.type == 'mmlk.BFloat16OptimWrapper' and 'loss_scale' not in cfg.optim_wrapper
@@ -379,7 +376,7 @@ class Odd(AmpOptimWrapper):
 def test_amp_takes_the_wrapper_in_any_form(monkeypatch, kind):
     train = tool('train')
     for device, expected in dict(cpu='mmlk.BFloat16OptimWrapper', cuda='AmpOptimWrapper').items():
-        monkeypatch.setattr(train, 'get_device', lambda: device)
+        monkeypatch.setattr('mmengine.device.get_device', lambda: device)
         cfg = Config.fromfile(str(REPO / UPERNET))
         cfg.optim_wrapper.update(type=kind, **(dict(loss_scale=512.0, dtype='float16') if 'Amp' in str(kind) else {}))
         train.apply_options(cfg, argparse.Namespace(amp=True, auto_scale_lr=False, resume=None))
@@ -401,7 +398,7 @@ def test_amp_takes_the_wrapper_in_any_form(monkeypatch, kind):
 ])
 def test_options_that_cannot_be_honoured_are_refused(monkeypatch, capsys, device, change, problem):
     train = tool('train')
-    monkeypatch.setattr(train, 'get_device', lambda: device)
+    monkeypatch.setattr('mmengine.device.get_device', lambda: device)
     cfg = Config.fromfile(str(REPO / UPERNET))
     cfg.merge_from_dict(change)
     with pytest.raises(SystemExit):

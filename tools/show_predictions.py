@@ -1,41 +1,13 @@
 """Draw image, ground truth and prediction side by side for some test images of a config.
 
-    python tools/show_predictions.py CONFIG CHECKPOINT --out predictions.png
+``python tools/show_predictions.py --help`` describes the options.
+``mmlk show-predictions`` is the same command, whose code is mmlk/cli/show_predictions.py.
 """
-import argparse
-import os
-import os.path as osp
-
-import torch
-
-from mmlk.analysis.panels import panels, predict_some
-from mmlk.engine.cli import add_config_options, find_checkpoint, one_message, preflight, read_config
+from mmlk.cli import run_tool
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', required=True, metavar='FILE', help='picture to write, a .png say')
-    parser.add_argument('--num', type=int, default=4, help='how many scenes (%(default)s)')
-    parser.add_argument('--score', type=float, default=0.3, help='least score of a detection (%(default)s)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    add_config_options(parser)
-    return parser.parse_args()
-
-
-def main():
-    args = parse_args()
-    cfg = read_config(args.config, args.cfg_options)
-    preflight(cfg, ('test', ))
-    checkpoint = find_checkpoint(args.checkpoint)
-    with one_message():
-        scenes, classes, palette = predict_some(cfg, checkpoint, args.num, args.score, args.device)
-    figure = panels(scenes, classes, palette)
-    os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
-    figure.savefig(args.out, dpi=120)
-    print(f'{len(scenes)} scenes drawn: {args.out}')
+def main() -> None:
+    run_tool('show-predictions')
 
 
 if __name__ == '__main__':

@@ -1,111 +1,14 @@
-"""Test a segmentor or a detector: ``python tools/test.py CONFIG CHECKPOINT``."""
-import argparse
-import os.path as osp
+"""Test a segmentor or a detector.
 
-from torch.distributed.elastic.multiprocessing.errors import record
-
-from mmlk._types import is_a, type_name
-from mmlk.datasets.check import datasets, evaluators
-from mmlk.engine.cli import (add_common_arguments, build_runner, fail, find_checkpoint, is_detection, load_config,
-                             one_message, preflight)
-from mmlk.engine.distributed import leave
+``python tools/test.py --help`` describes the options.
+``mmlk test`` is the same command, whose code is mmlk/cli/test.py.
+"""
+from mmlk.cli import run_tool
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(description='Test a segmentor or a detector')
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint: a file, an http(s) URL, or a name that tools/weights.py lists')
-    add_common_arguments(parser)
-    parser.add_argument('--out', metavar='PATH',
-                        help='save predictions: a folder of label PNGs (segmentation) or a .pkl file (detection)')
-    parser.add_argument('--show-dir', metavar='DIR', help='draw predictions into this folder')
-    parser.add_argument('--tta', action='store_true', help="test-time augmentation by the config's tta_pipeline")
-    parser.add_argument('--merge', action='store_true', help='merge parallel branches before testing')
-    return parser.parse_args()
-
-
-def apply_options(cfg, args):
-    """Put the options into the config, refusing what the config cannot honour."""
-    cfg.load_from = None
-    if args.show_dir:
-        if 'visualization' not in (cfg.get('default_hooks') or {}):
-            fail("--show-dir needs a 'visualization' hook in the config's default_hooks")
-        cfg.default_hooks.visualization.draw = True
-        folder = osp.abspath(args.show_dir)  # a relative one would be put below the work dir
-        if is_detection(cfg):
-            cfg.default_hooks.visualization.test_out_dir = folder
-        else:
-            cfg.default_hooks.visualization.interval = 1
-            others = [backend for backend in cfg.visualizer.get('vis_backends') or []
-                      if type_name(backend) != 'LocalVisBackend']
-            cfg.visualizer.vis_backends = [*others, dict(type='LocalVisBackend', img_save_dir=folder)]
-    if args.out:
-        if not is_detection(cfg):
-            metrics = [metric for _, metric in evaluators(cfg, 'test') if is_a(metric, 'IoUMetric', 'METRICS', 'mmseg')]
-            if not metrics:
-                fail('--out of a segmentor is written by IoUMetric, and the test_evaluator of the config has none')
-            for metric in metrics:
-                metric.update(output_dir=args.out, keep_results=True)
-        elif not args.out.endswith(('.pkl', '.pickle')):
-            fail(f'--out of a detector is a .pkl file, got {args.out}')
-    if args.tta:
-        if is_detection(cfg):
-            set_default_tta(cfg)
-        lacking = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
-        if lacking:
-            fail(f"--tta needs {' and '.join(lacking)} in the config")
-        for _, dataset in datasets(cfg, 'test'):
-            dataset.pipeline = cfg.tta_pipeline
-        cfg.tta_model.module = cfg.model
-        cfg.model = cfg.tta_model
-    if args.merge:
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mmlk.MergeBranchesHook')]
-
-
-def set_default_tta(cfg):
-    """What mmdet's own tool takes where a config says nothing: the image and its mirror image. It is of boxes alone, so
-    a detector that also finds masks is left as it is."""
-    finds_masks = any('segm' in str(metric.get('metric')) for _, metric in evaluators(cfg, 'test')) or _has_mask_head(
-        cfg.model)
-    if finds_masks:
-        return
-    if 'tta_model' not in cfg:
-        cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-    if 'tta_pipeline' not in cfg:
-        _, dataset = next(datasets(cfg, 'test'))
-        last = dict(dataset.pipeline[-1])
-        last.update(meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
-                               'flip_direction'))
-        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        cfg.tta_pipeline = [*dataset.pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [last]])]
-
-
-def _has_mask_head(settings):
-    """Whether a model's config has a mask head, at any depth."""
-    parts = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, (list, tuple)) else ()
-    return any(map(_has_mask_head, parts)) or isinstance(settings, dict) and settings.get('mask_head') is not None
-
-
-@record  # the launcher of several processes then ends with the error of the first that failed
-def main():
-    args = parse_args()
-    cfg = load_config(args)
-    apply_options(cfg, args)
-    preflight(cfg, ('test', ))
-    checkpoint = find_checkpoint(args.checkpoint)
-    from mmlk import weights
-    from mmlk.engine.network import network_of
-    runner = build_runner(cfg)
-    if args.out and is_detection(cfg):
-        from mmdet.evaluation import DumpDetResults
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    with one_message():
-        # mmengine alone would only warn of what does not fit. Averaged weights are under state_dict in its checkpoints,
-        # and an EMAHook copies the model before it tests.
-        weights.load(network_of(runner.model), checkpoint)
-        runner.test()
+def main() -> None:
+    run_tool('test')
 
 
 if __name__ == '__main__':
     main()
-    leave()

@@ -59,7 +59,7 @@ class Classifier(nn.Module):
 
     @property
     def images(self) -> Dict[str, Any]:
-        """How images are prepared, for a JSON."""
+        """How images are prepared, as it is written to a JSON file."""
         mean, std, bgr = self.normalization
         return dict(size=self.size, mean=mean, std=std, channels='BGR' if bgr else 'RGB')
 
@@ -68,7 +68,7 @@ class Classifier(nn.Module):
 
 
 class WithHead(nn.Module):
-    """A backbone, and what makes scores of its last map."""
+    """A backbone and a head that computes logits from its last map."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module):
         super().__init__()
@@ -183,7 +183,7 @@ def with_head(backbone: nn.Module, checkpoint: str) -> Classifier:
 
 
 def _beside(report: LoadReport, backbone: nn.Module) -> Dict[str, Tensor]:
-    """What a file holds beside the backbone that was filled from it."""
+    """The tensors of a file that do not belong to the backbone that was filled from it."""
     layout = find_tensors(read_weights(report.path), report.path)
     named = {**layout.tensors, **fit(layout, list(backbone.state_dict())).tensors}
     return {name: named[name] for name in report.unexpected}

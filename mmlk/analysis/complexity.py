@@ -184,10 +184,16 @@ def count(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Comp
 
 
 def breakdown(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Node:
-    """As :func:`count`, module by module: the tree of all that the model holds, without an auxiliary head.
+    """Count as :func:`count` does, for every module of the model but the auxiliary head.
 
-    What runs outside of the forward of any child, the products of an attention for one, belongs to the module itself:
-    the counts of the children add up to no more than its own.
+    The count of a module includes those of its children, and what its own ``forward`` computes without them, such as
+    the matrix products of an attention.
+
+    Returns:
+        The root of the tree.
+
+    Raises:
+        NotImplementedError: As :func:`count`.
     """
     model = _meta_copy(model)
     image = torch.empty(1, in_channels, *size, device='meta')
@@ -212,7 +218,13 @@ def breakdown(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> 
 
 
 def compare_forms(training: Node, merged: Node, depth: int) -> Iterator[FormsLine]:
-    """The lines of a table of two forms of a model, parents before children, down to level ``depth``."""
+    """Yield the lines of a table that compares two forms of a model, parents before children.
+
+    Args:
+        training: The model with its branches not merged.
+        merged: The model with its branches merged.
+        depth: The last level of modules; the model itself is level 0.
+    """
     def lines(level: int, before: Optional[Node], after: Optional[Node]) -> Iterator[FormsLine]:
         node = before or after
         yield FormsLine(level, node.name, before, after)
@@ -263,9 +275,10 @@ class _UnknownOperators(dispatch_mode()):
 
 
 class _Meter:
-    """Says which module's forward, the innermost one, ran what a counter counts; it changes the model's forwards.
+    """Assigns what a counter counts to the module in whose ``forward`` it was computed, the innermost one.
 
-    Hooks would miss the heads whose ``forward`` mmseg and mmdet call by its name.
+    It replaces the ``forward`` of every module. Hooks would miss the heads of mmseg and mmdet, whose ``forward`` is
+    called by name.
     """
 
     def __init__(self, model: nn.Module, counter: FlopCounterMode):
@@ -279,7 +292,7 @@ class _Meter:
             module.forward = self._metered(name, module, module.forward)
 
     def settle(self) -> None:
-        """Give the innermost module what was counted since the last time."""
+        """Assign to the innermost running module what was counted since the last call."""
         total = self.counter.get_total_flops() // 2  # PyTorch counts a multiply-add as two
         self.macs[self._running[-1]] += total - self.counted
         self.counted = total

@@ -37,14 +37,20 @@ COLUMNS = 3  # heat maps in a row, so that the picture is readable at the width 
 
 @dataclass
 class ReceptiveField:
-    """``scores`` (H, W), the mean over ``images`` images; ``skipped`` is how many gave NaN."""
+    """An effective receptive field.
+
+    Args:
+        scores: The mean scores of the pixels, (H, W).
+        images: How many images the mean is over.
+        skipped: How many images gave NaN and were left out.
+    """
     scores: np.ndarray
     images: int
     skipped: int = 0
 
     @property
     def shown(self) -> np.ndarray:
-        """Scores as they are shown and analysed: logarithmic, the largest 1."""
+        """log10(score + 1), divided by its maximum, (H, W)."""
         logarithms = np.log10(self.scores + 1)
         return logarithms / logarithms.max()
 
@@ -55,9 +61,15 @@ class ReceptiveField:
 
 
 def square(shares: np.ndarray, threshold: float) -> Tuple[int, float]:
-    """Side of the smallest centred square with more than ``threshold`` of the sum, and its share of the area.
+    """Find the smallest centred square that holds more than a given part of the sum.
 
-    Where no odd square inside the map holds as much, the whole: its height, and 1.
+    Args:
+        shares: (H, W), not negative.
+        threshold: The part of the sum, from 0 to 1.
+
+    Returns:
+        The side of the square in pixels, which is odd, and its area divided by that of the map. If there is no such
+        square inside the map, the height of the map and 1.
     """
     height, width = shares.shape
     middle, centre, total = height // 2, width // 2, shares.sum()
@@ -195,7 +207,7 @@ def open_branches(module: nn.Module) -> int:
 
 
 def contribution(features: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
-    """Scores of the pixels of one image.
+    """Compute how much each pixel of one image contributes to the middle of a feature map.
 
     Args:
         features: Gives a map (1, C, H', W').

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PARTS, MODES = ('backbone', 'model'), ('inference', 'training')
 #: What makes a variant, alone or joined by ``+``; 'fp32' is none of them.
 SWITCHES = ('merged', 'amp', 'compiled')
-SHORT = 0.5  # seconds; a call that takes less runs once untimed before it is timed
+SHORT = 0.5  # seconds; a call that takes less is run once without being timed before each timing
 ANNOTATED_BOXES = 8  # on each image that a detector learns from
 
 
@@ -68,7 +68,14 @@ class Variant(NamedTuple):
 
 
 class LatencyNetwork(NamedTuple):
-    """A network to measure: ``build`` gives it in training form; ``kind`` is backbone, segmentor or detector."""
+    """A network to measure.
+
+    Args:
+        name: In the report.
+        build: Returns the network with its branches not merged.
+        kind: 'backbone', 'segmentor' or 'detector'.
+        in_channels: Channels of the image.
+    """
     name: str
     build: Callable[[], nn.Module]
     kind: str = 'backbone'
@@ -89,9 +96,18 @@ class Job(NamedTuple):
 
 @dataclass
 class LatencyRow:
-    """What was measured of one job: ``seconds`` turn by turn, ``memory`` in bytes, None where the system does not tell.
+    """What was measured of one network in one variant and mode.
 
-    ``failed`` says why a job has neither.
+    Args:
+        name: Of the network.
+        variant: Of the network, as text.
+        mode: 'inference' or 'training'.
+        batch: Images in a call.
+        parameters: Number of parameters.
+        recomputes: Whether activations are recomputed in backward (``with_cp``).
+        seconds: The time of a call, in each turn.
+        memory: Peak memory of a call in bytes; None if the system does not tell.
+        failed: Why there are neither times nor memory; None if there are.
     """
     name: str
     variant: str
@@ -141,7 +157,15 @@ class LatencyRow:
 
 
 class KnownResult(NamedTuple):
-    """A known accuracy: ``metric`` names the data set too; ``kind`` says how the zoo has it, ``source`` where from."""
+    """A known accuracy of a config.
+
+    Args:
+        metric: The name of the metric and of the data set.
+        value: In percent.
+        kind: One of the values of ``zoo.KINDS``, such as 'published'.
+        source: Where the value is from.
+        pretraining: Of the backbone.
+    """
     metric: str
     value: float
     kind: str
@@ -183,10 +207,19 @@ def latency_from_timm(name: str, size: Tuple[int, int]) -> LatencyNetwork:
 
 def jobs(network: LatencyNetwork, module: nn.Module, variants: Sequence[Variant], mode: str, size: Tuple[int, int],
          batch: int, device: torch.device) -> Iterator[Job]:
-    """The calls to measure of one network, built in training form, on the device.
+    """Yield the calls to measure of one network.
 
-    Training knows no merged form, and where there are no branches merging changes nothing: variants that come out
-    alike are one.
+    Variants that would be the same are measured once: training has no merged form, and merging changes nothing in a
+    network without parallel branches.
+
+    Args:
+        network: What ``module`` was built from.
+        module: The network on the device, with its branches not merged.
+        variants: Those to measure.
+        mode: 'inference' or 'training'.
+        size: Height and width of the image in pixels.
+        batch: Images in a call.
+        device: A CPU or GPU.
     """
     mergeable = any(isinstance(m, MergeableBranches) and not m.merged for m in module.modules())
     if mode == 'training':
@@ -273,12 +306,22 @@ def _annotations(network: LatencyNetwork, module: nn.Module, batch: int, size: T
 
 def take_turns(calls: Sequence[Callable[[], object]], device: torch.device, turns: int,
                tick: Callable[[], object] = lambda: None) -> List[List[float]]:
-    """Seconds of every call in each turn, in which every call comes once; ``tick`` is called after each, untimed."""
+    """Time several functions in turns, so that a machine whose speed changes slows all of them alike.
+
+    Args:
+        calls: Functions without arguments.
+        device: The device that they run on; a GPU is synchronised.
+        turns: How often each function is timed.
+        tick: Called after each timing; its time is not counted.
+
+    Returns:
+        For each function, its seconds in each turn.
+    """
     samples: List[List[float]] = [[] for _ in calls]
     for _ in range(turns):
         for call, seconds in zip(calls, samples):
             if not seconds or seconds[-1] < SHORT:
-                call()  # the call before it has taken the caches and rearranged the heap
+                call()  # the function before it has filled the processor's caches with its own data
             seconds.append(timed(call, device))
             tick()
     return samples

@@ -166,9 +166,10 @@ class BaseBackbone(BaseModule):
     #: fnmatch patterns of keys that a pretraining file need not hold (norms that only dense prediction adds)
     optional_weights: Tuple[str, ...] = ()
 
-    def __init__(self, stage_channels: Sequence[int], in_channels: int, out_indices: Sequence[int],
-                 drop_path_rate: float, frozen_stages: int, norm_cfg: dict, norm_eval: bool, with_cp: bool,
-                 init_cfg: Optional[dict]):
+    def __init__(self, stage_channels: Sequence[int], *, in_channels: int = 3,
+                 out_indices: Sequence[int] = (0, 1, 2, 3), drop_path_rate: float = 0.0, frozen_stages: int = -1,
+                 norm_cfg: dict = dict(type='BN'), norm_eval: bool = False, with_cp: bool = False,
+                 init_cfg: Optional[dict] = None):
         super().__init__(init_cfg=init_cfg)
         name, stages = type(self).__name__, len(stage_channels)
         indices = tuple(out_indices) if isinstance(out_indices, (list, tuple)) else ()

@@ -124,8 +124,9 @@ class ConvNeXt(BaseBackbone):
         full = self.complete(arch)
         depths, dims = full['depths'], full['dims']
         check_flags(dict(merged=merged), 'merged')
-        super().__init__(dims, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval, with_cp,
-                         init_cfg)
+        super().__init__(dims, in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
+                         frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
+                         init_cfg=init_cfg)
         rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
         self.downsample_layers, self.stages = nn.ModuleList(), nn.ModuleList()
         for i in range(self.num_stages):

@@ -173,8 +173,9 @@ class GFNet(BaseBackbone):
         channels, depth, img_size = full['embed_dim'], full['depth'], full['img_size']
         if norm_cfg is None:
             norm_cfg = dict(type=ChannelNorm, eps=1e-6)
-        super().__init__(channels, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval,
-                         with_cp, init_cfg)
+        super().__init__(channels, in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
+                         frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
+                         init_cfg=init_cfg)
         rates = torch.linspace(0, drop_path_rate, sum(depth), device='cpu').tolist()
         init_values = None if full['no_layerscale'] else full['init_values']
         self.pos_embed = nn.Parameter(torch.empty(1, _side(img_size, 0)**2, channels[0]))

@@ -199,8 +199,9 @@ class HorNet(ConvNeXt):
                  init_cfg: Optional[dict] = None):
         if norm_cfg is None:
             norm_cfg = dict(type=ChannelNorm, eps=1e-6)
-        super().__init__(arch, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval, with_cp,
-                         merged, init_cfg)
+        super().__init__(arch, in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
+                         frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
+                         merged=merged, init_cfg=init_cfg)
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:

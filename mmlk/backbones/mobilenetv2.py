@@ -259,8 +259,9 @@ class MobileNetV2(BaseBackbone):
         check_flags(dict(merged=merged), 'merged')
         stages = _stages(full['arch_settings'])
         widths = [make_divisible(row[1] * full['widen_factor'], 8) for row in full['arch_settings']]
-        super().__init__([widths[rows[-1]] for rows in stages], in_channels, out_indices, drop_path_rate,
-                         frozen_stages, norm_cfg, norm_eval, with_cp, init_cfg)
+        super().__init__([widths[rows[-1]] for rows in stages], in_channels=in_channels, out_indices=out_indices,
+                         drop_path_rate=drop_path_rate, frozen_stages=frozen_stages, norm_cfg=norm_cfg,
+                         norm_eval=norm_eval, with_cp=with_cp, init_cfg=init_cfg)
         check_sequences(dict(strides=strides, dilations=dilations), 'strides', 'dilations')
         if len(strides) != len(stages) or not all(is_integer(v) and v > 0 for v in strides):
             raise ValueError(f'{type(self).__name__}: strides must be {len(stages)} positive integers, '

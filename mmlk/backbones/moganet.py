@@ -206,8 +206,9 @@ class MogaNet(BaseBackbone):
                  init_cfg: Optional[dict] = None):
         full = _complete(arch)
         dims, depths = full['embed_dims'], full['depths']
-        super().__init__(dims, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval, with_cp,
-                         init_cfg)
+        super().__init__(dims, in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
+                         frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
+                         init_cfg=init_cfg)
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
         width = in_channels
         for i in range(self.num_stages):

@@ -81,8 +81,9 @@ class ParCMobileNetV2(MobileNetV2):
                  drop_path_rate: float = 0.0, frozen_stages: int = -1, norm_cfg: dict = dict(type='BN'),
                  norm_eval: bool = False, with_cp: bool = False, merged: bool = False,
                  init_cfg: Optional[dict] = None):
-        super().__init__(arch, in_channels, out_indices, strides, dilations, drop_path_rate, frozen_stages, norm_cfg,
-                         norm_eval, with_cp, merged, init_cfg)
+        super().__init__(arch, in_channels=in_channels, out_indices=out_indices, strides=strides, dilations=dilations,
+                         drop_path_rate=drop_path_rate, frozen_stages=frozen_stages, norm_cfg=norm_cfg,
+                         norm_eval=norm_eval, with_cp=with_cp, merged=merged, init_cfg=init_cfg)
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:

@@ -266,8 +266,9 @@ class ParCNet(BaseBackbone):
                  merged: bool = False, init_cfg: Optional[dict] = None):
         full = _complete(arch)
         channels, num_blocks = full['out_channels'], full['num_blocks']
-        super().__init__(channels[1:], in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval,
-                         with_cp, init_cfg)
+        super().__init__(channels[1:], in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
+                         frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
+                         init_cfg=init_cfg)
         if not is_integer(output_stride) or output_stride not in (8, 16, 32):
             raise ValueError(f'ParCNet: output_stride must be 8, 16 or 32, got {output_stride!r}')
         norm_layer, expand = self.norm_layer, full['expand_ratio']

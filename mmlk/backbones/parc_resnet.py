@@ -119,8 +119,9 @@ class ParCResNet(BaseBackbone):
                  init_cfg: Optional[dict] = None):
         full = _complete(arch)
         layers, planes = full['layers'], full['planes']
-        super().__init__([_EXPANSION * p for p in planes], in_channels, out_indices, drop_path_rate, frozen_stages,
-                         norm_cfg, norm_eval, with_cp, init_cfg)
+        super().__init__([_EXPANSION * p for p in planes], in_channels=in_channels, out_indices=out_indices,
+                         drop_path_rate=drop_path_rate, frozen_stages=frozen_stages, norm_cfg=norm_cfg,
+                         norm_eval=norm_eval, with_cp=with_cp, init_cfg=init_cfg)
         width = planes[0]
         self.conv1 = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False)
         self.bn1 = self.norm_layer(width)

@@ -135,8 +135,9 @@ class RepLKNet(BaseBackbone):
         full = _complete(arch)
         channels, layers = full['channels'], full['layers']
         check_flags(dict(merged=merged), 'merged')
-        super().__init__(channels, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval,
-                         with_cp, init_cfg)
+        super().__init__(channels, in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
+                         frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
+                         init_cfg=init_cfg)
         norm_layer = self.norm_layer
         width = channels[0]
         self.stem = nn.ModuleList([

@@ -207,8 +207,9 @@ class RepVGG(BaseBackbone):
         full = _complete(arch)
         channels, num_blocks, groups = (_channels(full['width_multiplier']), full['num_blocks'],
                                         full['override_groups_map'])
-        super().__init__(channels, in_channels, out_indices, drop_path_rate, frozen_stages, norm_cfg, norm_eval,
-                         with_cp, init_cfg)
+        super().__init__(channels, in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
+                         frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
+                         init_cfg=init_cfg)
         check_sequences(dict(strides=strides, dilations=dilations), 'strides', 'dilations')
         check_flags(dict(merged=merged), 'merged')
         if len(strides) != _STAGES or not all(is_integer(v) and v > 0 for v in strides):

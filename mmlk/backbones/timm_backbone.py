@@ -155,8 +155,9 @@ class TimmBackbone(BaseBackbone):
         model = _create(model_name, drop_path_rate, **args)
         features = list(getattr(model.feature_info, 'info', model.feature_info))
         first, indices = _choose(model_name, [f['reduction'] for f in features], out_indices, out_strides)
-        super().__init__([f['num_chs'] for f in features[first:]], in_channels, indices, drop_path_rate,
-                         frozen_stages, {}, norm_eval, with_cp, init_cfg)
+        super().__init__([f['num_chs'] for f in features[first:]], in_channels=in_channels, out_indices=indices,
+                         drop_path_rate=drop_path_rate, frozen_stages=frozen_stages, norm_cfg={}, norm_eval=norm_eval,
+                         with_cp=with_cp, init_cfg=init_cfg)
         if drop_path_rate and not any(isinstance(m, DropPath) for m in model.modules()):
             raise ValueError(f'TimmBackbone: {model_name} has no stochastic depth, got drop_path_rate {drop_path_rate}')
         if sync_bn:

@@ -44,7 +44,7 @@ class AuditReport:
 
 def audit(cfg: dict, splits: Sequence[str] = SPLITS,
           track: Track = lambda items, total, what: items) -> List[AuditReport]:
-    """Check the datasets of a config whole; for those of mmseg, and for COCO instances of mmdet.
+    """Check every image and annotation of a config's datasets: those of mmseg, and COCO instances of mmdet.
 
     Args:
         cfg: A whole config, with ``default_scope``. Call :func:`mmlk.datasets.check.missing` on it first.
@@ -82,7 +82,7 @@ def _files_of(dataset: dict) -> dict:
 
 
 def _audit(cfg: dict, config: dict, report: AuditReport, track: Callable[[Iterable, int], Iterable]) -> None:
-    """Fill a report, by the class whose way of reading the files the dataset has kept."""
+    """Fill a report with the checks for the class whose methods the dataset uses to read its files."""
     scope = cfg.get('default_scope')
     dataset = build_dataset(config, scope)
     if dataset is None:
@@ -103,7 +103,7 @@ def _audit(cfg: dict, config: dict, report: AuditReport, track: Callable[[Iterab
 
 
 def _put_through(cfg: dict, where: str, split: str, config: dict, report: AuditReport) -> None:
-    """A sample goes through the whole pipeline, that of this use of the dataset."""
+    """Run one sample through the whole pipeline of a dataset."""
     from mmengine.registry import DATASETS
     if not config.get('pipeline'):
         return
@@ -120,13 +120,13 @@ def _first_words(lines: Sequence[str]) -> Iterator[str]:
 
 
 class Loaders(NamedTuple):
-    """The loading steps of a pipeline. ``labels`` is None where it has none that loads label maps."""
+    """The loading steps of a pipeline. ``labels`` is None if no step loads label maps."""
     image: Any
     labels: Any = None
 
     @classmethod
     def of(cls, dataset: dict, scope: Optional[str]) -> 'Loaders':
-        """Those of a dataset's config; without a pipeline, mmcv's and mmseg's own."""
+        """Build the loading steps of a dataset's config; those of mmcv and mmseg if it has no pipeline."""
         from mmengine.registry import TRANSFORMS
         listed = [step for _, step in steps(dataset.get('pipeline') or (), '')]
         images, labels = ([step for step in listed if type_name(step).startswith('Load') and what in type_name(step)]
@@ -172,7 +172,7 @@ def _is_stock(loader: Any) -> bool:
 
 
 def check_end(path: str) -> None:
-    """Refuse a local file that does not go to its end, of which decoders show a part.
+    """Refuse a truncated local file, of which decoders return a part without an error.
 
     Raises:
         ValueError: It is truncated or damaged.
@@ -208,7 +208,7 @@ def _say(error: Exception, path: str = '') -> str:
 
 
 def _in_threads(function: Callable, items: Sequence, track: Callable[[Iterable, int], Iterable]) -> Iterator:
-    """The function's results in the items' order. Threads do: decoding runs outside the interpreter lock."""
+    """Call a function on each item in threads, and yield the results in order. Decoding releases the GIL."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from track(pool.map(function, items), len(items))
 
@@ -277,7 +277,7 @@ def _count_pixels(classes: List[str], ignored: int, pixels: np.ndarray, values: 
 
 
 def _loaded_as(dataset) -> np.ndarray:
-    """What mmseg's LoadAnnotations makes of each of the 256 values of a label file, (256,) int."""
+    """The label to which mmseg's LoadAnnotations maps each of the 256 values of a label file, (256,) int."""
     label = np.arange(256)
     if dataset.reduce_zero_label:
         label = np.where((label == 0) | (label == 255), 255, label - 1)
@@ -398,7 +398,7 @@ def _audit_coco(dataset, classes: List[str], with_mask: bool, report: AuditRepor
 
 
 def _by_id(content: Any, name: str, types: Dict[str, Any], problems: Dict[str, List[str]]) -> Dict[Any, dict]:
-    """The sound entries of one list of a COCO file, by their id."""
+    """The valid entries of one list of a COCO file, by their id."""
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         problems['malformed file'].append(f'no list "{name}" in it')

@@ -17,7 +17,7 @@ SPLITS = ('train', 'val', 'test')
 
 @dataclass(frozen=True)
 class DataLayout:
-    """A dataset's folders as they lie on disk, and where to get them."""
+    """The folders and files of a public dataset, and where to download it."""
     title: str
     tree: str
     source: str
@@ -61,7 +61,7 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class DataProblem:
-    """Something a run would fail on: the settings of the config concerned, and what to tell a person."""
+    """A reason for which a run would fail: ``where`` names the settings concerned, ``message`` says what to do."""
     where: str
     message: str
 
@@ -151,13 +151,13 @@ def build_dataset(dataset: dict, scope: Optional[str]) -> Optional[Any]:
 
 @contextlib.contextmanager
 def without_prints() -> Iterator[None]:
-    """Without what toolboxes print as they are imported and read annotations."""
+    """Suppress what the toolboxes print while they are imported and read annotations."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 def explain_refusal(dataset: dict, error: Exception) -> str:
-    """Why a dataset cannot be built, and which key of its config to change."""
+    """The reason for which a dataset cannot be built, and the key of its config to change."""
     metainfo = dataset.get('metainfo') or {}
     why = ' '.join(str(error).split()) or type(error).__name__
     if 'is not a subset of classes' in why:
@@ -272,7 +272,7 @@ def _is_remote(entry: dict, path: str) -> bool:
 
 
 def _explain(root: str, layout: Optional[str], losses: List[_Loss]) -> DataProblem:
-    """One message for everything that is missing of a dataset."""
+    """One message that lists everything that is missing from a dataset."""
     found_by: Dict[str, List[str]] = {}
     for loss in losses:
         found_by.setdefault(loss.what, []).append(loss.setting.split('.')[0])

@@ -29,12 +29,13 @@ TOP_FOLDERS = {
 
 
 class NotOurs(Exception):
-    """The folder to write to holds something that this module did not write."""
+    """The folder to write to contains files that this module did not write."""
 
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """What to write: a key of ``TOP_FOLDERS``, the seed, scenes per split, and (height, width) in pixels."""
+    """The demo data to write: a key of ``TOP_FOLDERS``, the seed, the number of scenes in each split, and the height
+    and width of the images in pixels."""
     layout: str
     seed: int
     train: int
@@ -42,7 +43,7 @@ class DemoPlan:
     size: Tuple[int, int]
 
     def manifest(self) -> dict:
-        """All that decides what is drawn, as it comes back from JSON."""
+        """Everything that determines the files, with the types that reading it from JSON gives."""
         tuning = {name.lower(): getattr(scenes, name) for name in
                   ('CLASSES', 'OBJECTS', 'EXTENT', 'MIN_VISIBLE', 'RING_HOLE', 'BAR_WIDTH')}
         content = dict(asdict(self), **tuning, generator=GENERATOR, version=GENERATOR_VERSION)

@@ -28,7 +28,7 @@ def leaves(dataset: Any) -> Iterator[Any]:
 
 
 def fault(dataset: Any, use: str = 'predict') -> Optional[str]:
-    """Why a sample cannot be trained on or evaluated; None if it can.
+    """The reason for which a sample cannot be trained on or evaluated; None if it can.
 
     The pipeline runs as in a run, step by step; random numbers are left as they were. Of a dataset whose first samples
     the pipeline leaves out, nothing is said.

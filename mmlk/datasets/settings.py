@@ -12,7 +12,7 @@ _ENDLESS = ('InfiniteSampler', 'InfiniteBatchSampler', 'InfiniteGroupBatchSample
 
 
 class HeadSettings(NamedTuple):
-    """A head of a model, by its place in the config: its number of classes, and of label ids that it can learn."""
+    """A head of a model: its place in the config, its number of classes, and the number of label ids it can learn."""
     where: str
     classes: int
     ids: int
@@ -73,7 +73,7 @@ def _walk(part: dict, where: str, scope: Optional[str]) -> Iterator[HeadSettings
 
 
 def _default_classes(head: dict, scope: Optional[str]) -> Any:
-    """What the class of a head takes for ``num_classes`` where the config does not say."""
+    """The default of ``num_classes`` of a head's class."""
     from mmengine.registry import MODELS
     with MODELS.switch_scope_and_registry(scope) as registry:
         kind = registry.get(head['type']) if isinstance(head.get('type'), str) else head.get('type')
@@ -92,7 +92,7 @@ def _counts_classes(cfg: dict, split: str, dataset: Any) -> bool:
 
 
 def _heads(cfg: dict, where: str, dataset: Any, names: List[str]) -> Iterator[DataProblem]:
-    """Heads that count other classes than the dataset."""
+    """Heads with another number of classes than the dataset."""
     boxes = cfg.get('default_scope') == 'mmdet'
     names = list(dataset.metainfo.get('thing_classes') or names) if boxes else names  # of panoptic sets
     for head in heads(cfg):
@@ -103,7 +103,7 @@ def _heads(cfg: dict, where: str, dataset: Any, names: List[str]) -> Iterator[Da
 
 
 def _classes(found: Dict[str, Tuple[str, List[str]]]) -> Iterator[DataProblem]:
-    """Classes of the training that those of the other splits do not continue."""
+    """Splits with other classes than those of the training."""
     if 'train' not in found:
         return
     first, names = found['train']
@@ -151,7 +151,7 @@ def steps(pipeline: Sequence, where: str) -> Iterator[Tuple[str, dict]]:
 
 
 def _loops(cfg: dict, splits: Sequence[str]) -> Iterator[DataProblem]:
-    """Loops over epochs whose sampler never comes to an end."""
+    """Loops over epochs whose sampler never ends."""
     for split in splits:
         loop, loader = cfg.get(f'{split}_cfg') or {}, cfg.get(f'{split}_dataloader') or {}
         name = type_name(loop) or ('EpochBasedTrainLoop' if loop.get('by_epoch', True) else 'IterBasedTrainLoop')
@@ -168,7 +168,7 @@ def _loops(cfg: dict, splits: Sequence[str]) -> Iterator[DataProblem]:
 
 
 def use_of(cfg: dict, split: str) -> str:
-    """What a split is for: to ``'train'``, to ``'evaluate'`` against label maps, or to ``'predict'`` something else."""
+    """How a split is used: ``'train'``, ``'evaluate'`` (its metric reads label maps) or ``'predict'``."""
     if split == 'train':
         return split
     compared = any(type_name(evaluator) == 'IoUMetric' and not evaluator.get('format_only')

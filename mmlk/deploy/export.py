@@ -96,7 +96,7 @@ class Exportable(nn.Module):
         raise NotImplementedError
 
     def facts(self) -> Dict[str, object]:
-        """What a user of the file may want to know of its input."""
+        """The metadata about the input: its shape and channel order, mean and standard deviation."""
         return dict(input=f'images: float32 (batch, {self.channels}, height, width), {order_of(self.channels)}, values '
                     '0 to 255; normalised inside',
                     mean=self.mean.flatten().tolist(), std=self.std.flatten().tolist(),
@@ -104,7 +104,7 @@ class Exportable(nn.Module):
 
 
 def order_of(channels: int) -> str:
-    """In words, the channels that a file takes."""
+    """The order of the channels that an exported file takes, in words."""
     return {1: 'grey', 3: 'RGB'}.get(channels, 'channels as in the data')
 
 
@@ -160,10 +160,10 @@ class Features(Exportable):
 
 
 def kind_of(model: nn.Module) -> Type[Exportable]:
-    """What can be exported of a model.
+    """The subclass of :class:`Exportable` that exports a model.
 
     Raises:
-        ValueError: Nothing: it is neither a segmentor nor a detector.
+        ValueError: The model is neither a segmentor nor a detector.
     """
     kinds = {kind.__name__ for kind in type(model).__mro__}
     if 'BaseSegmentor' in kinds:
@@ -194,8 +194,16 @@ def sizes_of(size: Size, step: Optional[int]) -> str:
 
 @dataclass
 class OutputComparison:
-    """How far a file's outputs are from the model's: for each output the largest difference and the largest value; and
-    of labels, how many there were and how many differ."""
+    """The differences between the outputs of an exported file and those of the model.
+
+    Args:
+        images: How many images were compared.
+        sizes: Their heights and widths in pixels.
+        differences: The largest absolute difference of each floating-point output, by its name.
+        largest: The largest absolute value of the model's output, by its name.
+        pixels: How many labels were compared.
+        other_labels: How many of them differ.
+    """
     images: int = 0
     sizes: List[Size] = field(default_factory=list)
     differences: Dict[str, float] = field(default_factory=dict)
@@ -449,7 +457,7 @@ def _divisor(preprocessor: nn.Module) -> int:
 
 
 def _other_size(images: Tensor, step: int) -> Tensor:
-    """The images at another size, that is a multiple of the step and of as little else as can be."""
+    """Resize images to another height and width, multiples of ``step`` and, if possible, of no larger number."""
     height, width = images.shape[2:]
     size = [-(-max(length, formats.LEAST_SIDE) // step) * step for length in (height * 5 // 4 + 3, width * 3 // 4 + 1)]
     return torch.nn.functional.interpolate(images, size, mode='bilinear').round().byte()

@@ -31,24 +31,34 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    'onnx': Format('.onnx', 'onnxruntime', ('onnx', 'onnxscript', 'onnxruntime')),
+    'onnx': Format('.onnx', 'onnxruntime', ('onnx', 'onnx_ir', 'onnxscript', 'onnxruntime')),
     'torchscript': Format('.pt', 'TorchScript'),
     'exported-program': Format('.pt2', 'the exported program'),
 }
 OPSETS = (18, 23)  # of torch 2.12's exporter, whose operators are written in 18
 LIMIT = 2**31  # bytes of an ONNX file, which is one protobuf message
-LEAST_SIDE = 96  # pixels of images of any size; of smaller ones the last map has less than three, and rules of its own
+# Minimum height and width, in pixels, for a file that takes several sizes. For smaller images the last map has a side
+# of less than three pixels, for which PyTorch's exporter makes special cases.
+LEAST_SIDE = 96
 
 
 def lacking(format: str) -> List[str]:
-    """Packages that a format needs and that are not installed."""
+    """The packages that a format needs and that are not installed."""
     return [package for package in FORMATS[format].packages if find_spec(package) is None]
 
 
 class Graph(NamedTuple):
-    """What is written: ``module`` in eval mode, an ``example`` of its input (2, C, H, W), the number of which other
-    heights and widths are multiples (None where there are no others), the names of input and outputs, and facts that go
-    into the file."""
+    """What is written to a file.
+
+    Args:
+        module: In eval mode.
+        example: An input of the module, (2, C, H, W).
+        step: The file takes heights and widths that are multiples of this number of pixels; None for the height and
+            width of the example alone.
+        input_name: The name of the input.
+        output_names: The names of the outputs, in their order.
+        metadata: Facts to store in the file.
+    """
     module: nn.Module
     example: Tensor
     step: Optional[int]
@@ -57,7 +67,7 @@ class Graph(NamedTuple):
     metadata: Mapping[str, object]
 
     def text(self) -> Dict[str, str]:
-        """The facts as text, which all three formats can hold."""
+        """The metadata as text, which all three formats can store; what is no text becomes JSON."""
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.metadata.items()}
 
 
@@ -85,7 +95,15 @@ def write_graph(graph: Graph, path: str, format: str, opset: Optional[int] = Non
 
 
 def open_exported(path: str, format: str) -> RunBatch:
-    """What runs a file: a function from a batch of images to the outputs."""
+    """Open an exported file.
+
+    Args:
+        path: The file.
+        format: The key of its format in ``FORMATS``.
+
+    Returns:
+        A function from images (N, C, H, W), float32, to the list of outputs.
+    """
     with _quiet():
         if format == 'onnx':
             import onnxruntime

@@ -61,7 +61,7 @@ class ComparedModel:
 
     @property
     def stem(self) -> str:
-        """The config's name, which its folder has."""
+        """The name of the config file without its ending; the folder of its runs has this name."""
         return Path(self.path).stem
 
     @property
@@ -80,7 +80,7 @@ class ComparedModel:
 
     @property
     def data(self) -> str:
-        """What the data it is tested on is called."""
+        """The name of the data that the model is tested on."""
         _, dataset = next(datasets(self.cfg, 'test'))
         root = Path(dataset.get('data_root') or '')
         if 'demo' in root.parts:
@@ -150,7 +150,7 @@ def with_published(text: str) -> str:
 
 
 def check_models(entries: Sequence[ComparedModel]) -> None:
-    """Refuse what cannot be compared.
+    """Check that models can be compared.
 
     Raises:
         ValueError: There is no entry, two have one name, one has no backbone, or tasks or data differ.
@@ -247,7 +247,7 @@ def _set_num_classes(part: Any, number: int) -> None:
 
 
 def training_length(cfg: Config) -> Tuple[int, str]:
-    """How long a config trains, and in what: 'iterations' or 'epochs'.
+    """The length of a config's training, and its unit: 'iterations' or 'epochs'.
 
     Raises:
         ValueError: It does not say.
@@ -311,17 +311,17 @@ class Run:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The name of the run in messages."""
         return self.entry.name if self.seed is None else f'{self.entry.name}, seed {self.seed}'
 
     @property
     def config(self) -> Path:
-        """The whole config that is run."""
+        """The path of the whole config that is run."""
         return self.folder / f'{self.entry.stem}.py'
 
     @property
     def checkpoint(self) -> Optional[str]:
-        """What is tested: None before training has ended."""
+        """The path of the checkpoint that is tested; None before training has ended."""
         if self.seed is None:
             return self.entry.checkpoint
         path = self.folder / 'train' / self.state.get('checkpoint', 'none')
@@ -329,21 +329,21 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do: what is tested has been tested, and was not overwritten since."""
+        """Whether the checkpoint has been tested, and was not overwritten since."""
         if self.checkpoint is None or 'metrics' not in self.state:
             return False
         stamp = self.state.get('tested_stamp')  # older runs have none
         return stamp is None or stamp == list(_stamp(Path(self.checkpoint)))
 
     def settings(self) -> Config:
-        """The entry's config with this run's seed, as it can be written."""
+        """The config of the model with the seed of this run, in a form that can be written to a file."""
         cfg = Config(with_paths(self.entry.cfg.to_dict()))
         if self.seed is not None:
             cfg.randomness = dict(cfg.get('randomness') or {}, seed=self.seed)
         return cfg
 
     def open(self) -> None:
-        """Take up what an earlier call left; otherwise write nothing.
+        """Read the state that an earlier call left; writes nothing.
 
         Raises:
             ValueError: That was of other settings.
@@ -366,7 +366,7 @@ class Run:
                              f'{listed}\nTake another --out, or remove that folder')
 
     def carry_out(self, tools: Path, tick: Tick) -> None:
-        """Train where that is left to do, and test.
+        """Train, if that is not done yet, and test.
 
         Args:
             tools: The folder of train.py and test.py.
@@ -400,7 +400,7 @@ class Run:
         path.with_suffix('.part').replace(path)  # whole or not at all
 
     def _run(self, arguments: Sequence, step: str, tick: Tick) -> float:
-        """Seconds that a tool took; its output is added to a log."""
+        """Run a tool, append its output to a log, and return the seconds it took."""
         began, last, log = time.monotonic(), deque(maxlen=12), self.folder / f'{step}.log'
         with log.open('a', buffering=1) as file, subprocess.Popen(
                 [sys.executable, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -422,7 +422,7 @@ class Run:
 
 
 def progress_of(line: str, total: Optional[int], unit: Optional[str]) -> Optional[Tuple[int, int]]:
-    """What a line of mmengine's log says is done, and of how many; None where it says nothing.
+    """The number of steps done and their total, from a line of mmengine's log; None if the line has neither.
 
     Args:
         line: As ``... Iter(train) [ 20/700] ...``, ``... Epoch(train) [1][ 25/75] ...`` or ``... [50/101] ...``.
@@ -459,7 +459,7 @@ def _differences(before: Iterator[Tuple[str, Any]], after: Iterator[Tuple[str, A
 
 
 def remembered(path: Path, key: dict, compute: Callable[[], Any]) -> Any:
-    """What a file has for a key, or what is computed now and written there in place of that of another key."""
+    """Return a cached result if the file has one for this key; else compute it and write it to the file."""
     key = json.loads(json.dumps(key))
     try:
         content = json.loads(path.read_text())
@@ -480,7 +480,7 @@ def machine() -> str:
 
 
 def versions() -> Dict[str, str]:
-    """Versions of what a result depends on."""
+    """The versions of the packages that a result depends on."""
     modules = [mmlk, torch, np, mmengine, mmcv]
     with suppress(ImportError):
         import mmseg
@@ -591,7 +591,7 @@ def measure_model_erf(entry: ComparedModel, checkpoint: Optional[str], images: S
 
 
 def _stamp(path: Path) -> Tuple[int, int]:
-    """What tells a file from another that had its name before: size and time of the last change."""
+    """Size and time of the last change of a file, which differ if it was overwritten."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 

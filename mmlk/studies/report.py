@@ -38,11 +38,11 @@ class Cell:
 
     @property
     def source(self) -> str:
-        """Kind and place in one."""
+        """``origin`` and ``detail`` in one text."""
         return f'{self.origin}: {self.detail}'
 
     def to_dict(self) -> dict:
-        """For a JSON file, in the units of the values."""
+        """The contents for a JSON file, in the units of the values."""
         return dict(mean=self.mean, deviation=self.deviation if len(self.values) > 1 else None,
                     values=list(self.values), origin=self.origin, detail=self.detail)
 
@@ -54,11 +54,11 @@ class Column(NamedTuple):
     scale: float = 1.0
 
     def number(self, value: float) -> str:
-        """A value as it is shown."""
+        """A value as text, in the unit and with the digits of the column."""
         return f'{value / self.scale:.{self.digits}f}'
 
     def show(self, cell: Cell, plus_minus: str) -> str:
-        """A cell's number, with its deviation where there are several values."""
+        """The mean of a cell as text, with the standard deviation if there are several values."""
         text = self.number(cell.mean)
         return f'{text}{plus_minus}{self.number(cell.deviation)}' if len(cell.values) > 1 else text
 
@@ -84,7 +84,7 @@ class StudyReport:
 
     @property
     def shown(self) -> Dict[str, Column]:
-        """The columns that have a number."""
+        """The columns in which at least one model has a number."""
         return {key: column for key, column in self.columns.items() if any(key in line.cells for line in self.lines)}
 
     @property
@@ -94,7 +94,7 @@ class StudyReport:
                                   if key in line.cells))
 
     def to_dict(self) -> dict:
-        """For a JSON file: everything, unrounded."""
+        """The contents for a JSON file, not rounded."""
         columns = {key: column._asdict() for key, column in self.shown.items()}
         models = [dict(name=line.name, config=line.config, cites=line.cites,
                        cells={key: line.cells[key].to_dict() for key in self.shown if key in line.cells})
@@ -141,7 +141,7 @@ class StudyReport:
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX takes it literally."""
+    """Escape a text for LaTeX."""
     return ''.join(_ESCAPED.get(letter, letter) for letter in text)
 
 
@@ -151,7 +151,7 @@ def cite(keys: Sequence[str]) -> str:
 
 
 def cited(latex: str) -> List[str]:
-    """The keys that a LaTeX text cites, each once."""
+    """The keys that a LaTeX text cites, without duplicates."""
     return list(dict.fromkeys(key for group in re.findall(r'\\cite\{([^}]*)\}', latex) for key in group.split(',')))
 
 

@@ -1,21 +1,22 @@
 """Weights: where they are, how they are read safely, and that they really fill the module.
 
-The names are imported when they are first used, so that the catalogue and downloads work without importing torch.
+Names that need PyTorch are imported when they are first used, so that the catalogue can be read without it.
 """
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .errors import WeightsError
+
 if TYPE_CHECKING:
-    from .errors import WeightsError
     from .loading import LoadReport, load
     from .pretrained import Pretrained
 
-__all__ = ['Pretrained', 'LoadReport', 'WeightsError', 'load']
-
-_MODULES = {'Pretrained': 'pretrained', 'LoadReport': 'loading', 'WeightsError': 'errors', 'load': 'loading'}
+__all__ = ['LoadReport', 'Pretrained', 'WeightsError', 'load']
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f'module {__name__} has no attribute {name}')
-    return getattr(importlib.import_module(f'.{_MODULES[name]}', __name__), name)
+    if name in ('LoadReport', 'load'):
+        return getattr(import_module('mmlk.weights.loading'), name)
+    if name == 'Pretrained':
+        return import_module('mmlk.weights.pretrained').Pretrained
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

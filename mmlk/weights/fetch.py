@@ -45,6 +45,11 @@ class _Redirect(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+def _log(message: str) -> None:
+    from mmengine.logging import print_log  # not above: to list the catalogue takes no OpenMMLab package
+    print_log(message, logger='current')
+
+
 def cache_dir() -> Path:
     """The folder of downloaded weights: ``$MMLK_HOME/weights``, else ``mmlk/weights`` in the user's cache."""
     home = os.environ.get('MMLK_HOME')

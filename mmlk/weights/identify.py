@@ -33,7 +33,7 @@ class Stages(NamedTuple):
 
 
 def _archs() -> Iterator[Form]:
-    """Every arch, in training form, of every registered backbone whose module has ``ARCHS``."""
+    """Yield every arch of every registered backbone whose module has ``ARCHS``, in training form."""
     from mmlk.backbones import BaseBackbone
     from mmlk.registry import MODELS
     for family in MODELS.module_dict.values():
@@ -84,7 +84,7 @@ def _fitting(file: Shapes) -> List[Form]:
 
 
 def _kin(file: Shapes) -> List[Form]:
-    """Forms of whose tensors the file has all kinds, whatever their shapes and number; the closest ones."""
+    """Forms whose names, without numbers, are all in the file, whatever the shapes; those that match most names."""
     file_kinds = kinds(file)
     kin: Dict[int, List[Form]] = {}
     for training in _archs():
@@ -95,7 +95,7 @@ def _kin(file: Shapes) -> List[Form]:
 
 
 def identify(tensors: Mapping[str, Tensor]) -> Optional[str]:
-    """A line such as 'RepLKNet-31B, training form', or None for what is of no family here.
+    """Tell which arch of which family a state dict is of: 'RepLKNet-31B, training form'; None if it is of none.
 
     A backbone without its last stages is still of its arch. Of archs that have the same tensors all are named. The
     form is told where there are two.

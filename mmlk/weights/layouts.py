@@ -20,7 +20,7 @@ _AVERAGED = 'n_averaged'  # a counter that torch's AveragedModel puts beside the
 
 @dataclass
 class WeightsLayout:
-    """The tensors of a file by plain name, and in words how they were found.
+    """The tensors of a file by their names, and a description of where they were in the file.
 
     ``aside`` names what belongs to another part of the model than the one that is asked for.
     """
@@ -38,7 +38,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def plain_names(keys: Collection[str]) -> Dict[str, str]:
-    """{plain name: key}, without what ``torch.compile`` and data-parallel wrappers put into names."""
+    """Map names without the prefixes of ``torch.compile`` and of data-parallel wrappers to the given keys."""
     names = {key: key.replace('_orig_mod.', '') for key in keys}
     counted = [name for name in names.values() if name != _AVERAGED]
     if counted and all(name.startswith('module.') for name in counted):
@@ -47,7 +47,7 @@ def plain_names(keys: Collection[str]) -> Dict[str, str]:
 
 
 def find_tensors(payload: Any, path: Union[str, Path]) -> WeightsLayout:
-    """The state dict in what a file holds.
+    """Find the state dict in the contents of a file.
 
     Raises:
         WeightsError: There is none; or its names are not text, or two of them are one; or a tensor is larger than the
@@ -104,7 +104,7 @@ def split_backbone(tensors: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], Di
 
 
 def fit(layout: WeightsLayout, names: Collection[str] = ()) -> WeightsLayout:
-    """The layout as a module with parameters ``names`` would spell it.
+    """Give the tensors of a file the names that a module uses.
 
     A whole model takes a whole file with all that is in it. A backbone takes what lies under ``backbone.`` and nothing
     else, so that a key of a head can never pass for one of its own. Names of another toolbox are translated, unless

@@ -21,11 +21,20 @@ from .read import read_weights
 class LoadReport:
     """What became of every tensor of a file and of every parameter and buffer of a module.
 
-    ``wrong_shape`` holds (key, shape in the file, shape in the module). ``left`` are keys that the module
-    declares in ``optional_weights`` and the file does not hold; they keep the values they had. ``resized`` are keys of
-    ``matched`` whose values had another shape, from which the module knew how to make its own. ``misplaced`` are keys
-    of ``unexpected`` inside parts that the module has: without them its outputs are not those of the file's network.
-    ``new`` are keys of layers for another number of classes than the file's, which keep the values they had.
+    Args:
+        source: What the caller asked for: a path, a URL or a name of the catalogue.
+        path: The file on this machine.
+        format: In words, which format was recognised.
+        matched: Keys that were filled.
+        missing: Keys of the module that the file does not hold.
+        unexpected: Keys of the file that the module does not have.
+        misplaced: Those of ``unexpected`` that belong to a part which the module has. Without them the module does not
+            compute what the file's network does.
+        wrong_shape: (key, shape in the file, shape in the module).
+        left: Keys in the module's ``optional_weights`` that the file does not hold; they keep their values.
+        new: Keys of layers for another number of classes than in the file; they keep their values.
+        resized: Those of ``matched`` that have another shape in the file and were converted.
+        hints: Sentences that say what the reason may be and what to do.
     """
     source: str
     path: str
@@ -208,34 +217,35 @@ def _hint_of_misplaced(names: List[str], file: Mapping[str, Tensor], own: Collec
 
 def load(module: nn.Module, source: Union[str, Path], strict: bool = True, allow_pickle: bool = False,
          adapt_stem: bool = False, other_classes: bool = False) -> LoadReport:
-    """Fill every parameter and buffer of a module from a file, and say what was done.
+    """Load weights into a module, in-place, and report what became of every tensor.
 
-    The format is recognised: a bare state dict, one under ``state_dict``, ``model`` or ``model_ema``, an
-    official training file, mmpretrain's, timm's or torchvision's, a whole mmseg or mmdet checkpoint (into a whole
-    model, or its ``backbone.`` part into a backbone), safetensors. Keys that the module does not have are reported;
-    they may be those of whole parts that it lacks (heads, classifiers, stages that it leaves out), not of parts that it
-    has. Tensors are converted to the module's dtype and device.
+    The format of the file is recognised: a state dict; one under the key ``state_dict``, ``model`` or ``model_ema``; a
+    training file of a family's official code; a file of mmpretrain, timm or torchvision, whose names are translated; a
+    whole checkpoint of mmseg or mmdet, of which a backbone takes the ``backbone.`` part; safetensors. Tensors are
+    converted to the dtype and the device of the module. The file may hold parts that the module does not have (a head,
+    a classifier, stages that are not built); they are reported.
 
     Args:
         module: A backbone, or a whole segmentor or detector.
         source: A path, an http(s) URL, or a name of :mod:`mmlk.weights.catalog`.
-        strict: Raise when something was not filled (``num_batches_tracked``, and the module's
-            ``optional_weights`` when the file holds none of them, may stay), or when the file holds more of a part
-            than the module has. When False only warn, and load what fits.
+        strict: Whether to raise an error if a parameter or buffer was not filled, or if the file holds more of a part
+            than the module has. Exceptions are ``num_batches_tracked``, and the module's ``optional_weights`` if the
+            file holds none of them. If False, warn and load what fits.
         allow_pickle: See :func:`mmlk.weights.read.read_weights`.
-        adapt_stem: Where the backbone takes images of other than three channels and the file is for RGB, make the
-            kernels that see the image as timm does: repeated, first channels first, and scaled by three over the number
-            of channels; summed for one channel. Of mmlk's backbones only. Reported as resized.
-        other_classes: Let a layer of a head that is for another number of classes in the file keep the values it has.
-            Reported as new.
+        adapt_stem: For a backbone of mmlk that takes images of another number of channels than three, from a file for
+            RGB images: make the kernels of the first layers as timm does, by repeating those for red, green and blue in
+            turn and multiplying them by 3 / channels, or, for one channel, by summing them. They are reported as
+            resized.
+        other_classes: Whether a layer of a head may keep its values if the file's is for another number of classes. It
+            is reported as new.
 
     Returns:
-        The report, also logged.
+        The report, which is also logged.
 
     Raises:
-        WeightsError: The source cannot be found, fetched or read; with ``strict``, something was not filled or
-            left over; or a tensor that would be used holds NaN, infinity, a negative variance or another kind of
-            number. The module is then unchanged.
+        WeightsError: The source cannot be found, fetched or read; a tensor holds NaN, infinity or a negative variance,
+            or is complex or integer where the module's is not; or, with ``strict``, as said there. The module is then
+            unchanged.
     """
     report, values = compare_weights(module, source, strict, allow_pickle, adapt_stem, other_classes)
     module.load_state_dict(values, strict=False)
@@ -246,10 +256,12 @@ def load(module: nn.Module, source: Union[str, Path], strict: bool = True, allow
 
 def compare_weights(module: nn.Module, source: Union[str, Path], strict: bool = True, allow_pickle: bool = False,
                     adapt_stem: bool = False, other_classes: bool = False) -> Tuple[LoadReport, Dict[str, Tensor]]:
-    """What :func:`load` would do, with the same arguments and errors; the module may be on the ``meta`` device.
+    """Do what :func:`load` does, without changing the module, which may be on the ``meta`` device.
+
+    The arguments and the errors are those of :func:`load`.
 
     Returns:
-        The report, and the values that would be loaded by the module's keys.
+        The report, and the state dict that would be loaded, with the module's keys.
     """
     path = find(source)
     targets = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}

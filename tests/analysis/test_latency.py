@@ -239,7 +239,7 @@ def test_known_results_come_from_the_zoo(tmp_path):
     (tmp_path / 'configs' / 'metafiles').mkdir(parents=True)
     (tmp_path / 'configs' / 'metafiles' / 'family.yml').write_text(METAFILE)
     assert latency.known_result('published', tmp_path) == KnownResult('mIoU on ADE20K', 30.5, 'published', 'a table',
-                                                                 'ImageNet-1K')
+                                                                      'ImageNet-1K')
     assert latency.known_result('ours', tmp_path) == KnownResult('box AP on COCO', 30.0, 'trained here', 'a log',
                                                                  'none')
     assert latency.known_result('unknown', tmp_path) is latency.known_result('absent', tmp_path) is None

@@ -185,6 +185,8 @@ def test_labels_are_compared_with_the_heads(ade20k):
     save_labels(ade20k, np.array([1, 6], np.uint8), number=1)
     (line,) = problems_of(cfg)['label that a head lacks']
     assert line.endswith('ADE_train_00000001.png holds 6; model.auxiliary_head.1 has 5 classes')
+    save_labels(ade20k, np.array([1, 7], np.uint8), number=1)  # is none of the dataset's either: told once
+    assert list(problems_of(cfg)) == ['label out of range']
 
 
 def test_16_bits_are_read_as_in_training(ade20k):
@@ -219,6 +221,16 @@ def test_files_are_read_by_the_pipeline(ade20k):
     assert list(problems_of(cfg)) == ['unreadable image']
 
 
+def test_numbers_of_32_bits_are_no_image(ade20k):
+    """Of no known range. OpenCV refuses them, Pillow makes eight bits of them."""
+    pipeline = [dict(type='LoadImageFromFile', imdecode_backend='pillow'), dict(type='LoadAnnotations'),
+                dict(type='PackSegInputs')]
+    for path in sorted((ade20k / 'images' / 'training').iterdir()):
+        Image.fromarray(np.full(SIZE, 0.5, np.float32)).save(path.with_suffix('.tif'))
+    lines = problems_of(seg_config(ade20k, img_suffix='.tif', pipeline=pipeline))['unreadable image']
+    assert len(lines) == 8 and all('numbers of 32 bits' in line for line in lines)
+
+
 def test_a_loader_of_ones_own_is_asked(ade20k):
     from mmseg.datasets.transforms import LoadAnnotations
     from mmseg.registry import TRANSFORMS
@@ -245,6 +257,17 @@ def test_a_loader_of_ones_own_is_asked(ade20k):
 def test_a_sample_goes_through_the_whole_pipeline(ade20k, steps, told):
     problems = problems_of(seg_config(ade20k, pipeline=[dict(type=name) for name in steps]))
     assert (not problems) if told is None else told in problems['pipeline fails'][0]
+
+
+def test_a_file_that_cannot_be_read_is_told_once(ade20k, monkeypatch):
+    """Though it is the one whose sample goes through the pipeline, which names it as in the tools."""
+    from mmcv.transforms import TRANSFORMS
+
+    from mmlk.engine.loading import LoadImageFromFile
+    monkeypatch.setitem(TRANSFORMS.module_dict, 'LoadImageFromFile', LoadImageFromFile)
+    (ade20k / 'images' / 'training' / 'ADE_train_00000001.jpg').write_bytes(b'')
+    names = ('LoadImageFromFile', 'LoadAnnotations', 'PackSegInputs')
+    assert list(problems_of(seg_config(ade20k, pipeline=[dict(type=name) for name in names]))) == ['unreadable image']
 
 
 def test_a_test_set_without_labels_is_told(ade20k):
@@ -334,6 +357,21 @@ def test_a_dataset_of_another_kind_is_left_alone(tmp_path):
         data_prefix=dict(img='', seg='')))))
     (report,) = audit(cfg)
     assert not report.problems and 'CocoPanopticDataset' in report.unchecked
+
+
+def test_a_dataset_that_is_none_of_mmengines_is_left_alone():
+    from mmengine.registry import DATASETS
+
+    @DATASETS.register_module(force=True)
+    class Numbers(list):
+
+        def __init__(self, pipeline):
+            super().__init__([1, 2])
+            self.pipeline = pipeline
+
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(type='Numbers', pipeline=[dict(type='PackSegInputs')]))))
+    (report,) = audit(cfg)
+    assert not report.problems and 'Numbers' in report.unchecked
 
 
 def test_real_segmentation_data(shared_data):

@@ -191,6 +191,18 @@ def test_a_dataset_that_cannot_be_built_is_one_problem(change, told, written):
     assert re.search(told, str(problem)), problem
 
 
+def test_the_palette_of_a_class_that_stays_is_told(written):
+    from mmseg.datasets import BaseSegDataset
+
+    class Painted(BaseSegDataset):
+        METAINFO = dict(palette=[[0, 0, 0]] * 4)
+
+    cfg = config('ade20k', str(written / 'ade20k'))
+    cfg.train_dataloader.dataset.update(type=Painted, metainfo=dict(classes=('sky', 'road')))
+    (problem,) = missing(cfg, ['train'])
+    assert 'classes has 2 names, but the palette of Painted stays.' in str(problem)
+
+
 def test_a_class_of_another_kind_is_left_to_the_run(written):
     """No BaseDataset, or one that cannot be built without its samples."""
     from mmengine.dataset import BaseDataset

@@ -52,16 +52,27 @@ def detection(root, **loading):
     ([LOAD, RESIZE, PACK], 'evaluate', 'loads no label map, and IoUMetric compares with it'),
     ([LABELS, RESIZE, LOAD, PACK], 'train', 'the image is 32x40 .* label map 20x24 .*LoadImageFromFile and LoadAnnot'),
     ([dict(type='PhotoMetricDistortion'), LOAD, PACK], 'predict',
-     r'^pipeline\.0 \(PhotoMetricDistortion\): .*LoadImageFromFile comes first'),
+     r'^pipeline\.1 \(PhotoMetricDistortion\): .*LoadImageFromFile comes first'),
     ([LOAD, LABELS, PACK, RESIZE], 'train', 'Resize comes after the step that packs'),
     ([LOAD, LABELS], 'train', 'the last step of the pipeline must be PackSegInputs'),
 ])
 def test_segmentation(pipeline, use, told, data):
     (dataset, ) = leaves(build(segmentation(data, pipeline), 'mmseg'))
+    dataset.pipeline.transforms.insert(  # a step that draws from all of them
+        0, lambda results: (random.random(), np.random.rand(), torch.rand(1)) and results)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     why = fault(dataset, use)
     assert (why is None) if told is None else re.search(told, why or ''), why
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_samples_that_the_pipeline_leaves_out(data):
+    """The next one is taken; of a dataset of such alone, nothing is said."""
+    dataset = build(segmentation(data, [LOAD, LABELS, RESIZE, PACK]), 'mmseg')
+    dataset.pipeline.transforms.insert(0, lambda results: results if results['sample_idx'] == 2 else None)
+    assert 'must come after Resize' in fault(dataset, 'evaluate')
+    dataset.pipeline.transforms[0] = lambda results: None
+    assert fault(dataset, 'evaluate') is None
 
 
 def test_a_test_set_without_labels(data):
@@ -103,7 +114,7 @@ def test_test_time_augmentation(data):
     ('test', [LOAD, LABELS, RESIZE, PACK], 'the label map is 20x24')])
 def test_a_run_checks_its_datasets_before_it_begins(split, pipeline, told, data, tmp_path):
     """What it validates on as well; by the hook that the tools put into each run."""
-    from mmlk.engine.cli import build_runner
+    from mmlk.cli.prepare import build_runner
     from mmlk.engine.loading import DataError
     loader = dict(batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False))
     cfg = Config(dict(

@@ -64,13 +64,19 @@ def everywhere(key, value):
     (segmentor, {}), (detector, {}),
     (segmentor, {'model.decode_head.num_classes': 9}),  # wasteful, but it trains
     (segmentor, {'train_dataloader.sampler.type': 'InfiniteSampler'}),  # the loop counts iterations
+    (detector, {'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=2),
+                'train_dataloader.sampler.type': 'InfiniteSampler'}),
     (segmentor, {'train_dataloader.dataset.pipeline.1.reduce_zero_label': True}),
     # one channel for two classes, in both spellings
     (segmentor, {**everywhere('metainfo.classes', ('no', 'yes')), 'model.decode_head.num_classes': 1,
                  'model.auxiliary_head.0': dict(type='FCNHead', num_classes=2, out_channels=1)}),
     (segmentor, {'model.auxiliary_head.0': dict(type='STDCHead', num_classes=2, boundary_threshold=0.1)}),
     (segmentor, {'val_dataloader.dataset.metainfo.classes': ('earth', *CLASSES[1:])}),  # another name for one of them
-    (detector, {'model.roi_head.mask_head': dict(type='FCNMaskHead', class_agnostic=True)}),
+    (detector, {'model.roi_head.mask_head': dict(_delete_=True, type='FCNMaskHead', class_agnostic=True)}),
+    (detector, {'model.teacher': dict(bbox_head=dict(type='FCOSHead', num_classes=80))}),
+    # the heads of a panoptic set learn things alone
+    (detector, {**everywhere('metainfo.classes', CLASSES), **everywhere('metainfo.thing_classes', CLASSES[1:])}),
+    (segmentor, {'val_evaluator.type': 'DepthMetric', 'val_dataloader.dataset.metainfo.classes': CLASSES[1:]}),
     (detector, {**everywhere('return_classes', True), 'model.roi_head.bbox_head.0.num_classes': 256}),
 ])
 def test_settings_that_fit(make, change, data):
@@ -91,6 +97,9 @@ def test_settings_that_fit(make, change, data):
     (segmentor, {'train_dataloader.dataset.pipeline.1.reduce_zero_label': False},
      'train_dataloader.dataset.reduce_zero_label',
      r'pipeline\.1\.reduce_zero_label is False, but that of .*BaseSegDataset, is True'),
+    (segmentor, {'val_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile'), dict(
+        type='TestTimeAug', transforms=[[dict(type='LoadAnnotations', reduce_zero_label=False)]])]},
+     'val_dataloader.dataset.reduce_zero_label', r'pipeline\.1\.transforms\.0\.0\.reduce_zero_label is False'),
     (segmentor, {'val_dataloader.dataset.metainfo.classes': CLASSES[1:]}, 'val_dataloader.dataset.metainfo.classes',
      'train_dataloader.dataset has 6 classes .* but val_dataloader.dataset has 5 .*inherited'),
     (segmentor, {'val_dataloader.dataset.metainfo.classes': CLASSES[::-1]}, 'val_dataloader.dataset.metainfo.classes',
@@ -99,6 +108,8 @@ def test_settings_that_fit(make, change, data):
      r"each letter would be a class; write \('disc', \)"),
     (detector, {'train_dataloader.sampler.type': 'InfiniteSampler'}, 'train_dataloader.sampler',
      r"never ends.*type='DefaultSampler', shuffle=True\), or a loop by iterations"),
+    (detector, {'train_dataloader.batch_sampler': dict(type='InfiniteBatchSampler')}, 'train_dataloader.batch_sampler',
+     'is InfiniteBatchSampler, which never ends'),
     (segmentor, {'train_cfg.type': 'mmengine.EpochBasedTrainLoop', 'train_dataloader.sampler.type': 'InfiniteSampler'},
      'train_dataloader.sampler', 'never ends'),
     (segmentor, {'val_dataloader.sampler.type': 'mmengine.InfiniteSampler'}, 'val_dataloader.sampler',

@@ -261,7 +261,7 @@ def test_refuses_arguments(kwargs, message, tmp_path):
 
 def test_packages_that_lack_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, 'find_spec', lambda name: None if name.startswith('onnx') else name)
-    with pytest.raises(ValueError, match='pip install onnx onnxscript onnxruntime'):
+    with pytest.raises(ValueError, match='pip install onnx onnx_ir onnxscript onnxruntime'):
         export(config(UPERNET), 'none.pth', str(tmp_path / 'model.onnx'), [])
 
 

@@ -8,9 +8,9 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmlk.cli.prepare import one_message, preflight, read_config
 from mmlk.datasets.audit import points_fault
 from mmlk.engine import DynamicSparsityHook
-from mmlk.engine.cli import one_message, preflight, read_config
 from mmlk.engine.hooks import MemoryFormatHook
 from tests.engine.toy import config
 
@@ -103,10 +103,10 @@ def test_classes_and_functions_in_a_config_are_written_as_paths(tmp_path):
 
 @pytest.mark.parametrize('arguments, shown', [([], ''), (['-W', 'default'], 'DeprecationWarning: old')])
 def test_warnings_of_toolboxes_are_not_shown(arguments, shown, repo):
-    code = ('import warnings; from mmlk.engine.cli import _hush; _hush(); import warnings as w; '
+    code = ('import warnings; from mmlk.cli.prepare import _hush; _hush(); import warnings as w; '
             'w.warn("old", DeprecationWarning); w.warn("`x` will be deprecated"); w.warn("old", FutureWarning); '
             'from mmlk.datasets.check import build_dataset; '
-            'build(dict(type="BaseSegDataset", metainfo=dict(classes=("a", ))), "mmseg"); '
+            'build_dataset(dict(type="BaseSegDataset", metainfo=dict(classes=("a", ))), "mmseg"); '
             'warnings.warn("news")')
     done = subprocess.run([sys.executable, *arguments, '-c', code], capture_output=True, text=True, cwd=repo)
     assert done.returncode == 0 and done.stdout == '' and 'UserWarning: news' in done.stderr, done.stderr

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
 from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.engine import BatchSizeHook, CheckpointError, FSDPStrategy
-from mmlk.engine.cli import build_runner
+from mmlk.cli.prepare import build_runner
 from mmlk.engine.distributed import CPUDistributedDataParallel, CPUSyncBatchNorm, first_node, read_slurm, use_gloo
 from mmlk.registry import MODELS
 from mmlk.weights import WeightsError

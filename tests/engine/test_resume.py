@@ -22,7 +22,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import METRICS
 from torch import nn
 
-from mmlk.engine import CheckpointError, CheckpointHook, ResumableRunner, checkpoints, cli
+from mmlk.cli import prepare
+from mmlk.engine import CheckpointError, CheckpointHook, ResumableRunner, checkpoints
 from mmlk.engine.distributed import use_gloo
 from mmlk.engine.resuming import find_resumable
 from mmlk.reparam import merge
@@ -244,8 +245,8 @@ def refusal(cfg, capsys):
     before = files()
     cfg.resume = True
     with pytest.raises(SystemExit) as ended:
-        with cli.one_message():
-            cli.build_runner(cfg).train()
+        with prepare.one_message():
+            prepare.build_runner(cfg).train()
     assert ended.value.code == 2 and files() == before
     error = capsys.readouterr().err
     assert 'Traceback' not in error and error.count('error: ') == 1
@@ -405,8 +406,8 @@ def test_training_starts_from_load_from_whole_or_not_at_all(tmp_path, capsys):
         cfg = config(tmp_path / 'work', load_from=str(tmp_path / f'{name}.pth'))
         cfg.train_dataloader.dataset.type = 'NoSuchData'
         with pytest.raises(SystemExit):
-            with cli.one_message():
-                cli.build_runner(cfg).train()
+            with prepare.one_message():
+                prepare.build_runner(cfg).train()
         return capsys.readouterr().err
 
     state = fill(ToyModel(), seed=3).state_dict()
@@ -492,7 +493,7 @@ def go_on(cfg):
     """As the tools do."""
     cfg.resume = True
     checkpoints.guard()
-    cli.build_runner(cfg).train()
+    prepare.build_runner(cfg).train()
 
 
 def files(folder):

@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 from mmseg.models.losses.utils import get_class_weight
 
 from mmlk.engine import checkpoints, config, handlers
-from mmlk.engine.cli import preflight, read_config
+from mmlk.cli.prepare import preflight, read_config
 from mmlk.engine.loading import DataError
 from mmlk.weights import WeightsError
 from tests.conftest import REPO

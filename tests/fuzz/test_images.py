@@ -105,6 +105,8 @@ def test_no_part_of_a_picture_passes_for_all(tmp_path, monkeypatch, kind, place,
     path.write_bytes(content[:int(place * len(content))])
     with pytest.raises(DataError, match='x.jpg is truncated or damaged'):
         load(path)
+    found, _, _ = _check_sample(dict(img_path=str(path)), Loaders.of({}, None), {}, np.arange(256), 255)
+    assert [kind for kind, _ in found] == ['unreadable image']
 
 
 def test_numbers_of_32_bits_are_no_picture(tmp_path):

@@ -1,5 +1,4 @@
 """The check that runs on a GPU, tried on the CPU where no OpenMMLab package can be imported."""
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from mmlk.ops.backends import triton as triton_backend
+from mmlk.studies import gpu_check
 from tests.utils import fill, image
 
 BLOCK = '''
@@ -49,11 +49,10 @@ def test_every_part_runs_without_openmmlab(repo, tmp_path):
 
 def test_a_failure_is_told(repo, tmp_path):
     """A tolerance that nothing can meet."""
-    code = ("import sys; sys.path.insert(0, '.'); sys.argv = ['gpu_check.py', *sys.argv[1:]];"
-            'import tools.gpu_check as check; check.TOLERANCE = dict.fromkeys(check.TOLERANCE, 0.);'
-            'sys.exit(check.main())')
-    done = subprocess.run([sys.executable, '-c', code, '--device', 'cpu', '--quick', '--parts', 'precision', '--out',
-                           tmp_path], cwd=repo, capture_output=True, text=True)
+    code = ('from mmlk.cli import main; from mmlk.studies import gpu_check as check;'
+            'check.TOLERANCE = dict.fromkeys(check.TOLERANCE, 0.); main()')
+    options = ['--device', 'cpu', '--quick', '--parts', 'precision', '--out', tmp_path]
+    done = subprocess.run([sys.executable, '-c', code, 'gpu-check', *options], cwd=repo, capture_output=True, text=True)
     assert done.returncode == 1
     failures = json.loads((tmp_path / 'check.json').read_text())['failures']
     assert failures and all(failure.startswith('precision of ') for failure in failures)
@@ -66,15 +65,12 @@ def test_time_that_is_over_leaves_what_was_found(repo, tmp_path):
 
 
 @pytest.mark.parametrize('merged', [False, True])
-def test_its_network_is_the_backbone(repo, merged):
+def test_its_network_is_the_backbone(merged):
     pytest.importorskip('mmengine')
     from mmlk.backbones import RepLKNet
-    spec = importlib.util.spec_from_file_location('gpu_check', repo / 'tools/gpu_check.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     arch = dict(large_kernel_sizes=(9, 9, 7, 7), layers=(1, 1, 2, 1), channels=(8, 16, 32, 64), small_kernel=5)
     backbone = fill(RepLKNet(arch, merged=merged)).eval()
-    ours = module.RepLKNet(arch['large_kernel_sizes'], arch['layers'], 8, merged).eval()
+    ours = gpu_check.RepLKNet(arch['large_kernel_sizes'], arch['layers'], 8, merged).eval()
     ours.load_state_dict(backbone.state_dict())
     with torch.no_grad():
         for one, other in zip(ours(image(1, 3, 64, 64)), backbone(image(1, 3, 64, 64))):

@@ -219,6 +219,31 @@ def test_tensors_of_another_device_than_the_current_one():
     assert relative_error(out, depthwise_conv2d_reference(*leaves)) < TOLERANCES['float16']
 
 
+@needs_triton
+@pytest.mark.parametrize('dtype', ['float16', 'float32'])
+def test_channels_last_maps_go_through_one_kernel_each_way(dtype, monkeypatch):
+    """The launches of a training step, caught before they need a GPU."""
+    from mmlk.ops.backends import triton_kernels
+    launched = []
+
+    class Caught:
+
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: launched.append(self.name)
+
+    for name in ('correlate', 'weigh', 'weigh_halves', 'relay'):
+        monkeypatch.setattr(triton_kernels, name, Caught(name))
+    x, weight = (t.detach() for t in tensors((2, 8, 24, 24, 9, 9), getattr(torch, dtype))[:2])
+    backend, x, kept = Triton(), lay(x, 'channels_last'), []
+    backend.forward(x, weight, None, Problem.of(x, weight), kept)
+    assert launched == ['relay', 'correlate', 'relay']
+    backend.gradients(x, x, weight, Problem.of(x, weight), kept)
+    assert launched[3:] == ['relay', 'correlate', 'relay', 'weigh_halves' if dtype == 'float16' else 'weigh']
+
+
 class TestConfigurations:
     """Which configuration is launched, with figures instead of a clock."""
 

@@ -1,8 +1,6 @@
 """Comparisons: statistics against numpy, what is done is kept, and every number says where it comes from."""
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from PIL import Image
 
 from mmlk.analysis import zoo
 from mmlk.analysis.panels import PredictedScene, side_by_side
+from mmlk.cli import main
 from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.studies import compare
 from mmlk.studies.report import Cell, Column, References, StudyReport, StudyRow, cited, escape, plot_study
@@ -407,25 +406,16 @@ def test_models_are_drawn_side_by_side_on_the_same_scenes():
 # The tool
 
 
-def tool():
-    spec = importlib.util.spec_from_file_location('compare_tool', ROOT / 'tools' / 'compare.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def refuse(monkeypatch, capsys, tmp_path):
     """The message with which the tool ends; it must end before anything is trained or measured."""
     def run(*arguments):
-        module = tool()
-        for name in ('measure_latency', 'measure_erf'):
-            monkeypatch.setattr(module.compare, name, lambda *_, **__: pytest.fail('long work'))
-        monkeypatch.setattr(module.compare.Run, 'carry_out', lambda *_: pytest.fail('long work'))
+        for name in ('compare_latency', 'measure_model_erf'):
+            monkeypatch.setattr(compare, name, lambda *_, **__: pytest.fail('long work'))
+        monkeypatch.setattr(compare.Run, 'carry_out', lambda *_: pytest.fail('long work'))
         monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, 'argv', ['compare.py', *map(str, arguments), '--out', str(tmp_path / 'out')])
         with pytest.raises(SystemExit) as ended:
-            module.main()
+            main(['compare', *map(str, arguments), '--out', str(tmp_path / 'out')])
         assert ended.value.code == 2
         message = capsys.readouterr().err
         assert 'Traceback' not in message
@@ -483,11 +473,10 @@ def test_from_configs_to_a_report_and_again(data, tmp_path, monkeypatch, capsys)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     command = [SMALL, OTHER, '--data-root', data, '--budget', 2, '--turns', 1, '--erf-size', 64, '--erf-num', 1,
                '--num', 2, '--out', tmp_path / 'out']
-    monkeypatch.setattr(sys, 'argv', ['tools/compare.py', *map(str, command)])
-    tool().main()
+    main(['compare', *map(str, command)])
     assert 'trained in' in capsys.readouterr().out
     monkeypatch.setattr(compare.Run, '_run', lambda *_: pytest.fail('nothing was left to do'))
-    tool().main()
+    main(['compare', *map(str, command)])
     assert '2 of 2 runs are finished already' in capsys.readouterr().out
     out = tmp_path / 'out'
     content = json.loads((out / 'report.json').read_text())

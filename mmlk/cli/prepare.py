@@ -1,4 +1,4 @@
-"""What the command-line tools share: common options, reading a config, and checks before any long work."""
+"""What the commands share: reading a config and a checkpoint, checks before any long work, and the runner."""
 import argparse
 import json
 import logging
@@ -8,15 +8,15 @@ import sys
 import traceback
 import warnings
 from contextlib import contextmanager
-from typing import Iterator, NoReturn, Optional, Sequence
+from typing import Iterator, Optional, Sequence
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from mmlk._text import printable
 from mmlk._types import is_a
+from mmlk.cli.options import fail
 from mmlk.engine import checkpoints, config, handlers, loading
 from mmlk.engine.distributed import read_slurm, use_gloo
-
 
 # Of annotations: pickles, and YAML with mmengine's loader, are programs.
 _PROGRAMS = ('.pickle', '.pkl', '.yaml', '.yml')
@@ -25,12 +25,6 @@ _PROGRAMS = ('.pickle', '.pkl', '.yaml', '.yml')
 def is_config(text: str) -> bool:
     """Whether an argument is meant as a config file, be it one of a format that is refused."""
     return text.lower().endswith(('.py', *config.DATA_FORMATS))
-
-
-def fail(message: str) -> NoReturn:
-    """End the program with one message on stderr and exit code 2."""
-    print(printable(f'error: {message}'), file=sys.stderr)
-    raise SystemExit(2)
 
 
 class PrintableRecord(logging.LogRecord):
@@ -43,21 +37,6 @@ class PrintableRecord(logging.LogRecord):
 def guard_logs() -> None:
     """Let every log of this process be printable: mmengine's quote names of weights and of files."""
     logging.setLogRecordFactory(PrintableRecord)
-
-
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-options``, as in the stock tools."""
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings of the config, e.g. train_dataloader.batch_size=4')
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that ``tools/train.py`` and ``tools/test.py`` share with the stock ones."""
-    parser.add_argument('--work-dir', help='where logs and checkpoints go; work_dirs/<config name> by default')
-    add_config_options(parser)
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def read_config(path: str, cfg_options: Optional[dict] = None) -> Config:
@@ -85,7 +64,8 @@ def read_config(path: str, cfg_options: Optional[dict] = None) -> Config:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """The config of a tool with :func:`add_common_arguments`: overrides, launcher and work dir set."""
+    """The config of a command that has :func:`mmlk.cli.options.add_common_arguments`, with overrides, launcher and work
+    dir set."""
     if 'LOCAL_RANK' not in os.environ:
         os.environ['LOCAL_RANK'] = str(args.local_rank)
     cfg = read_config(args.config, args.cfg_options)
@@ -125,9 +105,9 @@ def build_runner(cfg: Config):
 
     Ends the program with one message where mmlk or a registry refuses what the config says.
     """
-    import mmlk
     from mmengine import registry
 
+    import mmlk
     from mmlk.engine import ResumableRunner
     from mmlk.engine.resuming import safe_hook
     scope, checks = cfg.get('default_scope'), ['CheckSamplesHook', *([] if is_detection(cfg) else ['CheckLabelsHook'])]

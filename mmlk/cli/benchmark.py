@@ -1,0 +1,201 @@
+"""Latency, throughput and peak memory of models, interleaved in one run; inference and a training step.
+
+    mmlk benchmark configs/upernet_replknet31b_ade20k.py configs/upernet_swin-b_ade20k.py timm:convnext_base
+    mmlk benchmark CONFIG... --part model --shape 1280x800 --variants fp32 merged merged+amp --device cuda
+
+A source is a config or timm:NAME. Prints a table, and writes benchmark.json with every figure and benchmark.png: bars
+of time, and accuracy against latency for configs whose result the model zoo knows.
+"""
+import argparse
+import json
+import os.path as osp
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, List, Mapping, Sequence, Tuple
+
+from mmlk.cli.options import add_config_options, add_device, check_minimum, choose_device, conventions, fail
+
+if TYPE_CHECKING:
+    import torch
+    from rich.table import Table
+
+    from mmlk.analysis.latency import KnownResult, LatencyNetwork, LatencyRow, Variant
+
+TIMM = 'timm:'
+PARTS, MODES = ('backbone', 'model'), ('inference', 'training')  # of mmlk.analysis.latency, which imports PyTorch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = conventions('mmlk.analysis.latency')
+    parser.add_argument('sources', nargs='+', metavar='CONFIG', help='config of a segmentor or detector, or timm:NAME')
+    parser.add_argument('--part', choices=PARTS, default='backbone', help='what is measured (%(default)s)')
+    parser.add_argument('--shape', default='512x512', metavar='WIDTHxHEIGHT', help='of the image (%(default)s)')
+    parser.add_argument('--batch', type=int, default=1, help='images of a call (%(default)s)')
+    parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES, help='(default: both)')
+    parser.add_argument('--variants', nargs='+', default=['fp32', 'merged'], metavar='VARIANT',
+                        help='fp32, merged, amp, compiled, or some joined by +, as merged+amp (default: fp32 merged). '
+                        'Training knows no merged form')
+    parser.add_argument('--turns', type=int, default=10, help='how often each is timed (%(default)s)')
+    parser.add_argument('--warmup', type=int, default=4, help='calls before that, untimed (%(default)s)')
+    add_device(parser)
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'), metavar='DIR',
+                        help='folder of the results (%(default)s)')
+    add_config_options(parser)
+
+
+def find_device(name: str) -> 'torch.device':
+    """The device; ends the program with one message if this machine does not have it."""
+    import torch
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    gpus = torch.cuda.device_count()
+    if device is None or device.type not in ('cpu', 'cuda') or device.type == 'cuda' and (device.index or 0) >= gpus:
+        fail(f'--device {name}: there is no such device here; cpu runs always, and torch finds {gpus} GPUs')
+    return device
+
+
+def find_networks(args: argparse.Namespace, size: Tuple[int, int]) -> List['LatencyNetwork']:
+    """The networks to measure; ends the program with one message about the first that cannot be measured."""
+    from mmlk.analysis import latency
+    from mmlk.cli.prepare import read_config
+    networks = []
+    for source in args.sources:
+        try:
+            if not source.startswith(TIMM):
+                name = osp.splitext(osp.basename(source))[0]
+                networks.append(latency.latency_from_config(read_config(source, args.cfg_options), name, args.part))
+            elif args.part == 'backbone':
+                networks.append(latency.latency_from_timm(source[len(TIMM):], size))
+            else:
+                raise ValueError('--part model is of segmentors and detectors; a timm model is a backbone')
+        except ValueError as error:
+            fail(f'{source}: {error}')
+    names = [network.name for network in networks]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        fail(f"two sources have the same name: {', '.join(sorted(twice))}")
+    return networks
+
+
+def build(networks: Sequence['LatencyNetwork'], sources: Sequence[str],
+          device: 'torch.device') -> List['torch.nn.Module']:
+    """A module for each network, on the device; ends the program with one message about the first that fails."""
+    import torch
+    modules = []
+    for network, source in zip(networks, sources):
+        torch.manual_seed(0)
+        try:
+            modules.append(network.build().to(device))
+        except Exception as error:  # a foreign model's own
+            fail(f'{source}: the model cannot be built: {type(error).__name__}: {error}')
+    return modules
+
+
+def measure(networks: Sequence['LatencyNetwork'], modules: Sequence['torch.nn.Module'], args: argparse.Namespace,
+            variants: Sequence['Variant'], size: Tuple[int, int], device: 'torch.device') -> List['LatencyRow']:
+    """The rows of all modes. The progress bar is drawn between calls, never during one."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from mmlk.analysis import latency
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn('{task.description}')
+    rows = []
+    with Progress(*columns, auto_refresh=False, transient=True, disable=not sys.stdout.isatty()) as progress:
+        for mode in MODES:
+            if mode not in args.modes:
+                continue
+            task = progress.add_task(mode, total=None)
+
+            def tick(text, total):
+                progress.update(task, advance=1, total=total, description=text)
+                progress.refresh()
+
+            rows += latency.measure_latency(networks, modules, variants, mode, size, args.batch, device, args.turns,
+                                            args.warmup, tick)
+            progress.remove_task(task)
+    return rows
+
+
+def table(rows: Sequence['LatencyRow'], mode: str) -> 'Table':
+    """A rich table of the rows of one mode."""
+    from rich import box
+    from rich.table import Table
+    drawn = Table(title=mode, title_justify='left', box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn.add_column('network (variant)', overflow='fold', min_width=16)
+    for name in ('median\nms', 'middle half\nms', 'images\n/ s', 'peak\nMiB', 'times\nfirst'):
+        drawn.add_column(name, justify='right', no_wrap=True)
+    rows = [row for row in rows if row.mode == mode]
+    first = next((row for row in rows if not row.failed), None)
+    for row in rows:
+        if row.failed:
+            drawn.add_row(row.label, 'failed')
+            continue
+        low, high = (seconds * 1e3 for seconds in row.quartiles)
+        memory = '' if row.memory is None else f'{row.memory / 2**20:.0f}'
+        drawn.add_row(row.label, f'{row.median * 1e3:.1f}', f'{low:.1f} to {high:.1f}', f'{row.throughput:.2f}',
+                      memory, f'{row.relative_to(first):.2f}')
+    return drawn
+
+
+def save(rows: Sequence['LatencyRow'], results: Mapping[str, 'KnownResult'], args: argparse.Namespace,
+         size: Tuple[int, int], device: 'torch.device', title: str) -> None:
+    """Write benchmark.json and benchmark.png."""
+    import torch
+
+    from mmlk.analysis import latency
+    from mmlk.ops.benchmark import describe
+    report = dict(
+        machine=describe(device), device=str(device), part=args.part, shape=dict(width=size[1], height=size[0]),
+        batch=args.batch, turns=args.turns, warmup=args.warmup, weights='random',
+        measured=conventions(latency.__name__),
+        rows=[dict(row.to_dict(), result=results[row.name]._asdict() if row.name in results else None)
+              for row in rows])
+    if device.type == 'cuda':
+        report['cuda'] = dict(cudnn_benchmark=torch.backends.cudnn.benchmark,
+                              tf32_convolutions=torch.backends.cudnn.allow_tf32,
+                              tf32_products=torch.backends.cuda.matmul.allow_tf32)
+    (args.out / 'benchmark.json').write_text(json.dumps(report, indent=1) + '\n')
+    latency.plot_latency(rows, results, title).savefig(args.out / 'benchmark.png', dpi=110)
+
+
+def run(args: argparse.Namespace) -> None:
+    check_minimum(args, batch=1, turns=1, warmup=0)
+    import torch
+    from rich.console import Console
+
+    import mmlk
+    from mmlk.analysis import latency
+    from mmlk.analysis.complexity import parse_size
+    from mmlk.analysis.latency import Variant
+    from mmlk.ops.benchmark import describe
+    try:
+        size = parse_size(args.shape)
+        variants = list(dict.fromkeys(Variant.parse(text) for text in args.variants))
+    except ValueError as error:
+        fail(str(error))
+    device = find_device(choose_device(args.device))
+    networks = find_networks(args, size)
+    root = Path(mmlk.__file__).parent / '.mim'
+    results = {network.name: latency.known_result(network.name, root) for network in networks}
+    results = {name: result for name, result in results.items() if result}
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.backends.cudnn.benchmark = True  # every call has the same shape
+    modules = build(networks, args.sources, device)
+    rows = measure(networks, modules, args, variants, size, device)
+    if all(row.failed for row in rows):
+        fail('nothing could be measured: ' + '; '.join(f'{row.label}: {row.failed}' for row in rows))
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    title = (f'{args.part}, {args.batch} x {size[1]}x{size[0]} (width x height), random weights, '
+             f'{args.turns} turns\n{describe(device)}')
+    console.print(title)
+    for mode in dict.fromkeys(row.mode for row in rows):
+        console.print(table(rows, mode))
+    for row in rows:
+        if row.failed:
+            console.print(f'{row.label}, {row.mode}: {row.failed}')
+    recompute = dict.fromkeys(row.name for row in rows if row.recomputes)
+    if recompute:
+        console.print(f"Recompute activations in training, as configured (with_cp): {', '.join(recompute)}.")
+    save(rows, results, args, size, device, title)
+    console.print(f"Every figure: {args.out / 'benchmark.json'}; the picture: {args.out / 'benchmark.png'}")

@@ -1,0 +1,109 @@
+"""Pretrained and trained weights: what there is, get it, look into a file.
+
+    mmlk weights list [WORD ...]
+    mmlk weights fetch replknet-31b_in1k
+    mmlk weights inspect FILE
+"""
+import argparse
+import reprlib
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
+
+from mmlk._text import one_line
+
+if TYPE_CHECKING:
+    from mmlk.weights.catalog import Triple
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest='command', required=True)
+    listed = commands.add_parser('list', help='the catalogue')
+    listed.add_argument('words', metavar='WORD', nargs='*', help='only names and families with all of these')
+    fetch = commands.add_parser('fetch', help='download, or find in the cache, and print the path')
+    fetch.add_argument('source', metavar='NAME', help='a name of the catalogue, or a URL')
+    look = commands.add_parser('inspect', help='what a file holds; runs nothing in it')
+    look.add_argument('source', metavar='FILE', help='a path, a name of the catalogue, or a URL')
+
+
+def _pixels(triple: 'Triple') -> str:
+    return '/'.join(f'{value:g}' for value in dict.fromkeys(triple))
+
+
+def show_catalog(words: Sequence[str]) -> None:
+    """Print the entries of the catalogue by family: those whose name or whose family's name has every word in it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmlk.weights.catalog import FAMILIES
+    from mmlk.weights.fetch import cache_dir, cache_path
+    # a pipe or a file has no width of its own to keep to
+    console = Console(width=None if sys.stdout.isatty() else 260)
+    for family, entries in FAMILIES.items():
+        shown = [entry for entry in entries
+                 if all(word.lower() in f'{family} {entry.name}'.lower() for word in words)]
+        if not shown:
+            continue
+        table = Table(box=None, title=f'\n{family}', title_justify='left', title_style='bold')
+        table.add_column('name', no_wrap=True)
+        for title in ('arch', 'holds', 'pretraining', 'size', 'mean', 'std', 'licence', 'sha256', 'here', 'note'):
+            table.add_column(title)
+        for entry in shown:
+            table.add_row(entry.name, entry.arch, entry.holds, entry.pretraining, entry.image_size,
+                          _pixels(entry.mean), _pixels(entry.std), entry.licence, entry.sha256 or 'not known',
+                          'yes' if cache_path(entry).exists() else '', entry.note)
+        console.print(table)
+    print(f'\nFiles are kept in {cache_dir()}; MMLK_HOME sets another place. URLs and sources: configs/metafiles')
+
+
+def _brief(value: Any) -> str:
+    """At most a line of any value; lists of lists may stand in a file for more than any memory holds."""
+    from mmlk.weights.read import StandIn
+    if isinstance(value, StandIn):
+        value = value.state
+    if isinstance(value, Mapping):
+        known = [f'{k}={v}' for k, v in value.items() if isinstance(k, str) and len(k) < 40 and
+                 (isinstance(v, (int, float, bool)) or (isinstance(v, str) and len(v) < 40))]
+        return f'{len(value)} entries: {", ".join(known[:8])}'.rstrip(': ')
+    return reprlib.repr(value)
+
+
+def inspect(source: str) -> None:
+    """Print what a file of weights holds. Nothing in the file is run."""
+    from mmlk.weights.fetch import find
+    from mmlk.weights.identify import identify
+    from mmlk.weights.layouts import find_tensors, fit
+    from mmlk.weights.read import read_weights
+    path = find(source)
+    payload = read_weights(path)
+    layout = find_tensors(payload, path)
+    tensors = layout.tensors
+    names = list(tensors)
+    kinds = Counter(str(value.dtype).replace('torch.', '') for value in tensors.values())
+    buffers = ('running_mean', 'running_var', 'num_batches_tracked')
+    parameters = sum(value.numel() for name, value in tensors.items() if not name.endswith(buffers))
+    native = fit(layout)
+    lines = [f'{path}: {path.stat().st_size:,} bytes',
+             f'format      {native.format}',
+             f'looks like  {identify(native.tensors) or "no family known here"}',
+             f'tensors     {len(tensors)} ({", ".join(f"{count} {kind}" for kind, count in kinds.items())})',
+             f'parameters  {parameters:,}, running statistics not counted',
+             f'first keys  {", ".join(names[:3])}',
+             f'last keys   {", ".join(names[-3:])}',
+             *(f'{key:<11} {_brief(payload[key])}' for key in payload
+               if key in ('meta', 'args', 'epoch', 'iter', 'config', 'cfg'))]
+    print('\n'.join(map(one_line, lines)))
+
+
+def run(args: argparse.Namespace) -> None:
+    from mmlk.weights import WeightsError
+    from mmlk.weights.fetch import find
+    try:
+        if args.command == 'list':
+            show_catalog(args.words)
+        elif args.command == 'fetch':
+            print(find(args.source))
+        else:
+            inspect(args.source)
+    except WeightsError as error:
+        sys.exit(str(error))
