@@ -9,7 +9,23 @@ REPO = Path(__file__).resolve().parent.parent
 # Which tests have which marker: files below tests/, or one test of a file. `slow` stands at the tests themselves.
 MARKERS = {
     'fast': [
-        'ops/test_strides.py', 'ops/test_global_filter.py', 'reparam/test_repvgg_block.py', 'reparam/test_stripes.py',
+        'test_checkpoints.py', 'test_project.py', 'test_require.py', 'test_security.py',
+        'analysis/test_classifiers.py',
+        'backbones/test_pelk.py', 'backbones/test_repvgg.py',
+        'datasets/test_layouts.py', 'datasets/test_scenes.py',
+        'deploy/test_export.py::test_default_size', 'deploy/test_export.py::test_packages_that_lack_are_named',
+        'deploy/test_export.py::test_pooling_as_products_equals_torchs',
+        'deploy/test_export.py::test_refuses_arguments',
+        'deploy/test_export.py::test_transforms_as_products_equal_torchs',
+        'deploy/test_export.py::test_weights_that_do_not_fill_the_model_are_refused',
+        'engine/test_hooks.py', 'engine/test_layer_decay.py',
+        'ops/test_global_filter.py', 'ops/test_private.py', 'ops/test_strides.py',
+        'reparam/test_dilated.py', 'reparam/test_folding.py', 'reparam/test_repvgg_block.py', 'reparam/test_stripes.py',
+        'studies/test_compare.py::test_a_budget_keeps_the_shape_of_the_schedule',
+        'studies/test_compare.py::test_entries_are_whole',
+        'studies/test_compare.py::test_latex_is_escaped_and_its_rows_have_as_many_cells',
+        'studies/test_compare.py::test_schedulers_in_every_form_are_cut',
+        'weights/test_catalog.py', 'weights/test_read.py',
     ],
     'config': ['test_accuracy.py', 'test_configs.py', 'test_zoo.py', 'fuzz/test_configs.py'],
     'distributed': [
@@ -66,6 +82,8 @@ def pytest_collection_modifyitems(items):
         if (REPO / 'tests') in item.path.parents:
             file = item.path.relative_to(REPO / 'tests').as_posix()
             for marker, names in MARKERS.items():
+                if marker == 'fast' and item.get_closest_marker('slow'):
+                    continue
                 if file in names or f'{file}::{getattr(item, "originalname", item.name)}' in names:
                     item.add_marker(marker)
     items.sort(key=lambda item: item.path.name != 'test_accuracy.py')

@@ -13,7 +13,7 @@ import importlib.metadata, sys
 version = importlib.metadata.version
 importlib.metadata.version = lambda name: '0.10.7' if name == 'mmengine' else version(name)
 '''
-NAMES = "{pair[1] for pair in torch.serialization.get_safe_globals() if isinstance(pair, tuple)}"
+NAMES = '{pair[1] for pair in torch.serialization.get_safe_globals() if isinstance(pair, tuple)}'
 
 
 @pytest.mark.skipif(_checkpoints._release('torch') < (2, 6), reason='torch < 2.6 lists no pairs')

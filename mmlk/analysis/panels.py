@@ -3,7 +3,7 @@ import colorsys
 import os.path as osp
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def panels(scenes: Sequence[PredictedScene], classes: Sequence[str], palette: Op
     return side_by_side({'prediction': scenes}, classes, palette)
 
 
-def side_by_side(predictions: Dict[str, Sequence[PredictedScene]], classes: Sequence[str],
+def side_by_side(predictions: Mapping[str, Sequence[PredictedScene]], classes: Sequence[str],
                  palette: Optional[Palette] = None) -> 'Figure':
     """As :func:`panels`, with a column for each of several models.
 

@@ -30,12 +30,7 @@ def packs_saved_tensors() -> bool:
     """
     top = _private(torch._C._autograd, '_top_saved_tensors_default_hooks',
                    'spectra of a training are computed again in the backward pass')
-    if top is None:
-        return True
-    try:
-        return top(False) is not None
-    except TypeError:  # PyTorch 2.4: it has no argument
-        return top() is not None
+    return top is None or top(False) is not None
 
 
 def transforms_active() -> bool:

@@ -158,11 +158,6 @@ def download(url: str, target: Path, sha256: str = '') -> Path:
     return target
 
 
-def _log(message: str) -> None:
-    from mmengine.logging import print_log  # imports torch
-    print_log(message, logger='current')
-
-
 def _stamp(part: Path) -> Path:
     """The file that holds the server's validator of the version that ``part`` is a part of."""
     return Path(f'{part}.version')

@@ -95,16 +95,6 @@ def test_with_every_name_there_is_no_warning():
         assert_right()
 
 
-def test_the_hooks_of_an_older_version_take_no_argument(monkeypatch):
-    """As in PyTorch 2.4."""
-    own = torch._C._autograd._top_saved_tensors_default_hooks
-    monkeypatch.setattr(torch._C._autograd, '_top_saved_tensors_default_hooks',
-                        lambda: own(False) if own.__doc__ else own())
-    assert not _private.packs_saved_tensors()
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
-        assert _private.packs_saved_tensors()
-
-
 def test_questions_are_answered():
     assert not _private.packs_saved_tensors() and not _private.transforms_active() and not _private.modes_active()
     with TorchDispatchMode():
