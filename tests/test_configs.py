@@ -70,8 +70,8 @@ NOT_STATED = {
     'cascade_mask_rcnn_slak-t-120ep_coco': (16, 12), 'ssd_parcnet-s_coco': (128, 200),
     'deeplabv3_parcnet-s_voc': (32, 16500),
 }
-# Rate and `num_layers` of the decay by stage or layer. The official rule knows ConvNeXt's names alone: it changes nothing
-# of a ResNet or MobileNetV2, for which the official runs name it too.
+# Rate and `num_layers` of the decay by stage or layer. The official rule knows ConvNeXt's names alone: it changes
+# nothing of a ResNet or MobileNetV2, for which the official runs name it too.
 LAYER_DECAY = {name: (facts['rates'].get('stages') or facts['rates']['layers'], facts['rates']['num_layers'])
                for name, facts in FACTS.items() if 'rates' in facts and not re.search('mobilenetv2|resnet50', name)}
 LAYER_DECAY.update((name, LAYER_DECAY[source]) for name, source in INFERRED.items() if source in LAYER_DECAY)

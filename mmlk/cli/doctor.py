@@ -77,9 +77,9 @@ def pinned(distribution: str) -> str:
 
 
 def check_python(facts: Facts) -> Iterator[Problem]:
-    if release(facts['python']) < (3, 9):
+    if release(facts['python']) < (3, 10):
         yield Problem('problem',
-                      f'Python {facts["python"]} is too old: mmlk needs 3.9, the pinned packages 3.11',
+                      f'Python {facts["python"]} is too old: mmlk needs 3.10, the pinned packages 3.11',
                       f'PYTHON=python3.11 {INSTALL}')
 
 
