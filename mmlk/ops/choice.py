@@ -25,22 +25,26 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set, Tupl
 import torch
 from torch import Tensor
 
-from .backends import TABLE, Backend, Problem, remembered
+from .backends import TABLE, Backend, ConvProblem, remembered
 from .backends.base import compute_dtype
 
 _logger = logging.getLogger(__name__)
 
-_MEETINGS, _AGAIN = 3, 8  # of a weight with a problem before it is measured, and how many times as many before the next
-_OTHERS = 256  # calls by other weights after which the one that is counted is taken to be gone
-_WORTH = 4  # estimates up to this many times the least are measured
-_TURNS, _SPELL = (4, 20), 0.05  # that backends are timed for, least and most, and seconds for those past the least
-_FREE, _SHARE = 60, 0.01  # seconds of a run in which anything may be measured, and the share of the run after them
-_PAUSE = 10  # seconds between two calls that count as part of a run, at most
+_FIRST_MEASUREMENT = 3  # a problem is measured at this call of the operator with the same weight
+_REPEAT_FACTOR = 8  # it is measured again at 8, 64, ... times that number of calls
+_MAX_OTHER_CALLS = 256  # after this many calls with other weights, the counted weight is assumed to be gone
+_MAX_COST_RATIO = 4  # backends whose estimate is at most this many times the minimum are measured
+_MIN_ROUNDS = 4  # minimum number of rounds of a measurement, each of which times every backend once
+_MAX_ROUNDS = 20  # maximum number of rounds
+_TIMING_SECONDS = 0.05  # after the minimum number of rounds, timing stops once the fastest backend has run for this long
+_UNLIMITED_SECONDS = 60  # at the start of a run, measuring takes as long as it needs for this many seconds
+_MEASURING_SHARE = 0.01  # after that, the maximum share of the run that is spent on measuring
+_MAX_PAUSE = 10  # seconds between two calls; of a longer pause only this many count as part of the run
+_MAX_PROBLEMS = 4096  # the least recently used problems beyond this number are removed
 
-_ENTRIES = 4096  # problems; those that were not met for the longest go
-
-# Of a backend's first result, ratio of norms: it tells wrong from right, not how well float32 was multiplied.
-_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+# Maximum relative error (ratio of norms) of a backend in its first check. It is loose because it must detect wrong
+# results, not rounding: float32 may be multiplied as tf32.
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 _now = time.perf_counter
 _native = TABLE[0]
@@ -54,11 +58,11 @@ class _Step:
     def __init__(self, pairs: List[Tuple[float, Backend]]):
         self.pairs = pairs  # estimated
         self.weight: Optional[int] = None  # whose meetings are counted
-        self.meetings, self.others, self.due = 0, 0, _MEETINGS
+        self.meetings, self.others, self.due = 0, 0, _FIRST_MEASUREMENT
         self.seconds: Optional[Dict[Backend, float]] = None  # measured
 
     def meet(self, weight: Optional[int]) -> None:
-        if weight == self.weight or self.others >= _OTHERS or not self.meetings:
+        if weight == self.weight or self.others >= _MAX_OTHER_CALLS or not self.meetings:
             self.weight, self.others = weight, 0
             self.meetings += 1
         else:
@@ -70,41 +74,42 @@ class _State:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.problems: 'OrderedDict[Tuple[Problem, int], Dict[str, _Step]]' = OrderedDict()
+        self.problems: 'OrderedDict[Tuple[ConvProblem, int], Dict[str, _Step]]' = OrderedDict()
         self.failed: Dict[Tuple[str, torch.device], int] = {}  # with maps of so many elements or more
         self.trusted: Set[Tuple[str, torch.device, torch.dtype, bool]] = set()
         self.racing = False
         self.run = self.spent = 0.0  # seconds of the run, and those of races after its first minute
         self.last: Optional[float] = None
 
-    def step(self, name: str, problem: Problem) -> _Step:
+    def step(self, name: str, problem: ConvProblem) -> _Step:
         key = problem, torch.get_num_threads()
         steps = self.problems.setdefault(key, {})
         self.problems.move_to_end(key)
-        while len(self.problems) > _ENTRIES:
+        while len(self.problems) > _MAX_PROBLEMS:
             self.problems.popitem(last=False)
         if name not in steps:
             steps[name] = _Step(candidates(name, problem))
         return steps[name]
 
     def may_measure(self) -> bool:
-        return not self.racing and (self.run < _FREE or self.spent <= _SHARE * (self.run - _FREE))
+        return not self.racing and (self.run < _UNLIMITED_SECONDS
+                                    or self.spent <= _MEASURING_SHARE * (self.run - _UNLIMITED_SECONDS))
 
     def tick(self) -> None:
         now = _now()
         if self.last is not None:
-            self.run += min(now - self.last, _PAUSE)
+            self.run += min(now - self.last, _MAX_PAUSE)
         self.last = now
 
 
 _state = _State()
 
 
-def _elements(problem: Problem) -> int:
+def _elements(problem: ConvProblem) -> int:
     return problem.batch * problem.channels * problem.height * problem.width
 
 
-def candidates(step: str, problem: Problem) -> List[Tuple[float, Backend]]:
+def candidates(step: str, problem: ConvProblem) -> List[Tuple[float, Backend]]:
     """Backends that can run the problem, with their estimated seconds, the least first."""
     able = []
     for backend in TABLE:
@@ -141,9 +146,9 @@ def race(calls: Sequence[Callable[[], object]], device: torch.device) -> List[fl
         return timed(call, device)
 
     best = [again(call) for call in calls]
-    for turn in range(1, _TURNS[1]):
+    for turn in range(1, _MAX_ROUNDS):
         running = [i for i, seconds in enumerate(best) if seconds <= 2 * min(best)]
-        if len(running) == 1 or (turn >= _TURNS[0] and turn * min(best) > _SPELL):
+        if len(running) == 1 or (turn >= _MIN_ROUNDS and turn * min(best) > _TIMING_SECONDS):
             break
         for i in running:
             best[i] = min(best[i], again(calls[i]))
@@ -158,7 +163,7 @@ class _Failed(Exception):
         self.backend, self.error = backend, error
 
 
-def disable(backend: Backend, problem: Problem, error: Exception) -> None:
+def disable(backend: Backend, problem: ConvProblem, error: Exception) -> None:
     """Do not choose a backend again on the problem's device, or, where memory ran out, for maps as large as its; warn
     once."""
     memory = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
@@ -174,7 +179,7 @@ def disable(backend: Backend, problem: Problem, error: Exception) -> None:
                       f'{type(error).__name__}: {text}', RuntimeWarning, stacklevel=2)
 
 
-def attempt(call: Callable[[Backend], object], backend: Backend, problem: Problem) -> object:
+def attempt(call: Callable[[Backend], object], backend: Backend, problem: ConvProblem) -> object:
     """``call(backend)``; where that raises, ``native``'s, and the backend is disabled if ``native`` does better."""
     try:
         return call(backend)
@@ -189,7 +194,7 @@ def attempt(call: Callable[[Backend], object], backend: Backend, problem: Proble
 
 def _check(backend: Backend, device: torch.device, dtype: torch.dtype, gradients: bool) -> None:
     """Raise where a backend's result on a small problem is not that of ``native`` in float32 or float64."""
-    small = Problem(device, dtype, 3, 4, 20, 18, 11, 9)
+    small = ConvProblem(device, dtype, 3, 4, 20, 18, 11, 9)
     if not backend.can_run(small)[0]:
         return
 
@@ -209,11 +214,11 @@ def _check(backend: Backend, device: torch.device, dtype: torch.dtype, gradients
         theirs += _native.gradients(grad, x, weight, wide)
     for name, a, b in zip(('output', "input's gradient", "weight's gradient"), ours, theirs):
         error = ((a.to(wide.dtype) - b).norm() / b.norm()).item()
-        if not error <= _AGREEMENT.get(dtype, 1e-2):
+        if not error <= _TOLERANCES.get(dtype, 1e-2):
             raise RuntimeError(f'its {name} on a small problem in {dtype} is {error:.1e} off that of native')
 
 
-def _trusted(backend: Backend, step: str, problem: Problem) -> bool:
+def _trusted(backend: Backend, step: str, problem: ConvProblem) -> bool:
     """Whether the backend's first result on this device and in this dtype was right, which is found out here."""
     gradients = step not in ('inference', 'forward')
     key = backend.name, problem.device, problem.dtype, gradients
@@ -231,7 +236,7 @@ def _trusted(backend: Backend, step: str, problem: Problem) -> bool:
     return True
 
 
-def _measure(problem: Problem, known: _Step, worth: List[Backend], call: Callable[[Backend], object]) -> None:
+def _measure(problem: ConvProblem, known: _Step, worth: List[Backend], call: Callable[[Backend], object]) -> None:
     """Let backends race, and remember their least seconds."""
 
     def tried(backend: Backend) -> object:
@@ -240,7 +245,7 @@ def _measure(problem: Problem, known: _Step, worth: List[Backend], call: Callabl
         except Exception as error:
             raise _Failed(backend, error.with_traceback(None)) from None
 
-    started, free = _now(), _state.run < _FREE
+    started, free = _now(), _state.run < _UNLIMITED_SECONDS
     times: List[float] = []
     while worth and not times:
         try:
@@ -255,10 +260,10 @@ def _measure(problem: Problem, known: _Step, worth: List[Backend], call: Callabl
         known.seconds = known.seconds or {}
         for backend, seconds in zip(worth, times):
             known.seconds[backend] = min(seconds, known.seconds.get(backend, inf))
-        known.due = known.meetings * _AGAIN
+        known.due = known.meetings * _REPEAT_FACTOR
 
 
-def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], object]] = None, most: float = inf,
+def choose(step: str, problem: ConvProblem, call: Optional[Callable[[Backend], object]] = None, most: float = inf,
            weight: Optional[int] = None) -> Tuple[Optional[Backend], float]:
     """The backend for one step (one of ``STEPS``) and its seconds.
 
@@ -271,7 +276,7 @@ def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], objec
         known = _state.step(step, problem)
         least = min([most, *(cost for cost, _ in known.pairs)])
         # past what is worth it, too, where there must be one: the first may turn out not to work
-        pairs = [pair for pair in known.pairs if pair[0] <= _WORTH * least or most == inf]
+        pairs = [pair for pair in known.pairs if pair[0] <= _MAX_COST_RATIO * least or most == inf]
         due = False
         if call is not None and not fixed:
             _state.tick()
@@ -280,7 +285,8 @@ def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], objec
             _state.racing = _state.racing or due
     if due and call is not None:
         try:
-            worth = [backend for cost, backend in pairs if cost <= _WORTH * least and _trusted(backend, step, problem)]
+            worth = [backend for cost, backend in pairs
+                     if cost <= _MAX_COST_RATIO * least and _trusted(backend, step, problem)]
             _measure(problem, known, worth, call)
         finally:
             _state.racing = False
@@ -300,7 +306,7 @@ def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], objec
     return None, inf
 
 
-def choose_gradients(problem: Problem, call: Optional[Callable[[str, Backend], object]] = None,
+def choose_gradients(problem: ConvProblem, call: Optional[Callable[[str, Backend], object]] = None,
                      weight: Optional[int] = None) -> Tuple[Dict[str, Backend], float]:
     """The backends of both gradients, by step, and their seconds: ``'grad_input'`` and ``'grad_weight'``, or
     ``'gradients'`` alone."""
@@ -313,7 +319,7 @@ def choose_gradients(problem: Problem, call: Optional[Callable[[str, Backend], o
     return {step: backend for step, (backend, _) in chosen.items() if backend is not None}, apart
 
 
-def choose_training(problem: Problem, call: Optional[Callable[[str, Backend], object]] = None,
+def choose_training(problem: ConvProblem, call: Optional[Callable[[str, Backend], object]] = None,
                     weight: Optional[int] = None) -> Dict[str, Backend]:
     """The backends of a forward pass and both gradients, by step: ``'training'`` alone, or ``'forward'`` and those of
     :func:`choose_gradients`."""

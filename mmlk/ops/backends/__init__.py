@@ -1,7 +1,7 @@
 """The ordered table of backends; on equal cost the earlier one is taken."""
 from typing import List
 
-from .base import STEPS, Backend, Problem
+from .base import STEPS, Backend, ConvProblem
 from .channels_last import ChannelsLast
 from .dft import DFT
 from .fft import FFT
@@ -10,7 +10,7 @@ from .native import Native
 from .padded import Padded
 from .triton import Triton
 
-__all__ = ['Backend', 'Problem', 'STEPS', 'TABLE', 'get', 'list_backends']
+__all__ = ['Backend', 'ConvProblem', 'STEPS', 'TABLE', 'get', 'list_backends']
 
 TABLE = (Native(), Padded(), ChannelsLast(), DFT(), FFT(), FFTPairs(), Triton())
 
@@ -20,7 +20,7 @@ def list_backends() -> List[Backend]:
     return list(TABLE)
 
 
-def get(name: str, problem: Problem) -> Backend:
+def get(name: str, problem: ConvProblem) -> Backend:
     """The backend of that name.
 
     Raises:

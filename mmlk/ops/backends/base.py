@@ -10,7 +10,7 @@ from torch import Tensor
 STEPS = ('inference', 'forward', 'grad_input', 'grad_weight', 'gradients', 'training')
 
 
-class Problem(NamedTuple):
+class ConvProblem(NamedTuple):
     """One depthwise convolution: stride 1, dilation 1, output as large as the input."""
 
     device: torch.device
@@ -24,7 +24,7 @@ class Problem(NamedTuple):
     channels_last: bool = False
 
     @classmethod
-    def of(cls, x: Tensor, weight: Tensor) -> 'Problem':
+    def of(cls, x: Tensor, weight: Tensor) -> 'ConvProblem':
         """The problem of an input (N, C, H, W) and a weight (C, 1, kh, kw)."""
         last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
         batch, channels, height, width = x.shape
@@ -59,7 +59,7 @@ class Reach(NamedTuple):
     centre: int
 
     @classmethod
-    def of(cls, problem: Problem) -> Tuple['Reach', 'Reach']:
+    def of(cls, problem: ConvProblem) -> Tuple['Reach', 'Reach']:
         """Those of the rows and of the columns."""
         rows, columns = (cls(extent, min((k - 1) // 2, extent - 1), min(k // 2, extent - 1), (k - 1) // 2)
                          for extent, k in ((problem.height, problem.kh), (problem.width, problem.kw)))
@@ -75,7 +75,7 @@ class Reach(NamedTuple):
         return self.extent + max(self.before, self.after)
 
 
-def channel_chunks(problem: Problem, area: int, elements: int) -> List[slice]:
+def channel_chunks(problem: ConvProblem, area: int, elements: int) -> List[slice]:
     """Slices of the channels, of even size, with at most ``elements`` in a chunk's maps of ``area`` each."""
     most = max(1, elements // (max(1, problem.batch) * area))
     size = -(-problem.channels // -(-problem.channels // most))
@@ -122,29 +122,29 @@ class Backend:
     mixes = False  #: whether the images of a batch share their rounding errors
     keeps = False  #: whether ``forward`` takes a list ``keep``, for what makes ``gradients`` less work as ``kept``
 
-    def can_run(self, problem: Problem) -> Tuple[bool, str]:
+    def can_run(self, problem: ConvProblem) -> Tuple[bool, str]:
         """Whether it runs this device, dtype and shape, and if not, why not."""
         raise NotImplementedError
 
-    def cost(self, step: str, problem: Problem) -> float:
+    def cost(self, step: str, problem: ConvProblem) -> float:
         """Estimated seconds of one pass (one of ``STEPS``), comparable between the backends of a device."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: ConvProblem) -> Tensor:
         raise NotImplementedError
 
-    def inference(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+    def inference(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: ConvProblem,
                   owner: Optional[Tensor] = None) -> Tensor:
         """``forward`` where no gradient is wanted, and the weight, a cast of ``owner`` if there is one, is likely to
         come again."""
         return self.forward(x, weight, bias, problem)
 
-    def grad_input(self, grad: Tensor, weight: Tensor, problem: Problem) -> Tensor:
+    def grad_input(self, grad: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
         raise NotImplementedError
 
-    def grad_weight(self, grad: Tensor, x: Tensor, problem: Problem) -> Tensor:
+    def grad_weight(self, grad: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
         raise NotImplementedError
 
-    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: Problem) -> Tuple[Tensor, Tensor]:
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: ConvProblem) -> Tuple[Tensor, Tensor]:
         """Both gradients."""
         return self.grad_input(grad, weight, problem), self.grad_weight(grad, x, problem)

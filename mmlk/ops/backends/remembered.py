@@ -8,11 +8,13 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 import torch
 from torch import Tensor
 
-from .base import Problem, compute_dtype
+from .base import ConvProblem, compute_dtype
 
-_BYTES, _ENTRIES = 512 << 20, 1024  # the least recently used go past either
+# The least recently used entries are removed when one of these is exceeded.
+_MAX_BYTES = 512 << 20  # of all spectra together, 512 MiB
+_MAX_ENTRIES = 1024
 
-_Key = Tuple[str, Problem, int]  # backend, problem, id of the weight
+_Key = Tuple[str, ConvProblem, int]  # backend, problem, id of the weight
 
 _lock = threading.Lock()
 _spectra: 'OrderedDict[_Key, _Entry]' = OrderedDict()
@@ -48,7 +50,7 @@ def _put(key: _Key, entry: _Entry) -> None:
         _spectra.move_to_end(key)
         _keys.setdefault(key[-1], set()).add(key)
         held = sum(map(_size, _spectra.values())) if entry.spectra else 0
-        while held > _BYTES or len(_spectra) > _ENTRIES:
+        while held > _MAX_BYTES or len(_spectra) > _MAX_ENTRIES:
             held -= _size(_pop(next(iter(_spectra))))
 
 
@@ -60,7 +62,7 @@ def _pop(key: _Key) -> _Entry:
     return _spectra.pop(key)
 
 
-def remembered(backend: str, problem: Problem, weight: Tensor, make: Callable[[], List[Tensor]],
+def remembered(backend: str, problem: ConvProblem, weight: Tensor, make: Callable[[], List[Tensor]],
                owner: Optional[Tensor] = None) -> List[Tensor]:
     """``make()``, or what it gave when the same problem last came with the same weight.
 
@@ -102,7 +104,7 @@ def learning(owner: Tensor) -> None:
                 _pop(key)
 
 
-def forget(problem: Optional[Problem] = None, keep: Optional[str] = None) -> None:
+def forget(problem: Optional[ConvProblem] = None, keep: Optional[str] = None) -> None:
     """Let go of every remembered spectrum, or of a problem's by other backends than ``keep``."""
     with _lock:
         for key in list(_spectra):

@@ -7,15 +7,16 @@ from typing import Callable, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .base import Backend, Problem, Reach, channel_chunks, compute_dtype
+from .base import Backend, ConvProblem, Reach, channel_chunks, compute_dtype
 from .remembered import remembered
 from .workers import each
 
+# Maps are copied to another memory format in pieces that fit into the CPU caches.
+_COPY_ELEMENTS = 1 << 17  # of one piece when copying from channels_last
+_COPY_CHANNELS = 16  # of one piece when copying to channels_last
 
-_ELEMENTS, _CHANNELS = 1 << 17, 16  # that are laid out anew at a time
 
-
-class Plan:
+class SpectralPlan:
     """Transforms of one problem and their products; a spectrum is complex, its first dimension the batch if it has one.
 
     A subclass says what length a circle has for a least one, along the height and along the width, how many elements a
@@ -24,7 +25,7 @@ class Plan:
 
     channels_last = False  #: the layout of maps that the transforms want
 
-    def __init__(self, problem: Problem, lengths: Tuple[Callable[[int], int], Callable[[int], int]],
+    def __init__(self, problem: ConvProblem, lengths: Tuple[Callable[[int], int], Callable[[int], int]],
                  elements: int) -> None:
         self.reaches = Reach.of(problem)
         self.lengths = lengths[0](self.reaches[0].circle), lengths[1](self.reaches[1].circle)
@@ -40,7 +41,7 @@ class Plan:
             return x
         return pixels_to_planes(x, torch.empty_like(x, memory_format=torch.contiguous_format))
 
-    def laying_out(self, problem: Problem, maps: int) -> float:
+    def laying_out(self, problem: ConvProblem, maps: int) -> float:
         """Estimated seconds, on a CPU, for so many maps (N, C, H, W) that come or go in the other layout."""
         if problem.channels_last == self.channels_last:
             return 0
@@ -88,7 +89,7 @@ def pixels_to_planes(x: Tensor, out: Tensor) -> Tensor:
     """
     if out.stride(1) == 1 or not out[:1].is_contiguous():
         return out.copy_(x)
-    some = max(1, _ELEMENTS // x.shape[1])
+    some = max(1, _COPY_ELEMENTS // x.shape[1])
     pieces = [(columns, pixels.t()) for image, laid_out in zip(x.permute(0, 2, 3, 1).flatten(1, 2), out.flatten(2))
               for pixels, columns in zip(image.split(some), laid_out.split(some, dim=1))]
     each(x.device, Tensor.copy_, *zip(*pieces))
@@ -98,38 +99,38 @@ def pixels_to_planes(x: Tensor, out: Tensor) -> Tensor:
 def planes_to_pixels(x: Tensor) -> Tensor:
     """The maps (N, C, H, W) laid out in channels_last, some channels at a time: the same the other way round."""
     out = torch.empty_like(x, memory_format=torch.channels_last)
-    each(x.device, Tensor.copy_, out.split(_CHANNELS, dim=1), x.split(_CHANNELS, dim=1))
+    each(x.device, Tensor.copy_, out.split(_COPY_CHANNELS, dim=1), x.split(_COPY_CHANNELS, dim=1))
     return out
 
 
 class Spectral(Backend):
-    """A backend by its :class:`Plan`.
+    """A backend by its :class:`SpectralPlan`.
 
     The spectra of map and kernel, once taken in the forward pass, serve the gradients as well.
     """
 
     joint = keeps = True
 
-    def plan(self, problem: Problem) -> Plan:
+    def plan(self, problem: ConvProblem) -> SpectralPlan:
         raise NotImplementedError
 
     #: spectra that each pass takes or undoes: of maps (N, C, H, W), and of kernels
     transforms = {'inference': (2, 0), 'forward': (2, 1), 'grad_input': (2, 1), 'grad_weight': (2, 1),
                   'gradients': (3, 2), 'training': (4, 2)}
 
-    def inference(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+    def inference(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: ConvProblem,
                   owner: Optional[Tensor] = None) -> Tensor:
         plan = self.plan(problem)
         taps = remembered(self.name, problem, weight,
                           lambda: each(problem.device, lambda part: plan.of_kernel(weight[part]), plan.chunks), owner)
         return self._forward(plan, x, weight, bias, problem, taps)
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: ConvProblem,
                 keep: Optional[List[Tensor]] = None) -> Tensor:
         return self._forward(self.plan(problem), x, weight, bias, problem, keep=keep)
 
     @staticmethod
-    def _forward(plan: Plan, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+    def _forward(plan: SpectralPlan, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: ConvProblem,
                  kernels: Optional[List[Tensor]] = None, keep: Optional[List[Tensor]] = None) -> Tensor:
         x, out = plan.lay_out(x), torch.empty_like(x, memory_format=problem.memory_format)
 
@@ -146,17 +147,17 @@ class Spectral(Backend):
             keep.extend(spectrum for pair in spectra for spectrum in pair)
         return out
 
-    def grad_input(self, grad: Tensor, weight: Tensor, problem: Problem) -> Tensor:
+    def grad_input(self, grad: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
         return self._gradients(grad, None, weight, problem)[0]
 
-    def grad_weight(self, grad: Tensor, x: Tensor, problem: Problem) -> Tensor:
+    def grad_weight(self, grad: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
         return self._gradients(grad, x, None, problem)[1]
 
-    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: Problem,
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: ConvProblem,
                   kept: Sequence[Tensor] = ()) -> Tuple[Tensor, Tensor]:
         return self._gradients(grad, x, weight, problem, kept)
 
-    def _gradients(self, grad: Tensor, x: Optional[Tensor], weight: Optional[Tensor], problem: Problem,
+    def _gradients(self, grad: Tensor, x: Optional[Tensor], weight: Optional[Tensor], problem: ConvProblem,
                    kept: Sequence[Tensor] = ()) -> Tuple[Optional[Tensor], Optional[Tensor]]:
         """Those whose other factor is given, from one transform of the output's gradient."""
         plan = self.plan(problem)

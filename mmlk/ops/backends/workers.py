@@ -14,7 +14,7 @@ import torch
 
 from .._private import modes_active
 
-_MOST = 8  # threads: between two operators each of them holds Python's lock
+_MAX_THREADS = 8  # threads: between two operators each of them holds Python's lock
 
 _lock = threading.Lock()
 _pools: Dict[Tuple[int, int], Optional[ThreadPoolExecutor]] = {}  # by process, for a fork has none of the threads
@@ -65,7 +65,7 @@ def each(device: torch.device, function: Callable[..., Any], *columns: Iterable[
     """
     tasks = list(zip(*columns))
     count = torch.get_num_threads()
-    alone = (device.type != 'cpu' or not 1 < count <= _MOST or len(tasks) < 2
+    alone = (device.type != 'cpu' or not 1 < count <= _MAX_THREADS or len(tasks) < 2
              or modes_active())  # a mode, a counter for example, sees what its own thread runs
     pool = None if alone else _pool(count)
     if pool is None:
