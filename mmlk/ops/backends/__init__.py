@@ -1,4 +1,4 @@
-"""The ordered table of backends; on equal cost the earlier one is taken."""
+"""The backends, in order of preference: if two have the same cost, the earlier one is used."""
 from typing import List
 
 from .base import STEPS, Backend, ConvProblem
@@ -16,15 +16,15 @@ TABLE = (Native(), Padded(), ChannelsLast(), DFT(), FFT(), FFTPairs(), Triton())
 
 
 def list_backends() -> List[Backend]:
-    """Every backend, in order of preference."""
+    """Returns all backends, in order of preference."""
     return list(TABLE)
 
 
 def get(name: str, problem: ConvProblem) -> Backend:
-    """The backend of that name.
+    """Returns the backend with the given name.
 
     Raises:
-        ValueError: No such backend, or it cannot run the problem; the message holds its reason.
+        ValueError: There is no such backend, or it cannot run the problem; the message gives its reason.
     """
     for backend in TABLE:
         if backend.name == name:

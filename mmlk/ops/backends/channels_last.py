@@ -1,7 +1,7 @@
-"""PyTorch's convolution on a channels-last copy: the layout of the CPU library's AVX-512 kernels, and of cuDNN's.
+"""PyTorch's convolution of maps in channels_last: the format of oneDNN's AVX-512 kernels on CPUs, and of cuDNN's.
 
-The input's gradient is the forward convolution of the output gradient with the flipped kernel, because the library's
-own falls to a slow path on CPUs.
+The gradient of the input is computed as a forward convolution of the output's gradient with the flipped kernel, because
+oneDNN's own function for that gradient is slow.
 """
 from typing import Optional, Tuple
 
@@ -13,6 +13,7 @@ from .native import convolution_dtype, convolution_gradients, convolve, exact_on
 
 
 def _last(tensor: Tensor) -> Tensor:
+    """Returns the tensor in channels_last; a copy only if needed."""
     return tensor.contiguous(memory_format=torch.channels_last)
 
 

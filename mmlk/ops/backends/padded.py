@@ -1,7 +1,8 @@
-"""Direct convolution of an input that is padded beforehand, so that the CPU library's fast kernels apply.
+"""Direct convolution of an input that has been padded before, so that oneDNN can use its fast functions on a CPU.
 
-Each gradient is written as a forward convolution: the input's with the flipped kernel, the weight's with the output
-gradient as the kernel.
+oneDNN's fast depthwise functions refuse a large padding. Each gradient is computed as a forward convolution, too: that
+of the input as the convolution of the output's gradient with the flipped kernel, and that of the weight as the
+convolution of the input with the output's gradient as the kernel.
 """
 from typing import Optional, Tuple
 
@@ -33,6 +34,7 @@ class Padded(Backend):
     @staticmethod
     def _convolve(x: Tensor, padding: Tuple[int, int, int, int], weight: Tensor, bias: Optional[Tensor],
                   problem: ConvProblem) -> Tensor:
+        """Pads ``x`` (N, C, H, W) by (left, right, top, bottom) and convolves it."""
         dtype = compute_dtype(problem.dtype)
         out = F.conv2d(F.pad(x.to(dtype), padding), weight.to(dtype), bias if bias is None else bias.to(dtype),
                        groups=problem.channels)
