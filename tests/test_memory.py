@@ -89,7 +89,7 @@ def test_500_steps_of_a_runner_hold_nothing(tmp_path):
 
 
 def test_matrices_and_lengths_that_the_backends_keep_are_bounded():
-    largest = dft._LONGEST
+    largest = dft._MAX_LENGTH
     samples = [dft._Samples(largest, 0, 1, largest)] * 2
     bytes_kept = 0
     for cached, arguments in ((dft._waves, samples[:1]), (dft._analysis, (*samples, torch.float32)),

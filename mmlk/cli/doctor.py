@@ -281,11 +281,11 @@ def operator_rows() -> List[Tuple[str, str, Optional[str]]]:
     """(name, device and dtype, why it cannot run) for every convolution backend of mmlk, on RepLKNet's first stage."""
     import torch
     from mmlk.ops import list_backends
-    from mmlk.ops.backends import Problem
+    from mmlk.ops.backends import ConvProblem
     rows = []
     for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            problem = Problem(torch.device(device), dtype, 1, 128, 56, 56, 31, 31)
+            problem = ConvProblem(torch.device(device), dtype, 1, 128, 56, 56, 31, 31)
             for backend in list_backends():
                 ok, reason = backend.can_run(problem)
                 rows.append((backend.name, f'{device} {str(dtype)[6:]}', None if ok else reason))

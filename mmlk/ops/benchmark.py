@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backends import TABLE, Problem
+from .backends import TABLE, ConvProblem
 from .choice import choose, choose_training, timed
 from .depthwise import depthwise_conv2d
 
@@ -59,7 +59,7 @@ class Case(NamedTuple):
 
 
 @dataclass
-class Row:
+class OperatorRow:
     """What was measured of one case; seconds turn by turn, memory in bytes beyond what stood before the call."""
 
     case: Case
@@ -112,10 +112,10 @@ def _call(case: Case, convolve: Callable[[Tensor, Tensor], Tensor], x: Tensor, w
     return forward_backward
 
 
-def calls_of(case: Case, device: torch.device) -> Tuple[Problem, Dict[str, Call], Dict[str, str]]:
+def calls_of(case: Case, device: torch.device) -> Tuple[ConvProblem, Dict[str, Call], Dict[str, str]]:
     """The calls to compare, by name, and of the backends that cannot run, why."""
     x, weight, grad = _inputs(case, device)
-    problem = Problem.of(x, weight)
+    problem = ConvProblem.of(x, weight)
 
     def stock(x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, padding=case.kernel // 2, groups=case.channels)
@@ -135,7 +135,7 @@ def calls_of(case: Case, device: torch.device) -> Tuple[Problem, Dict[str, Call]
     return problem, calls, reasons
 
 
-def _chosen(case: Case, problem: Problem) -> List[str]:
+def _chosen(case: Case, problem: ConvProblem) -> List[str]:
     """The backends that automatic choice has settled on, pass by pass."""
     if not case.backward:
         backend, _ = choose('inference', problem)
@@ -184,14 +184,14 @@ def peak_memory(call: Call, device: torch.device) -> Optional[int]:
         return None
 
 
-def measure(case: Case, device: torch.device, budget: float = 3.0) -> Row:
+def measure(case: Case, device: torch.device, budget: float = 3.0) -> OperatorRow:
     """One row: every backend that can run, automatic choice, and stock."""
     problem, calls, reasons = calls_of(case, device)
     for _ in range(4):  # automatic choice measures at the third meeting with a problem
         calls['chosen']()
     samples = turns(calls, device, budget)
     memory = {name: peak_memory(call, device) for name, call in calls.items()}
-    return Row(case, samples, memory, reasons, _chosen(case, problem))
+    return OperatorRow(case, samples, memory, reasons, _chosen(case, problem))
 
 
 @contextmanager
@@ -250,7 +250,7 @@ def describe(device: torch.device) -> str:
     return f'{name}; torch {torch.__version__}, Python {platform.python_version()}'
 
 
-def table(rows: Sequence[Row], peaks: Dict[torch.dtype, float], bandwidth: Optional[float] = None) -> str:
+def table(rows: Sequence[OperatorRow], peaks: Dict[torch.dtype, float], bandwidth: Optional[float] = None) -> str:
     """Markdown: a line per row, times in ms and peak memory in MiB in brackets.
 
     ``against stock`` is stock's time over that of automatic choice. ``of peak`` may pass 100 %, for the rate counts the
@@ -276,7 +276,7 @@ def table(rows: Sequence[Row], peaks: Dict[torch.dtype, float], bandwidth: Optio
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
-def _cell(row: Row, name: str) -> str:
+def _cell(row: OperatorRow, name: str) -> str:
     """Milliseconds, and MiB in brackets."""
     if name not in row.times:
         return ''

@@ -1,14 +1,22 @@
-"""Which backend runs which pass: estimated at first, measured where a problem comes back.
+"""Chooses the backend for each step of a convolution: first by an estimate, later by a measurement.
 
-The estimates are rough, so they only say which backends are worth a measurement. A problem that a weight meets for the
-third time, which is in the third image or step however many equal blocks a network has, is measured on its own tensors,
-for each device, thread count and pass; images of ever new sizes are never measured. It is measured again in its 24th
-meeting, its 192nd and so on, and the least seconds of all races count: what disturbed one of them does not stick. After
-the first minute of a run at most 1 % of it goes into measuring. ``torch.use_deterministic_algorithms(True)`` leaves it
-at the estimates, which depend on the problem alone.
+Several backends compute the same convolution, and which one is fastest depends on the shapes, the dtype and the
+machine. Each backend can estimate its own time (:meth:`.backends.Backend.cost`). The estimates are rough, so they are
+only used at first, and to decide which backends are worth measuring. If the same problem comes again, the backends are
+timed on its real tensors, and from then on the fastest is used. This is the idea of cuDNN's benchmark mode
+(``torch.backends.cudnn.benchmark``) and of FFTW's planner (Frigo and Johnson, Proceedings of the IEEE 93, 2005).
 
-A backend that fails, or whose first result on a device and in a dtype is not that of ``native``, is not chosen there
-again.
+- When to measure: in the third call with the same problem and the same weight. A network with many equal blocks
+  therefore measures in the third image or training step, and images whose sizes keep changing are never measured.
+- Measurements are kept separately for each problem (:class:`.backends.ConvProblem`, which includes the device), number
+  of threads and step.
+- Repetition: a problem is measured again at its 24th call, its 192nd and so on. The minimum of all measurements counts,
+  so that a disturbance of one of them has no lasting effect.
+- Limit: after the first minute of a run, measuring takes at most 1 % of the run.
+- Determinism: with ``torch.use_deterministic_algorithms(True)`` only the estimates are used, because they depend on the
+  problem alone.
+- Safety: a backend that raises an error is not chosen on that device again. The same holds for a backend whose first
+  result for a device and dtype differs from that of ``native``. ``native`` is the fallback.
 """
 import logging
 import os
@@ -25,40 +33,45 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set, Tupl
 import torch
 from torch import Tensor
 
-from .backends import TABLE, Backend, Problem, remembered
+from .backends import TABLE, Backend, ConvProblem, remembered
 from .backends.base import compute_dtype
 
 _logger = logging.getLogger(__name__)
 
-_MEETINGS, _AGAIN = 3, 8  # of a weight with a problem before it is measured, and how many times as many before the next
-_OTHERS = 256  # calls by other weights after which the one that is counted is taken to be gone
-_WORTH = 4  # estimates up to this many times the least are measured
-_TURNS, _SPELL = (4, 20), 0.05  # that backends are timed for, least and most, and seconds for those past the least
-_FREE, _SHARE = 60, 0.01  # seconds of a run in which anything may be measured, and the share of the run after them
-_PAUSE = 10  # seconds between two calls that count as part of a run, at most
+_FIRST_MEASUREMENT = 3  # a problem is measured at this call of the operator with the same weight
+_REPEAT_FACTOR = 8  # it is measured again at 8, 64, ... times that number of calls
+_MAX_OTHER_CALLS = 256  # after this many calls with other weights, the counted weight is assumed to be gone
+_MAX_COST_RATIO = 4  # backends whose estimate is at most this many times the minimum are measured
+_MIN_ROUNDS = 4  # minimum number of rounds of a measurement, each of which times every backend once
+_MAX_ROUNDS = 20  # maximum number of rounds
+_TIMING_SECONDS = 0.05  # after the minimum number of rounds: timing stops once the fastest backend ran this long
+_UNLIMITED_SECONDS = 60  # at the start of a run, measuring takes as long as it needs for this many seconds
+_MEASURING_SHARE = 0.01  # after that, the maximum share of the run that is spent on measuring
+_MAX_PAUSE = 10  # seconds between two calls; of a longer pause only this many count as part of the run
+_MAX_PROBLEMS = 4096  # the least recently used problems beyond this number are removed
 
-_ENTRIES = 4096  # problems; those that were not met for the longest go
-
-# Of a backend's first result, ratio of norms: it tells wrong from right, not how well float32 was multiplied.
-_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+# Maximum relative error (ratio of norms) of a backend in its first check. It is loose because it must detect wrong
+# results, not rounding: float32 may be multiplied as tf32.
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 _now = time.perf_counter
 _native = TABLE[0]
 
 
 class _Step:
-    """What is known of one step of a problem."""
+    """The estimates and measurements for one step of one problem."""
 
     __slots__ = ('pairs', 'weight', 'meetings', 'others', 'due', 'seconds')
 
     def __init__(self, pairs: List[Tuple[float, Backend]]):
-        self.pairs = pairs  # estimated
-        self.weight: Optional[int] = None  # whose meetings are counted
-        self.meetings, self.others, self.due = 0, 0, _MEETINGS
-        self.seconds: Optional[Dict[Backend, float]] = None  # measured
+        self.pairs = pairs  # (estimated seconds, backend), in ascending order
+        self.weight: Optional[int] = None  # address of the weight whose calls are counted
+        self.meetings, self.others, self.due = 0, 0, _FIRST_MEASUREMENT
+        self.seconds: Optional[Dict[Backend, float]] = None  # minimum of the measured seconds
 
     def meet(self, weight: Optional[int]) -> None:
-        if weight == self.weight or self.others >= _OTHERS or not self.meetings:
+        """Counts a call with the weight at this address, if it is the weight whose calls are counted."""
+        if weight == self.weight or self.others >= _MAX_OTHER_CALLS or not self.meetings:
             self.weight, self.others = weight, 0
             self.meetings += 1
         else:
@@ -66,46 +79,53 @@ class _Step:
 
 
 class _State:
-    """All that a process knows."""
+    """All estimates, measurements and failures of this process."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.problems: 'OrderedDict[Tuple[Problem, int], Dict[str, _Step]]' = OrderedDict()
-        self.failed: Dict[Tuple[str, torch.device], int] = {}  # with maps of so many elements or more
+        self.problems: 'OrderedDict[Tuple[ConvProblem, int], Dict[str, _Step]]' = OrderedDict()
+        self.failed: Dict[Tuple[str, torch.device], int] = {}  # minimum elements of an input that failed
         self.trusted: Set[Tuple[str, torch.device, torch.dtype, bool]] = set()
         self.racing = False
-        self.run = self.spent = 0.0  # seconds of the run, and those of races after its first minute
+        self.run = self.spent = 0.0  # seconds; those of measurements after _UNLIMITED_SECONDS
         self.last: Optional[float] = None
 
-    def step(self, name: str, problem: Problem) -> _Step:
+    def step(self, name: str, problem: ConvProblem) -> _Step:
+        """Returns the entry for this step of the problem and the current number of threads; creates it if needed."""
         key = problem, torch.get_num_threads()
         steps = self.problems.setdefault(key, {})
         self.problems.move_to_end(key)
-        while len(self.problems) > _ENTRIES:
+        while len(self.problems) > _MAX_PROBLEMS:
             self.problems.popitem(last=False)
         if name not in steps:
             steps[name] = _Step(candidates(name, problem))
         return steps[name]
 
     def may_measure(self) -> bool:
-        return not self.racing and (self.run < _FREE or self.spent <= _SHARE * (self.run - _FREE))
+        """Returns whether no measurement is in progress and the limit for measuring is not reached."""
+        return not self.racing and (self.run < _UNLIMITED_SECONDS
+                                    or self.spent <= _MEASURING_SHARE * (self.run - _UNLIMITED_SECONDS))
 
     def tick(self) -> None:
+        """Adds the time since the last call to the duration of the run."""
         now = _now()
         if self.last is not None:
-            self.run += min(now - self.last, _PAUSE)
+            self.run += min(now - self.last, _MAX_PAUSE)
         self.last = now
 
 
 _state = _State()
 
 
-def _elements(problem: Problem) -> int:
+def _elements(problem: ConvProblem) -> int:
     return problem.batch * problem.channels * problem.height * problem.width
 
 
-def candidates(step: str, problem: Problem) -> List[Tuple[float, Backend]]:
-    """Backends that can run the problem, with their estimated seconds, the least first."""
+def candidates(step: str, problem: ConvProblem) -> List[Tuple[float, Backend]]:
+    """Returns (estimated seconds, backend) for each backend that can run this step of the problem, in ascending order.
+
+    Backends that failed on the device before are left out.
+    """
     able = []
     for backend in TABLE:
         if step == 'gradients' and not backend.joint or step == 'training' and not backend.keeps:
@@ -123,7 +143,7 @@ def candidates(step: str, problem: Problem) -> List[Tuple[float, Backend]]:
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, on a GPU from idle to idle."""
+    """Returns the seconds that one call takes. A GPU is synchronized before and after it."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     started = time.perf_counter()
@@ -134,16 +154,20 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 
 
 def race(calls: Sequence[Callable[[], object]], device: torch.device) -> List[float]:
-    """Least seconds of each call, taken in turns so that a disturbance hits all of them; the slow drop out early."""
+    """Returns the minimum seconds of each call over several rounds, in the order of ``calls``.
+
+    Each round times every call once, so that a disturbance affects all of them. A call that takes more than twice the
+    minimum is not timed again. The number of rounds is between ``_MIN_ROUNDS`` and ``_MAX_ROUNDS``.
+    """
 
     def again(call: Callable[[], object]) -> float:
-        call()  # not timed: the call before it has taken the caches and rearranged the heap
+        call()  # warm-up, not timed: the call before it has filled the CPU caches with other data
         return timed(call, device)
 
     best = [again(call) for call in calls]
-    for turn in range(1, _TURNS[1]):
+    for turn in range(1, _MAX_ROUNDS):
         running = [i for i, seconds in enumerate(best) if seconds <= 2 * min(best)]
-        if len(running) == 1 or (turn >= _TURNS[0] and turn * min(best) > _SPELL):
+        if len(running) == 1 or (turn >= _MIN_ROUNDS and turn * min(best) > _TIMING_SECONDS):
             break
         for i in running:
             best[i] = min(best[i], again(calls[i]))
@@ -151,16 +175,18 @@ def race(calls: Sequence[Callable[[], object]], device: torch.device) -> List[fl
 
 
 class _Failed(Exception):
-    """A backend raised in a race."""
+    """Raised when a backend raises an error while it is measured."""
 
     def __init__(self, backend: Backend, error: Exception):
         super().__init__(backend.name)
         self.backend, self.error = backend, error
 
 
-def disable(backend: Backend, problem: Problem, error: Exception) -> None:
-    """Do not choose a backend again on the problem's device, or, where memory ran out, for maps as large as its; warn
-    once."""
+def disable(backend: Backend, problem: ConvProblem, error: Exception) -> None:
+    """Excludes the backend from automatic choice on the problem's device, and warns the first time.
+
+    If ``error`` says that memory ran out, only inputs with at least as many elements are excluded.
+    """
     memory = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
     least, key = _elements(problem) if memory else 0, (backend.name, problem.device)
     with _state.lock:
@@ -174,22 +200,32 @@ def disable(backend: Backend, problem: Problem, error: Exception) -> None:
                       f'{type(error).__name__}: {text}', RuntimeWarning, stacklevel=2)
 
 
-def attempt(call: Callable[[Backend], object], backend: Backend, problem: Problem) -> object:
-    """``call(backend)``; where that raises, ``native``'s, and the backend is disabled if ``native`` does better."""
+def attempt(call: Callable[[Backend], object], backend: Backend, problem: ConvProblem) -> object:
+    """Returns ``call(backend)``. If that raises an error, falls back to ``call(native)`` and disables the backend.
+
+    Raises:
+        Exception: ``native`` raises an error too. The backend is not disabled then.
+    """
     try:
         return call(backend)
     except Exception as raised:
         if backend is _native:
             raise
-        error = raised.with_traceback(None)  # whose frames hold memory
+        error = raised.with_traceback(None)  # the frames of the traceback would keep tensors alive
     result = call(_native)
     disable(backend, problem, error)
     return result
 
 
 def _check(backend: Backend, device: torch.device, dtype: torch.dtype, gradients: bool) -> None:
-    """Raise where a backend's result on a small problem is not that of ``native`` in float32 or float64."""
-    small = Problem(device, dtype, 3, 4, 20, 18, 11, 9)
+    """Compares a backend with ``native`` on a small problem.
+
+    ``native`` computes in float64 for float64 and in float32 for other dtypes.
+
+    Raises:
+        RuntimeError: The relative error is larger than ``_TOLERANCES`` allows.
+    """
+    small = ConvProblem(device, dtype, 3, 4, 20, 18, 11, 9)
     if not backend.can_run(small)[0]:
         return
 
@@ -209,12 +245,15 @@ def _check(backend: Backend, device: torch.device, dtype: torch.dtype, gradients
         theirs += _native.gradients(grad, x, weight, wide)
     for name, a, b in zip(('output', "input's gradient", "weight's gradient"), ours, theirs):
         error = ((a.to(wide.dtype) - b).norm() / b.norm()).item()
-        if not error <= _AGREEMENT.get(dtype, 1e-2):
+        if not error <= _TOLERANCES.get(dtype, 1e-2):
             raise RuntimeError(f'its {name} on a small problem in {dtype} is {error:.1e} off that of native')
 
 
-def _trusted(backend: Backend, step: str, problem: Problem) -> bool:
-    """Whether the backend's first result on this device and in this dtype was right, which is found out here."""
+def _trusted(backend: Backend, step: str, problem: ConvProblem) -> bool:
+    """Returns whether the backend is correct on this device and in this dtype; checks it the first time.
+
+    A backend that fails the check is disabled.
+    """
     gradients = step not in ('inference', 'forward')
     key = backend.name, problem.device, problem.dtype, gradients
     if backend is _native or key in _state.trusted:
@@ -231,8 +270,8 @@ def _trusted(backend: Backend, step: str, problem: Problem) -> bool:
     return True
 
 
-def _measure(problem: Problem, known: _Step, worth: List[Backend], call: Callable[[Backend], object]) -> None:
-    """Let backends race, and remember their least seconds."""
+def _measure(problem: ConvProblem, known: _Step, worth: List[Backend], call: Callable[[Backend], object]) -> None:
+    """Measures the backends in ``worth`` and stores the minimum seconds of each. Disables those that raise an error."""
 
     def tried(backend: Backend) -> object:
         try:
@@ -240,7 +279,7 @@ def _measure(problem: Problem, known: _Step, worth: List[Backend], call: Callabl
         except Exception as error:
             raise _Failed(backend, error.with_traceback(None)) from None
 
-    started, free = _now(), _state.run < _FREE
+    started, free = _now(), _state.run < _UNLIMITED_SECONDS
     times: List[float] = []
     while worth and not times:
         try:
@@ -255,23 +294,32 @@ def _measure(problem: Problem, known: _Step, worth: List[Backend], call: Callabl
         known.seconds = known.seconds or {}
         for backend, seconds in zip(worth, times):
             known.seconds[backend] = min(seconds, known.seconds.get(backend, inf))
-        known.due = known.meetings * _AGAIN
+        known.due = known.meetings * _REPEAT_FACTOR
 
 
-def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], object]] = None, most: float = inf,
+def choose(step: str, problem: ConvProblem, call: Optional[Callable[[Backend], object]] = None, most: float = inf,
            weight: Optional[int] = None) -> Tuple[Optional[Backend], float]:
-    """The backend for one step (one of ``STEPS``) and its seconds.
+    """Chooses the backend for one step.
 
-    ``call(backend)`` runs the step, to measure it; without it, what is known so far. None, and endless seconds, where
-    no backend can, or none in anything like ``most`` seconds. ``weight`` tells the weights apart: only the meetings of
-    one of them with the problem are counted.
+    Args:
+        step: One of ``STEPS``.
+        problem: The problem.
+        call: A function that runs the step with a given backend, used to measure it. If None, nothing is measured, and
+            the choice rests on what is known so far.
+        most: Seconds that another way to compute the same takes. Backends whose estimate is more than
+            ``_MAX_COST_RATIO`` times that are not considered.
+        weight: Address of the weight. Only the calls with one of the weights that share a problem are counted.
+
+    Returns:
+        The backend and its measured (if not measured, estimated) seconds. Returns (None, inf) if no backend can run the
+        step, or none within the limit that ``most`` sets.
     """
     fixed = torch.are_deterministic_algorithms_enabled()
     with _state.lock:
         known = _state.step(step, problem)
         least = min([most, *(cost for cost, _ in known.pairs)])
-        # past what is worth it, too, where there must be one: the first may turn out not to work
-        pairs = [pair for pair in known.pairs if pair[0] <= _WORTH * least or most == inf]
+        # if there must be a backend, slow ones are kept as well: the faster ones may fail
+        pairs = [pair for pair in known.pairs if pair[0] <= _MAX_COST_RATIO * least or most == inf]
         due = False
         if call is not None and not fixed:
             _state.tick()
@@ -280,7 +328,8 @@ def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], objec
             _state.racing = _state.racing or due
     if due and call is not None:
         try:
-            worth = [backend for cost, backend in pairs if cost <= _WORTH * least and _trusted(backend, step, problem)]
+            worth = [backend for cost, backend in pairs
+                     if cost <= _MAX_COST_RATIO * least and _trusted(backend, step, problem)]
             _measure(problem, known, worth, call)
         finally:
             _state.racing = False
@@ -300,10 +349,19 @@ def choose(step: str, problem: Problem, call: Optional[Callable[[Backend], objec
     return None, inf
 
 
-def choose_gradients(problem: Problem, call: Optional[Callable[[str, Backend], object]] = None,
+def choose_gradients(problem: ConvProblem, call: Optional[Callable[[str, Backend], object]] = None,
                      weight: Optional[int] = None) -> Tuple[Dict[str, Backend], float]:
-    """The backends of both gradients, by step, and their seconds: ``'grad_input'`` and ``'grad_weight'``, or
-    ``'gradients'`` alone."""
+    """Chooses the backends for the gradients of input and weight.
+
+    Args:
+        problem: The problem.
+        call: A function of a step and a backend that runs the step, used to measure it; None to measure nothing.
+        weight: Address of the weight, see :func:`choose`.
+
+    Returns:
+        A dict from step to backend, and the total seconds. The steps are ``'gradients'`` alone if one backend is faster
+        with both at once, otherwise ``'grad_input'`` and ``'grad_weight'``.
+    """
     chosen = {step: choose(step, problem, call and partial(call, step), weight=weight)
               for step in ('grad_input', 'grad_weight', 'gradients')}
     together, seconds = chosen.pop('gradients')
@@ -313,16 +371,20 @@ def choose_gradients(problem: Problem, call: Optional[Callable[[str, Backend], o
     return {step: backend for step, (backend, _) in chosen.items() if backend is not None}, apart
 
 
-def choose_training(problem: Problem, call: Optional[Callable[[str, Backend], object]] = None,
+def choose_training(problem: ConvProblem, call: Optional[Callable[[str, Backend], object]] = None,
                     weight: Optional[int] = None) -> Dict[str, Backend]:
-    """The backends of a forward pass and both gradients, by step: ``'training'`` alone, or ``'forward'`` and those of
-    :func:`choose_gradients`."""
+    """Chooses the backends for a forward pass and both gradients. Arguments as in :func:`choose_gradients`.
+
+    Returns:
+        A dict from step to backend. The steps are ``'training'`` alone if that is fastest, otherwise ``'forward'`` and
+        the steps of :func:`choose_gradients`.
+    """
     forward, seconds = choose('forward', problem, call and partial(call, 'forward'), weight=weight)
     gradients, more = choose_gradients(problem, call, weight)
     whole, together = choose('training', problem, call and partial(call, 'training'), seconds + more, weight)
     if whole is not None and together <= seconds + more:
         return {'training': whole}
-    assert forward is not None  # native runs everything
+    assert forward is not None  # native can run every problem
     return {'forward': forward, **gradients}
 
 
@@ -331,6 +393,7 @@ _insisted: ContextVar[Optional[str]] = ContextVar('mmlk_backend', default=None)
 
 
 def _known(name: str, source: str) -> str:
+    """Returns ``name`` if there is such a backend; otherwise raises a ValueError that begins with ``source``."""
     names = [backend.name for backend in TABLE]
     if name not in (*names, _AUTOMATIC):
         raise ValueError(f"{source}: no depthwise backend '{name}'; there are {', '.join(names)}, and {_AUTOMATIC}")
@@ -339,17 +402,18 @@ def _known(name: str, source: str) -> str:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """A context in which every call of the operator without a ``backend`` has this one.
+    """A context manager in which the operator uses the given backend, unless a call passes ``backend``.
 
-    It holds for the calling thread, and in an eager backward pass for whatever ran forward in it. Around a compiled
-    function it holds as well, for what runs in it. The environment variable ``MMLK_BACKEND`` does the same for the
-    whole process; this context goes before it.
+    It applies to the calling thread. In eager mode, the backward pass uses the backend of the forward pass, even if it
+    runs outside the context. In a compiled function, the backend is looked up when the function runs. The environment
+    variable ``MMLK_BACKEND`` does the same for the whole process; this context has precedence over it.
 
     Args:
-        name: Name of a backend, or ``'automatic'``.
+        name: Name of a backend, or ``'automatic'`` for automatic choice.
 
     Raises:
-        ValueError: No such backend. A call that the backend cannot run raises as with ``backend=name``.
+        ValueError: There is no such backend. Inside the context, a call that the backend cannot run raises the error of
+            ``depthwise_conv2d(..., backend=name)``.
     """
     token = _insisted.set(_known(name, 'use_backend'))
     try:
@@ -359,10 +423,10 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def insisted_backend() -> Optional[str]:
-    """The backend of :func:`use_backend` or ``MMLK_BACKEND``; None for automatic choice.
+    """Returns the name that :func:`use_backend` or ``MMLK_BACKEND`` gives; None for automatic choice.
 
     Raises:
-        ValueError: ``MMLK_BACKEND`` names no backend.
+        ValueError: ``MMLK_BACKEND`` is not the name of a backend.
     """
     name = _insisted.get()
     if name is None:
@@ -374,5 +438,5 @@ def insisted_backend() -> Optional[str]:
 
 
 def _capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured, in which nothing can be timed."""
+    """Returns whether a CUDA graph is being captured. Nothing can be timed then."""
     return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()

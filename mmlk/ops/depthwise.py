@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ._private import is_legacy_batched, packs_saved_tensors, transforms_active
-from .backends import Backend, Problem, get, remembered
+from .backends import Backend, ConvProblem, get, remembered
 from .backends.base import given_dtypes
 from .backends.native import conv2d_same, plain_gradients
 from .choice import attempt, choose, choose_gradients, choose_training, insisted_backend
@@ -17,7 +17,7 @@ _Function = TypeVar('_Function', bound=Callable[..., Any])
 _Gradients = Tuple[Optional[Tensor], ...]  # of each input, None for those that are no tensors
 
 
-def _run(step: str, method: Any, problem: Problem, x: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
+def _run(step: str, method: Any, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
          grad: Optional[Tensor] = None, owner: Optional[Tensor] = None) -> Any:
     """One step (one of ``STEPS``) by one backend: a tensor, a pair of gradients, or the output and this pair."""
     if step == 'inference':
@@ -52,7 +52,7 @@ def _in_given_dtypes(function: _Function) -> _Function:
 def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str], owner: Tensor,
              step: str = 'forward') -> Tensor:
     """The output, by ``step`` 'inference' or 'forward'."""
-    problem = Problem.of(x, weight)
+    problem = ConvProblem.of(x, weight)
 
     def run(method: Backend) -> Any:
         return _run(step, method, problem, x, weight, bias, owner=owner)
@@ -68,7 +68,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optiona
 def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str],
               owner: Tensor) -> Tuple[Tensor, Dict[str, Backend], List[Tensor]]:
     """The output, the backends of each step, and what one of them left for its gradients."""
-    problem = Problem.of(x, weight)
+    problem = ConvProblem.of(x, weight)
     kept: List[Tensor] = []
     if backend:
         method: Any = get(backend, problem)
@@ -95,7 +95,7 @@ def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Option
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, methods: Dict[str, Backend], kept: Sequence[Tensor] = (),
                insisted: bool = False) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """Those of the steps among ``methods``; where these were not ``insisted`` on, another may step in."""
-    problem = Problem.of(x, weight)
+    problem = ConvProblem.of(x, weight)
 
     def by(step: str) -> Any:
         def run(method: Any) -> Any:
@@ -116,7 +116,7 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, methods: Dict[str, Backe
 def _gradient_methods(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
                       for_weight: bool, owner: int) -> Dict[str, Backend]:
     """The backends for a backward pass of which the forward pass knew nothing; ``owner`` is an address here."""
-    problem = Problem.of(x, weight)
+    problem = ConvProblem.of(x, weight)
 
     def run(step: str, method: Backend) -> Any:
         return _run(step, method, problem, x, weight, grad=grad)
@@ -166,7 +166,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         # create_graph, is_grads_batched: only PyTorch's own gradients can be differentiated again, or mapped over
         if torch.is_grad_enabled() or _batched(grad):
             grad_x, grad_w = plain_gradients(grad, x if for_weight else None, weight if for_input else None,
-                                             Problem.of(x, weight))
+                                             ConvProblem.of(x, weight))
         else:
             methods = ctx.methods or _gradient_methods(grad, x, weight, ctx.backend, for_input, for_weight, ctx.owner)
             grad_x, grad_w = _gradients(grad, x, weight, methods, kept, ctx.backend is not None)
@@ -181,7 +181,7 @@ def _operator(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Option
 
 @_operator.register_fake
 def _(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str]) -> Tensor:
-    return torch.empty_like(x, memory_format=Problem.of(x, weight).memory_format)
+    return torch.empty_like(x, memory_format=ConvProblem.of(x, weight).memory_format)
 
 
 @torch.library.custom_op('mmlk::depthwise_conv2d_backward', mutates_args=())
@@ -196,7 +196,7 @@ def _backward_operator(grad: Tensor, x: Tensor, weight: Tensor, backend: Optiona
 @_backward_operator.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
       for_weight: bool) -> Tuple[Tensor, Tensor]:
-    return (torch.empty_like(x, memory_format=Problem.of(x, weight).memory_format) if for_input else x.new_empty(0),
+    return (torch.empty_like(x, memory_format=ConvProblem.of(x, weight).memory_format) if for_input else x.new_empty(0),
             torch.empty_like(weight, memory_format=torch.contiguous_format) if for_weight else x.new_empty(0))
 
 
@@ -293,7 +293,7 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
     plain = kind == 'meta' or not compiling and (
         type(input) not in (Tensor, nn.Parameter) or _transformed(input, weight, bias))  # fake tensors, among others
     if plain or exporting() or not (input.numel() and weight.numel()):
-        problem = Problem(input.device, input.dtype, *input.shape, *weight.shape[-2:])  # of any layout
+        problem = ConvProblem(input.device, input.dtype, *input.shape, *weight.shape[-2:])  # of any layout
         if backend is not None:
             get(backend, problem)
         return conv2d_same(input, weight, bias, problem)

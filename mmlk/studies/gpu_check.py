@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlk.ops import DepthwiseConv2d, depthwise_conv2d
-from mmlk.ops.backends import TABLE, Problem, get
+from mmlk.ops.backends import TABLE, ConvProblem, get
 from mmlk.ops.benchmark import Case, describe, machine_bandwidth, machine_peak, measure, table, timed, turns
 from mmlk.ops.reference import depthwise_conv2d_reference
 from mmlk.reparam import ConvNorm, ReparamLargeKernel
@@ -106,7 +106,7 @@ def warm(number: int) -> None:
     n, c, h, w, kh, kw = passes_of(False)[number]
     for dtype in (*HALVES[:1], torch.float32, *HALVES[1:]):
         x, weight = (torch.randn(s, device='cuda').to(dtype) for s in ((n, c, h, w), (c, 1, kh, kw)))
-        backend, problem = get('triton', Problem.of(x, weight)), Problem.of(x, weight)
+        backend, problem = get('triton', ConvProblem.of(x, weight)), ConvProblem.of(x, weight)
         backend.forward(x, weight, weight[:, 0, 0, 0], problem)
         backend.gradients(x, x, weight, problem)
 
@@ -170,7 +170,7 @@ def check_precision(report: Report, args: Namespace, left: Callable[[], float]) 
         def stock(x, weight, bias):
             return nn.functional.conv2d(x, weight, bias, padding=(kh // 2, kw // 2), groups=c)
 
-        problem = Problem.of(x, weight)
+        problem = ConvProblem.of(x, weight)
         calls = {name: lambda *t, name=name: depthwise_conv2d(*t, backend=name)
                  for name in (b.name for b in TABLE if b.can_run(problem)[0])}
         for name, call in {**calls, 'chosen': depthwise_conv2d, 'stock': stock}.items():
@@ -206,7 +206,7 @@ def check_passes(report: Report, args: Namespace, left: Callable[[], float]) -> 
         x, grad, weight = (torch.randn(s, device=device).to(dtype) for s in (maps, maps, taps))
         if last:
             x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-        problem = Problem.of(x, weight)
+        problem = ConvProblem.of(x, weight)
         ok, reason = triton.can_run(problem)
         if not ok:
             report.say('', f'passes: not run, {reason}')

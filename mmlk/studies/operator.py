@@ -9,11 +9,11 @@ from typing import Dict, List, Tuple
 
 import torch
 
-from mmlk.ops.benchmark import (Case, Row, contention, describe, machine_bandwidth, machine_peak, measure, table,
-                                turns)
+from mmlk.ops.benchmark import (Case, OperatorRow, contention, describe, machine_bandwidth, machine_peak, measure,
+                                table, turns)
 
 
-def plain(row: Row) -> dict:
+def plain(row: OperatorRow) -> dict:
     """One measurement as numbers and text, to be written as JSON."""
     return {**row.case._asdict(), 'dtype': str(row.case.dtype)[6:], 'seconds': row.times, 'bytes': row.memory,
             'not_run': row.reasons, 'chosen': row.chosen}

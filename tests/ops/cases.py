@@ -2,9 +2,9 @@
 import torch
 
 from mmlk.ops import list_backends
-from mmlk.ops.backends import Problem
+from mmlk.ops.backends import ConvProblem
 
-SMALL = Problem(torch.device('cpu'), torch.float32, 2, 8, 16, 16, 7, 7)
+SMALL = ConvProblem(torch.device('cpu'), torch.float32, 2, 8, 16, 16, 7, 7)
 ON_CPU = [backend.name for backend in list_backends() if backend.can_run(SMALL)[0]]
 
 # Ratio of norms, of an output or a gradient, to the float64 reference on the same rounded numbers.

@@ -6,7 +6,7 @@ import torch
 
 from mmlk.ops import list_backends
 from mmlk.ops import benchmark
-from mmlk.ops.benchmark import Case, Row, contention, measure, peak_memory, table, turns
+from mmlk.ops.benchmark import Case, OperatorRow, contention, measure, peak_memory, table, turns
 
 CPU = torch.device('cpu')
 
@@ -63,8 +63,8 @@ def test_a_busy_process_runs_beside_every_second_round_and_is_ended(monkeypatch)
 
 def test_table():
     case = Case(1, 128, 128, 128, 31, False)
-    row = Row(case, {'stock': [0.6], 'native': [0.61], 'fft': [0.01, 0.012, 0.02], 'chosen': [0.0125, 0.0126, 0.0124]},
-              {'stock': 10 << 20, 'chosen': 20 << 20}, {'triton': 'no GPU'}, ['fft'])
+    samples = {'stock': [0.6], 'native': [0.61], 'fft': [0.01, 0.012, 0.02], 'chosen': [0.0125, 0.0126, 0.0124]}
+    row = OperatorRow(case, samples, {'stock': 10 << 20, 'chosen': 20 << 20}, {'triton': 'no GPU'}, ['fft'])
     text = table([row], {torch.float32: 2e11})
     head, _, line = ([cell.strip() for cell in line.split('|')[1:-1]] for line in text.split('\n'))
     assert dict(zip(head[:9], line)) == {

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from mmlk.ops import DepthwiseConv2d, choice, depthwise_conv2d, list_backends, use_backend
-from mmlk.ops.backends import STEPS, Problem, get
+from mmlk.ops.backends import STEPS, ConvProblem, get
 from mmlk.ops.reference import depthwise_conv2d_reference
 from tests.utils import relative_error
 
 CPU = torch.device('cpu')
-LARGE = Problem(CPU, torch.float32, 1, 128, 128, 128, 31, 31)
+LARGE = ConvProblem(CPU, torch.float32, 1, 128, 128, 128, 31, 31)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_training_goes_without_spectra_where_they_cannot_run(fresh):
 @pytest.mark.parametrize('backend', ['channels_last', 'fft_pairs'])
 def test_the_backward_pass_takes_what_was_chosen_in_the_forward_pass(fresh, monkeypatch, backend):
     x, w = torch.randn(2, 4, 12, 12, requires_grad=True), torch.randn(4, 1, 7, 7, requires_grad=True)
-    problem = Problem.of(x, w)
+    problem = ConvProblem.of(x, w)
     chosen = {'training': get('fft_pairs', problem)} if backend == 'fft_pairs' else {
         'forward': get('channels_last', problem), 'grad_input': get('padded', problem),
         'grad_weight': get('fft', problem)}
@@ -136,7 +136,7 @@ def test_a_race_takes_turns_and_drops_the_slow(monkeypatch):
 
 def test_deterministic_algorithms_leave_it_at_the_estimates(fresh):
     x, w = torch.randn(1, 8, 20, 20), torch.randn(8, 1, 13, 13)
-    problem = Problem.of(x, w)
+    problem = ConvProblem.of(x, w)
     expected = choice.candidates('inference', problem)[0][1]
     torch.use_deterministic_algorithms(True)
     try:
@@ -149,7 +149,7 @@ def test_deterministic_algorithms_leave_it_at_the_estimates(fresh):
 
 @pytest.mark.parametrize('deterministic', [False, True])
 def test_problems_of_ever_new_sizes_are_forgotten_and_those_in_use_are_not(fresh, monkeypatch, deterministic):
-    monkeypatch.setattr(choice, '_ENTRIES', 20)
+    monkeypatch.setattr(choice, '_MAX_PROBLEMS', 20)
     monkeypatch.setattr(choice, 'candidates', lambda step, problem: [(1.0, get('native', problem))])
     monkeypatch.setattr(choice, 'race', lambda calls, device: [1.0])
     monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda: deterministic)
@@ -194,7 +194,7 @@ def test_equal_blocks_count_once_an_image(fresh, monkeypatch):
 def test_a_weight_that_is_gone_does_not_keep_a_problem_from_being_measured(fresh, monkeypatch):
     _, races, call = clocked(monkeypatch, {})
     choice.choose('forward', LARGE, call, weight=1)
-    for _ in range(choice._OTHERS + 4):
+    for _ in range(choice._MAX_OTHER_CALLS + 4):
         choice.choose('forward', LARGE, call, weight=2)
     assert len(races) == 1
 
@@ -225,7 +225,7 @@ def test_measuring_takes_at_most_one_percent_of_a_run_after_its_first_minute(fre
     """A clock that counts: every call takes its nominal seconds, every problem is met again and again, as many sizes in
     turn as the table does not hold."""
     clock, races, call = clocked(monkeypatch, {'fft': 0.02, 'dft': 0.03})
-    monkeypatch.setattr(choice, '_ENTRIES', 50)
+    monkeypatch.setattr(choice, '_MAX_PROBLEMS', 50)
     monkeypatch.setattr(choice, 'candidates', lambda step, problem: [(1.0, get('fft', problem)),
                                                                      (1.0, get('native', problem))])
     monkeypatch.setattr(choice, '_trusted', lambda *args: True)
@@ -237,10 +237,10 @@ def test_measuring_takes_at_most_one_percent_of_a_run_after_its_first_minute(fre
         took = clock[0] - before
         if len(races) > held:
             longest = max(longest, took)
-            if before > choice._FREE:
+            if before > choice._UNLIMITED_SECONDS:
                 spent, late = spent + took, late + 1
         clock[0] += 0.1
-        assert clock[0] < 70 or spent <= 0.01 * (clock[0] - choice._FREE) + longest
+        assert clock[0] < 70 or spent <= 0.01 * (clock[0] - choice._UNLIMITED_SECONDS) + longest
     assert late > 2, 'nothing was measured after the first minute'
 
 
@@ -248,7 +248,7 @@ def test_what_disturbed_one_race_does_not_stick(fresh, monkeypatch):
     durations = {'fft': 9.0, 'dft': 2.0}  # something else was running in the first race
     clock, races, call = clocked(monkeypatch, durations)
     problem = LARGE._replace(height=32, width=32)
-    monkeypatch.setattr(choice, '_FREE', inf)
+    monkeypatch.setattr(choice, '_UNLIMITED_SECONDS', inf)
     chosen = []
     for _ in range(200):
         chosen.append(choice.choose('forward', problem, call)[0].name)
@@ -273,7 +273,7 @@ class Broken:
 
     def __getattr__(self, step):
         def run(*args):
-            problem = next(a for a in args if isinstance(a, Problem))
+            problem = next(a for a in args if isinstance(a, ConvProblem))
             result = getattr(get('native', problem), step)(*args)
             if step in self.failing and self.when(problem):
                 self.calls += 1

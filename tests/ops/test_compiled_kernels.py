@@ -187,7 +187,7 @@ def test_what_the_backend_launches_is_what_is_compiled_here(dtype, monkeypatch):
     """The launches of a training step at RepLKNet's largest map, caught before they need a GPU."""
     import torch
 
-    from mmlk.ops.backends import Problem, triton_kernels
+    from mmlk.ops.backends import ConvProblem, triton_kernels
     launched = {}
 
     class Caught:
@@ -203,7 +203,7 @@ def test_what_the_backend_launches_is_what_is_compiled_here(dtype, monkeypatch):
     for name in ('correlate', 'weigh', 'weigh_halves'):
         monkeypatch.setattr(triton_kernels, name, Caught(name))
     x, weight = (torch.zeros(s, dtype=getattr(torch, dtype)) for s in ((2, 128, 128, 128), (128, 1, 31, 31)))
-    backend, given = triton_backend.Triton(), Problem.of(x, weight)
+    backend, given = triton_backend.Triton(), ConvProblem.of(x, weight)
     backend.forward(x, weight, weight[:, 0, 0, 0], given)
     backend.gradients(x, x, weight, given)
     monkeypatch.undo()

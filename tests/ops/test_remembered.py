@@ -4,7 +4,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mmlk.ops import DepthwiseConv2d, choice, depthwise_conv2d
-from mmlk.ops.backends import Problem, get, remembered
+from mmlk.ops.backends import ConvProblem, get, remembered
 from mmlk.ops.reference import depthwise_conv2d_reference
 from tests.utils import relative_error
 
@@ -32,7 +32,8 @@ def test_every_change_of_the_weight_is_noticed(backend):
         with torch.no_grad():
             out = depthwise_conv2d(x, weight, backend=backend)
         assert relative_error(out, depthwise_conv2d_reference(x, weight)) < 2e-6
-        assert torch.equal(out, get(backend, Problem.of(x, weight)).forward(x, weight, None, Problem.of(x, weight)))
+        problem = ConvProblem.of(x, weight)
+        assert torch.equal(out, get(backend, problem).forward(x, weight, None, problem))
     assert len(held()) == 1
 
 
@@ -72,7 +73,7 @@ def test_a_weight_in_the_place_of_another_is_not_taken_for_it():
 def test_kept_from_the_second_meeting_on_and_then_not_taken_again(backend, monkeypatch):
     x, conv = torch.randn(2, 4, 24, 24), DepthwiseConv2d(4, 13)
     taken = []
-    plan = type(get(backend, Problem.of(x, conv.weight)).plan(Problem.of(x, conv.weight)))
+    plan = type(get(backend, ConvProblem.of(x, conv.weight)).plan(ConvProblem.of(x, conv.weight)))
     of_kernel = plan.of_kernel
     monkeypatch.setattr(plan, 'of_kernel', lambda self, weight: taken.append(1) or of_kernel(self, weight))
     for calls, times in ((1, 1), (1, 2), (3, 2)):
@@ -89,7 +90,7 @@ def test_kept_from_the_second_meeting_on_and_then_not_taken_again(backend, monke
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_under_autocast_the_parameter_is_the_key(monkeypatch, dtype):
     x, convs, made = torch.randn(1, 4, 24, 24), [DepthwiseConv2d(4, 13) for _ in range(4)], []
-    plan = type(get('fft', Problem.of(x, convs[0].weight)).plan(Problem.of(x, convs[0].weight)))
+    plan = type(get('fft', ConvProblem.of(x, convs[0].weight)).plan(ConvProblem.of(x, convs[0].weight)))
     of_kernel = plan.of_kernel
     monkeypatch.setattr(plan, 'of_kernel', lambda self, weight: made.append(1) or of_kernel(self, weight))
     with torch.no_grad(), torch.autocast('cpu', dtype=dtype):
@@ -144,13 +145,13 @@ def test_weights_that_are_made_anew_hold_nothing():
 def test_who_lost_a_race_holds_nothing(monkeypatch):
     monkeypatch.setattr(choice, '_state', choice._State())
     x, conv = torch.randn(2, 4, 40, 40), DepthwiseConv2d(4, 31)
-    worth = [backend for cost, backend in choice.candidates('inference', Problem.of(x, conv.weight))]
+    worth = [backend for cost, backend in choice.candidates('inference', ConvProblem.of(x, conv.weight))]
     assert sum(backend.name in SPECTRAL for backend in worth) == 2
-    monkeypatch.setattr(choice, '_WORTH', 1e9)
+    monkeypatch.setattr(choice, '_MAX_COST_RATIO', 1e9)
     with torch.no_grad():
         for _ in range(4):
             conv(x)
-        winner = choice.choose('inference', Problem.of(x, conv.weight))[0].name
+        winner = choice.choose('inference', ConvProblem.of(x, conv.weight))[0].name
     assert [key[0] for key, entry in remembered._spectra.items() if entry.spectra] == [winner] * (winner in SPECTRAL)
 
 
@@ -168,13 +169,13 @@ def test_bounded_in_bytes_and_entries(monkeypatch):
             depthwise_conv2d(x, weight, backend='fft')
     one = remembered._size(held()[0])
     assert one > weights[0].numel() * 4
-    monkeypatch.setattr(remembered, '_BYTES', 3 * one)
+    monkeypatch.setattr(remembered, '_MAX_BYTES', 3 * one)
     for weight in weights:
         for _ in range(3):
             depthwise_conv2d(x, weight, backend='fft')
     assert len(held()) == 3
     assert all(torch.equal(entry.marks, remembered._marks(weight)) for entry, weight in zip(held(), weights[3:]))
-    monkeypatch.setattr(remembered, '_ENTRIES', 2)
+    monkeypatch.setattr(remembered, '_MAX_ENTRIES', 2)
     depthwise_conv2d(x, weights[0], backend='fft')
     assert len(remembered._spectra) == 2
 

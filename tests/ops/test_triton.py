@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmlk.ops.backends import Problem
+from mmlk.ops.backends import ConvProblem
 from mmlk.ops.backends import triton as triton_backend
 from mmlk.ops.backends.native import Native
 from mmlk.ops.backends.triton import Triton, _precision
@@ -70,7 +70,7 @@ def errors(case, device):
     x, weight, bias = (t.detach().to(device) for t in tensors(shape, dtype))
     bias = bias if layout == 'contiguous' else None
     x, grad = lay(x, layout), lay(torch.randn(shape[:4]).to(device, dtype), layout)
-    problem = Problem.of(x, weight)
+    problem = ConvProblem.of(x, weight)
     backend = Triton()
     assert backend.can_run(problem) == (True, '')
     exact = [t.double().requires_grad_() for t in (x, weight)]
@@ -106,7 +106,7 @@ def properties(device):
     """What holds of the backend whatever the rounding: names, and whether it does."""
     backend, found = Triton(), {}
     x, weight, bias = (t.detach().to(device) for t in tensors((2, 3, 10, 16, 9, 13), torch.float16))
-    problem = Problem.of(x, weight)
+    problem = ConvProblem.of(x, weight)
     expected = backend.forward(x, weight, bias, problem)
     for name, same in (('every second', bias.repeat_interleave(2)[::2]),
                        ('column', torch.stack([bias, bias + 1], 1)[:, 0])):
@@ -132,7 +132,7 @@ def properties(device):
                 (torch.float16, torch.float32), ('contiguous', 'channels_last'), (16, 15)):
             x = lay(torch.randn(2, 3, 10, size).to(device, dtype), layout)
             most = int(layout == 'channels_last' or size == 15)
-            problem, kept, each = Problem.of(x, weight), [], []
+            problem, kept, each = ConvProblem.of(x, weight), [], []
             backend.forward(x, weight.to(dtype), None, problem, kept)
             each.append(sum(copies))
             copies.clear()
@@ -238,9 +238,9 @@ def test_channels_last_maps_go_through_one_kernel_each_way(dtype, monkeypatch):
         monkeypatch.setattr(triton_kernels, name, Caught(name))
     x, weight = (t.detach() for t in tensors((2, 8, 24, 24, 9, 9), getattr(torch, dtype))[:2])
     backend, x, kept = Triton(), lay(x, 'channels_last'), []
-    backend.forward(x, weight, None, Problem.of(x, weight), kept)
+    backend.forward(x, weight, None, ConvProblem.of(x, weight), kept)
     assert launched == ['relay', 'correlate', 'relay']
-    backend.gradients(x, x, weight, Problem.of(x, weight), kept)
+    backend.gradients(x, x, weight, ConvProblem.of(x, weight), kept)
     assert launched[3:] == ['relay', 'correlate', 'relay', 'weigh_halves' if dtype == 'float16' else 'weigh']
 
 
@@ -286,7 +286,7 @@ class TestConfigurations:
 
 
 def problem(**changes):
-    base = Problem(torch.device('cuda'), torch.float16, 2, 128, 128, 128, 31, 31)
+    base = ConvProblem(torch.device('cuda'), torch.float16, 2, 128, 128, 128, 31, 31)
     return base._replace(**changes)
 
 
@@ -339,7 +339,7 @@ def test_no_float32_map_reaches_cudnn_unless_tf32_is_allowed(layout, monkeypatch
         seen.clear()
         x = lay(torch.randn(2, 32, 16, 16).to(dtype), layout)
         weight = torch.randn(32, 1, 9, 9).to(dtype).contiguous(memory_format=torch.channels_last)
-        given = Problem.of(x, weight)._replace(device=torch.device('cuda'))
+        given = ConvProblem.of(x, weight)._replace(device=torch.device('cuda'))
         for backend in list_backends():
             if backend.name in ('native', 'padded', 'channels_last') and backend.can_run(given)[0]:
                 backend.forward(x, weight, None, given)
@@ -376,7 +376,7 @@ def test_estimates_stay_near_the_floors_of_a_gpu(shape, step):
                               (torch.float32, True, 156e12), (torch.float32, False, 19.5e12)):
         torch.set_float32_matmul_precision('high' if high else 'highest')
         try:
-            given = Problem(torch.device('cuda'), dtype, *shape)
+            given = ConvProblem(torch.device('cuda'), dtype, *shape)
             floor = max(2 * given.macs / rate * (1 if rate < 1e14 else (31 + 15) / 31),
                         2 * given.macs / 31**2 * dtype.itemsize / 1.56e12)
             assert 1 < Triton().cost(step, given) / floor < 4

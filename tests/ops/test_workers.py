@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from mmlk.ops import depthwise_conv2d
-from mmlk.ops.backends import Problem, get, workers
+from mmlk.ops.backends import ConvProblem, get, workers
 from mmlk.ops.backends.base import channel_chunks
 from mmlk.ops.reference import depthwise_conv2d_reference
 from tests.utils import relative_error
@@ -45,7 +45,7 @@ def in_a_new_thread(function):
 def test_the_number_of_threads_does_not_show(backend, layout):
     x = torch.randn(2, 101, 96, 90).contiguous(memory_format=getattr(torch, layout)).requires_grad_()
     weight, bias = torch.randn(101, 1, 31, 13, requires_grad=True), torch.randn(101, requires_grad=True)
-    problem = Problem.of(x, weight)
+    problem = ConvProblem.of(x, weight)
     assert len(get(backend, problem).plan(problem).chunks) > 1
     grad = torch.randn_like(x)
 
@@ -73,7 +73,7 @@ def test_the_number_of_threads_does_not_show(backend, layout):
 
 
 def test_chunks_are_as_large_as_asked_for_and_go_round():
-    problem = Problem(CPU, torch.float32, 2, 128, 8, 8, 3, 3)
+    problem = ConvProblem(CPU, torch.float32, 2, 128, 8, 8, 3, 3)
     for most, sizes in ((128, [128]), (64, [64, 64]), (127, [64, 64]), (50, [32] * 4), (12, [11] * 11 + [7]),
                         (1, [1] * 128)):
         chunks = channel_chunks(problem, area=100, elements=2 * 100 * most)
@@ -110,7 +110,7 @@ def test_everybody_else_keeps_the_number_of_threads():
         torch.set_num_threads(2)
 
 
-@pytest.mark.parametrize('threads', [1, workers._MOST + 1])
+@pytest.mark.parametrize('threads', [1, workers._MAX_THREADS + 1])
 def test_on_one_thread_and_on_many_the_caller_does_it(threads):
     torch.set_num_threads(threads)
     assert threads_of() == {threading.get_ident()}
@@ -188,7 +188,7 @@ def _child(backend, x, weight, problem, connection):
 @pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='there is no fork')
 def test_a_fork_starts_threads_of_its_own():
     x, weight = torch.randn(1, 30, 96, 96), torch.randn(30, 1, 31, 31)
-    problem = Problem.of(x, weight)
+    problem = ConvProblem.of(x, weight)
     backend = get('fft', problem)
     expected = backend.forward(x, weight, None, problem)
     assert threading.get_ident() not in threads_of()

@@ -1,7 +1,7 @@
-"""The ordered table of backends; on equal cost the earlier one is taken."""
+"""The backends, in order of preference: if two have the same cost, the earlier one is used."""
 from typing import List
 
-from .base import STEPS, Backend, Problem
+from .base import STEPS, Backend, ConvProblem
 from .channels_last import ChannelsLast
 from .dft import DFT
 from .fft import FFT
@@ -10,21 +10,21 @@ from .native import Native
 from .padded import Padded
 from .triton import Triton
 
-__all__ = ['Backend', 'Problem', 'STEPS', 'TABLE', 'get', 'list_backends']
+__all__ = ['Backend', 'ConvProblem', 'STEPS', 'TABLE', 'get', 'list_backends']
 
 TABLE = (Native(), Padded(), ChannelsLast(), DFT(), FFT(), FFTPairs(), Triton())
 
 
 def list_backends() -> List[Backend]:
-    """Every backend, in order of preference."""
+    """Returns all backends, in order of preference."""
     return list(TABLE)
 
 
-def get(name: str, problem: Problem) -> Backend:
-    """The backend of that name.
+def get(name: str, problem: ConvProblem) -> Backend:
+    """Returns the backend with the given name.
 
     Raises:
-        ValueError: No such backend, or it cannot run the problem; the message holds its reason.
+        ValueError: There is no such backend, or it cannot run the problem; the message gives its reason.
     """
     for backend in TABLE:
         if backend.name == name:

@@ -12,12 +12,12 @@ from typing import NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .base import Problem, Reach, half_precision_and_up
-from .spectral import Plan, Spectral, pixels_to_planes
+from .base import ConvProblem, Reach, half_precision_and_up
+from .spectral import SpectralPlan, Spectral, pixels_to_planes
 
-_CHUNK = 1 << 21  # elements of one chunk's circles, for the caches
-_MATRICES = 48  # pairs that are kept of each kind, of at most 0.5 MiB in float32
-_LONGEST = 160  # of a transform; past that its time and its memory have lost to the FFT for good
+_CHUNK_ELEMENTS = 1 << 21  # elements of one chunk's circles, for the caches
+_MAX_MATRICES = 48  # pairs that are kept of each kind, of at most 0.5 MiB in float32
+_MAX_LENGTH = 160  # of a transform; past that its time and its memory have lost to the FFT for good
 
 
 def full_speed_length(length: int) -> int:
@@ -52,13 +52,13 @@ def _to_both(cos: Tensor, sin: Tensor) -> Tensor:
     return torch.view_as_real(both).flatten(1)
 
 
-@lru_cache(maxsize=_MATRICES)
+@lru_cache(maxsize=_MAX_MATRICES)
 def _analysis(rows: _Samples, columns: _Samples, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
     """(left, right): ``left @ map`` is A and B in turn for each frequency, ``(A beside B) @ right`` is Z+ beside Z-."""
     return torch.stack(_waves(rows), 1).flatten(0, 1).to(dtype), _to_both(*_waves(columns)).to(dtype)
 
 
-@lru_cache(maxsize=_MATRICES)
+@lru_cache(maxsize=_MAX_MATRICES)
 def _synthesis(rows: _Samples, columns: _Samples, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
     """(left, right): ``right @ (Z+ above Z-)`` is A above B, ``left @ (A, B in turn)`` is the map at those samples."""
     halves = []
@@ -72,14 +72,14 @@ def _synthesis(rows: _Samples, columns: _Samples, dtype: torch.dtype) -> Tuple[T
     return left.to(dtype).contiguous(), (_to_both(*halves[1]) / 2).to(dtype)  # A is half the sum of Z+ and Z-
 
 
-class _Plan(Plan):
+class DftPlan(SpectralPlan):
     """The samples of one problem: pixels where they stand, taps mirrored, each as a phase. A spectrum is (..., Fh, C,
     2 Fw): at each frequency along the height Z+ and Z-."""
 
     channels_last = True
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem, (int, full_speed_length), _CHUNK)
+    def __init__(self, problem: ConvProblem) -> None:
+        super().__init__(problem, (int, full_speed_length), _CHUNK_ELEMENTS)
         self.map = [_Samples(length, 0, 1, reach.extent) for length, reach in zip(self.lengths, self.reaches)]
         self.taps = [_Samples(length, reach.before, -1, reach.before + 1 + reach.after)
                      for length, reach in zip(self.lengths, self.reaches)]
@@ -128,24 +128,24 @@ class _Plan(Plan):
         self._inverse(spectrum, self.taps, out.permute(1, 2, 0))
 
 
-_plan = lru_cache(maxsize=1024)(_Plan)  # it holds a few numbers
+_plan = lru_cache(maxsize=1024)(DftPlan)  # it holds a few numbers
 
 
 class DFT(Spectral):
     name = 'dft'
 
-    def plan(self, problem: Problem) -> Plan:
+    def plan(self, problem: ConvProblem) -> SpectralPlan:
         return _plan(problem)
 
-    def can_run(self, problem: Problem) -> Tuple[bool, str]:
+    def can_run(self, problem: ConvProblem) -> Tuple[bool, str]:
         if problem.device.type != 'cpu':
             return False, f'it runs on cpu, not {problem.device.type}'
         longest = max(reach.circle for reach in Reach.of(problem))
-        if longest > _LONGEST:
-            return False, f'map plus half the kernel is {longest} long, it runs up to {_LONGEST}'
+        if longest > _MAX_LENGTH:
+            return False, f'map plus half the kernel is {longest} long, it runs up to {_MAX_LENGTH}'
         return half_precision_and_up(problem.dtype)
 
-    def cost(self, step: str, problem: Problem) -> float:
+    def cost(self, step: str, problem: ConvProblem) -> float:
         plan = _plan(problem)
         maps, kernels = self.transforms[step]
         height, width = plan.lengths

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.fft import fft, ifft, irfft, rfft
 
-from .base import Problem, half_precision_and_up
-from .spectral import Plan, Spectral
+from .base import ConvProblem, half_precision_and_up
+from .spectral import SpectralPlan, Spectral
 
 # Elements of one chunk's padded map, for the CPU's caches; a GPU only needs its memory bounded.
-_CHUNK = {'cpu': 1 << 18, 'cuda': 1 << 25}
+_CHUNK_ELEMENTS = {'cpu': 1 << 18, 'cuda': 1 << 25}
 
 
 @lru_cache(maxsize=4096)
@@ -34,15 +34,15 @@ def smooth_length(length: int) -> int:
         length += 4
 
 
-class _Plan(Plan):
+class FftPlan(SpectralPlan):
     """Zero-padded workspaces, and where things stand in them.
 
     Nothing is rolled, for the windows that are read back say where things stood: the map and the flipped taps at 0, the
     output's gradient at ``after``.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem, (smooth_length, smooth_length), _CHUNK[problem.device.type])
+    def __init__(self, problem: ConvProblem) -> None:
+        super().__init__(problem, (smooth_length, smooth_length), _CHUNK_ELEMENTS[problem.device.type])
         self.device = problem.device
         self.spaces: Dict[Tuple[object, ...], Tensor] = {}
         self.after = self.reaches[0].after, self.reaches[1].after
@@ -93,18 +93,18 @@ class _Plan(Plan):
 class FFT(Spectral):
     name = 'fft'
 
-    def plan(self, problem: Problem) -> Plan:
-        return _Plan(problem)
+    def plan(self, problem: ConvProblem) -> SpectralPlan:
+        return FftPlan(problem)
 
-    def can_run(self, problem: Problem) -> Tuple[bool, str]:
-        if problem.device.type not in _CHUNK:
+    def can_run(self, problem: ConvProblem) -> Tuple[bool, str]:
+        if problem.device.type not in _CHUNK_ELEMENTS:
             return False, f'it runs on cpu and cuda, not {problem.device.type}'
         if problem.device.type == 'cpu' and not torch.backends.mkl.is_available():
             return False, 'this torch was built without MKL, whose transforms it needs'
         return half_precision_and_up(problem.dtype)
 
-    def cost(self, step: str, problem: Problem) -> float:
-        plan = _Plan(problem)
+    def cost(self, step: str, problem: ConvProblem) -> float:
+        plan = FftPlan(problem)
         maps, kernels = self.transforms[step]
         planes = (maps * problem.batch + kernels) * problem.channels
         rate, copied = (30e9, plan.laying_out(problem, maps)) if problem.device.type == 'cpu' else (1e12, 0)

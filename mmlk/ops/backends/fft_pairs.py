@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.fft import fft2, ifft2
 
-from .base import Problem, half_precision_and_up
+from .base import ConvProblem, half_precision_and_up
 from .fft import smooth_length
-from .spectral import Plan, Spectral
+from .spectral import SpectralPlan, Spectral
 
-_CHUNK = 3 << 18  # elements of one chunk's padded maps, for the caches
+_CHUNK_ELEMENTS = 3 << 18  # elements of one chunk's padded maps, for the caches
 
 
-class _Plan(Plan):
+class FftPairsPlan(SpectralPlan):
     """Zero-padded workspaces, and where things stand in them: as in :mod:`.fft`.
 
     A pair of maps (x, y) is X = F(x + iy). A pair of gradients (g, h) is held as G = F^-1(h + ig), which is i times the
@@ -29,8 +29,8 @@ class _Plan(Plan):
     taps' gradient, already summed over the pair.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem, (smooth_length, smooth_length), _CHUNK)
+    def __init__(self, problem: ConvProblem) -> None:
+        super().__init__(problem, (smooth_length, smooth_length), _CHUNK_ELEMENTS)
         self.batch = problem.batch
         self.spaces: Dict[Tuple[object, ...], Tensor] = {}
         self.after = self.reaches[0].after, self.reaches[1].after
@@ -91,18 +91,18 @@ class FFTPairs(Spectral):
     name = 'fft_pairs'
     mixes = True
 
-    def plan(self, problem: Problem) -> Plan:
-        return _Plan(problem)
+    def plan(self, problem: ConvProblem) -> SpectralPlan:
+        return FftPairsPlan(problem)
 
-    def can_run(self, problem: Problem) -> Tuple[bool, str]:
+    def can_run(self, problem: ConvProblem) -> Tuple[bool, str]:
         if problem.device.type != 'cpu':
             return False, f'it runs on cpu, not {problem.device.type}'
         if not torch.backends.mkl.is_available():
             return False, 'this torch was built without MKL, whose transforms it needs'
         return half_precision_and_up(problem.dtype)
 
-    def cost(self, step: str, problem: Problem) -> float:
-        plan = _Plan(problem)
+    def cost(self, step: str, problem: ConvProblem) -> float:
+        plan = FftPairsPlan(problem)
         maps, kernels = self.transforms[step]
         planes = (maps * ((problem.batch + 1) // 2) + kernels) * problem.channels
         return (1e-4 * len(plan.chunks) + plan.laying_out(problem, maps) +

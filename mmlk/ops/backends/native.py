@@ -1,27 +1,37 @@
-"""PyTorch's own convolution: runs everywhere, and is what every other backend is measured against."""
+"""PyTorch's own convolution. It can run every problem. Other backends are checked against it and fall back to it."""
 from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Backend, Problem, compute_dtype, tf32_allowed
+from .base import Backend, ConvProblem, compute_dtype, tf32_allowed
 
-_LARGEST = 13  # kernel of oneDNN's fast forward path
+_MAX_FAST_KERNEL = 13  # maximum kernel size of oneDNN's fast forward function
 
 
-def exact_on_cuda(problem: Problem) -> bool:
-    """Whether channels_last maps must not reach cuDNN, which rounds float32 to tf32 unless told not to.
+def exact_on_cuda(problem: ConvProblem) -> bool:
+    """Returns whether maps must be contiguous, so that PyTorch does not use cuDNN, which may round float32 to tf32.
 
-    PyTorch gives it every channels_last convolution, and of contiguous float32 ones with depthwise weights none.
+    PyTorch uses cuDNN for every convolution in channels_last. For contiguous float32 maps and depthwise weights it has
+    a kernel of its own, which does not round.
     """
     return problem.device.type == 'cuda' and problem.dtype == torch.float32 and not tf32_allowed()
 
 
-def conv2d_same(x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem, mirrored: bool = False) -> Tensor:
-    """The operator as a single ``F.conv2d``, the form that exports as one Conv.
+def conv2d_same(x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: ConvProblem,
+                mirrored: bool = False) -> Tensor:
+    """Computes the convolution by a single ``F.conv2d``, which is exported as one Conv node.
 
-    ``mirrored`` puts the extra column and row of an even kernel's padding on the other side.
+    Args:
+        x: (N, C, H, W).
+        weight: (C, 1, kh, kw).
+        bias: (C,) or None.
+        problem: The problem; only its kernel size and channels are used.
+        mirrored: If True, the additional row and column of an even kernel's padding are on the top and on the left.
+
+    Returns:
+        (N, C, H, W).
     """
     padding = (problem.kh // 2, problem.kw // 2)
     if not (problem.kh % 2 and problem.kw % 2):
@@ -31,8 +41,18 @@ def conv2d_same(x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Prob
 
 
 def convolution_gradients(grad: Tensor, x: Optional[Tensor], weight: Optional[Tensor],
-                          problem: Problem) -> Tuple[Optional[Tensor], Optional[Tensor]]:
-    """PyTorch's gradients of input and weight, each where its other factor is given; differentiable once more."""
+                          problem: ConvProblem) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Computes the gradients by PyTorch's own function, which can be differentiated again.
+
+    Args:
+        grad: Gradient of the output, (N, C, H, W).
+        x: Input, (N, C, H, W); None if the gradient of the weight is not needed.
+        weight: (C, 1, kh, kw); None if the gradient of the input is not needed.
+        problem: The problem.
+
+    Returns:
+        The gradient of the input, or None, and the gradient of the weight, or None.
+    """
     mask = weight is not None, x is not None, False
     if weight is None:
         assert x is not None
@@ -52,10 +72,11 @@ def convolution_gradients(grad: Tensor, x: Optional[Tensor], weight: Optional[Te
 
 
 def plain_gradients(grad: Tensor, x: Optional[Tensor], weight: Optional[Tensor],
-                    problem: Problem) -> Tuple[Optional[Tensor], Optional[Tensor]]:
-    """:func:`convolution_gradients` of any layout in the problem's dtype.
+                    problem: ConvProblem) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Computes :func:`convolution_gradients`, on CPUs in at least float32, and returns it in the problem's dtype.
 
-    On CPUs PyTorch sums the input's gradient in half precision itself: 2.7 % off in bfloat16 at 31x31.
+    In half precision on CPUs, PyTorch would also add up the gradient of the input in half precision: for bfloat16 and a
+    31x31 kernel that gives an error of 2.7 %. The memory format of the result is not specified.
     """
     dtype = compute_dtype(problem.dtype) if problem.device.type == 'cpu' else problem.dtype
     grad_x, grad_w = convolution_gradients(grad.to(dtype), x if x is None else x.to(dtype),
@@ -64,18 +85,18 @@ def plain_gradients(grad: Tensor, x: Optional[Tensor], weight: Optional[Tensor],
             grad_w if grad_w is None else grad_w.to(problem.dtype))
 
 
-def convolution_dtype(problem: Problem) -> torch.dtype:
-    """What PyTorch's forward convolution is best computed in.
+def convolution_dtype(problem: ConvProblem) -> torch.dtype:
+    """Returns the dtype in which PyTorch's forward convolution is fastest.
 
-    Half precision on a CPU is slower than float32 where kernels are large, and oneDNN does not come to an end of
-    building its kernel for 16 channels or fewer in channels_last (3.11, on CPUs with AVX512-BF16).
+    On a CPU, half precision is slower than float32 if the kernel is large. Also, for at most 16 channels in
+    channels_last, oneDNN 3.11 never finishes building its bfloat16 kernel on CPUs with AVX512-BF16.
     """
     half = problem.device.type == 'cpu' and problem.dtype in (torch.float16, torch.bfloat16)
-    return torch.float32 if half and max(problem.kh, problem.kw) > _LARGEST else problem.dtype
+    return torch.float32 if half and max(problem.kh, problem.kw) > _MAX_FAST_KERNEL else problem.dtype
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem, mirrored: bool = False) -> Tensor:
-    """:func:`conv2d_same` in :func:`convolution_dtype`, its output in the problem's dtype and memory format."""
+def convolve(x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: ConvProblem, mirrored: bool = False) -> Tensor:
+    """Computes :func:`conv2d_same` in :func:`convolution_dtype`; returns the problem's dtype and memory format."""
     dtype = convolution_dtype(problem)
     if exact_on_cuda(problem):
         x, weight = x.contiguous(), weight.contiguous()
@@ -87,30 +108,30 @@ class Native(Backend):
     name = 'native'
     joint = True
 
-    def can_run(self, problem: Problem) -> Tuple[bool, str]:
+    def can_run(self, problem: ConvProblem) -> Tuple[bool, str]:
         return True, ''
 
-    def cost(self, step: str, problem: Problem) -> float:
+    def cost(self, step: str, problem: ConvProblem) -> float:
         if step == 'gradients':
             return self.cost('grad_input', problem) + self.cost('grad_weight', problem)
         if problem.device.type != 'cpu':
             return 1e-5 + problem.macs / 2e12
-        # oneDNN's fast depthwise kernels want a left padding of at most 4 (AVX2) or 6 (AVX-512) and, for the weight
-        # gradient, a kernel of at most 3; past that it falls to a slow path.
-        small = max(problem.kh, problem.kw) <= (3 if step == 'grad_weight' else _LARGEST)
+        # oneDNN's fast depthwise functions need a left padding of at most 4 (AVX2) or 6 (AVX-512) and, for the gradient
+        # of the weight, a kernel of at most 3x3. Otherwise it uses a slow reference function.
+        small = max(problem.kh, problem.kw) <= (3 if step == 'grad_weight' else _MAX_FAST_KERNEL)
         rate = 30e9 if small else 3e9
         return 1e-5 + problem.macs / rate
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: ConvProblem) -> Tensor:
         return convolve(x, weight, bias, problem)
 
-    def grad_input(self, grad: Tensor, weight: Tensor, problem: Problem) -> Tensor:
+    def grad_input(self, grad: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
         return self.gradients(grad, None, weight, problem)[0]
 
-    def grad_weight(self, grad: Tensor, x: Tensor, problem: Problem) -> Tensor:
+    def grad_weight(self, grad: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
         return self.gradients(grad, x, None, problem)[1]
 
-    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: Problem) -> Tuple[Tensor, Tensor]:
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: ConvProblem) -> Tuple[Tensor, Tensor]:
         grad_x, grad_w = plain_gradients(grad, x, weight, problem)
         return (grad_x if grad_x is None else grad_x.contiguous(memory_format=problem.memory_format),
                 grad_w if grad_w is None else grad_w.contiguous())

@@ -1,4 +1,18 @@
-"""Spectra of kernels that a network in inference uses again and again, so that each is taken once."""
+"""A cache of the spectra of kernels, for inference, where the weights stay the same from image to image.
+
+What is cached: for each backend, problem and weight the spectra that the backend computed from the weight. They are
+stored when the same problem comes with an unchanged weight for the second time. So nothing is stored for images whose
+sizes keep changing, nor for weights that are being trained (:func:`learning`).
+
+How a changed weight is detected: in two steps. PyTorch counts in-place changes of a tensor in ``Tensor._version``; an
+entry with another version is not used. Changes through ``.data`` are not counted, though. Comparing all values would
+take a tenth of the time of the convolution, so two random projections of each channel's taps are compared instead, as
+in Freivalds' algorithm for checking products of matrices (Motwani and Raghavan, Randomized Algorithms, section 7.1). If
+both projections are unchanged, the output is unchanged to rounding.
+
+Memory: at most 512 MiB of spectra and 1024 entries. The least recently used are removed. The cache is used on CPUs
+only: a GPU would have to be synchronized to compare the projections.
+"""
 import threading
 import weakref
 from collections import OrderedDict
@@ -8,19 +22,28 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 import torch
 from torch import Tensor
 
-from .base import Problem, compute_dtype
+from .base import ConvProblem, compute_dtype
 
-_BYTES, _ENTRIES = 512 << 20, 1024  # the least recently used go past either
+# The least recently used entries are removed when one of these is exceeded.
+_MAX_BYTES = 512 << 20  # of all spectra together, 512 MiB
+_MAX_ENTRIES = 1024
 
-_Key = Tuple[str, Problem, int]  # backend, problem, id of the weight
+_Key = Tuple[str, ConvProblem, int]  # backend, problem, id of the weight
 
 _lock = threading.Lock()
 _spectra: 'OrderedDict[_Key, _Entry]' = OrderedDict()
-_keys: Dict[int, Set[_Key]] = {}  # of each weight's entries
+_keys: Dict[int, Set[_Key]] = {}  # the keys of all entries of a weight, by its id
 
 
 class _Entry(NamedTuple):
-    """What is known of a weight with a problem; spectra are held where it has come again unchanged."""
+    """The cache entry of one backend, problem and weight.
+
+    Attributes:
+        owner: The weight. A weak reference, so that the cache does not keep it alive.
+        version: Its version counter; None for an inference tensor, which has none.
+        marks: The projections of its taps, (2, C); None until the second use.
+        spectra: The spectra; None until the weight has come again unchanged.
+    """
 
     owner: 'weakref.ref[Tensor]'
     version: Optional[int]
@@ -30,29 +53,31 @@ class _Entry(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _directions(taps: int, dtype: torch.dtype) -> Tensor:
-    """(2, taps), each of magnitude 1 to 2 and random sign, so that no tap goes unseen."""
+    """Returns the projections' coefficients, (2, taps). Each has a magnitude of 1 to 2, so that every tap counts."""
     generator = torch.Generator('cpu').manual_seed(0)
     values = torch.rand(2, taps, generator=generator, dtype=torch.float64, device='cpu') * 2 - 1
     return (values + values.sign()).to(dtype)
 
 
 def _marks(weight: Tensor) -> Tensor:
-    """Two random projections (2, C) of each channel's taps."""
+    """Returns two fixed random projections of each channel's taps, (2, C)."""
     taps = weight.flatten(1).to(compute_dtype(weight.dtype))
     return torch.mm(_directions(taps.shape[1], taps.dtype), taps.t())
 
 
 def _put(key: _Key, entry: _Entry) -> None:
+    """Stores an entry as the most recently used one, and removes the least recently used ones beyond the limits."""
     with _lock:
         _spectra[key] = entry
         _spectra.move_to_end(key)
         _keys.setdefault(key[-1], set()).add(key)
         held = sum(map(_size, _spectra.values())) if entry.spectra else 0
-        while held > _BYTES or len(_spectra) > _ENTRIES:
+        while held > _MAX_BYTES or len(_spectra) > _MAX_ENTRIES:
             held -= _size(_pop(next(iter(_spectra))))
 
 
 def _pop(key: _Key) -> _Entry:
+    """Removes an entry and returns it."""
     keys = _keys[key[-1]]
     keys.discard(key)
     if not keys:
@@ -60,16 +85,17 @@ def _pop(key: _Key) -> _Entry:
     return _spectra.pop(key)
 
 
-def remembered(backend: str, problem: Problem, weight: Tensor, make: Callable[[], List[Tensor]],
+def remembered(backend: str, problem: ConvProblem, weight: Tensor, make: Callable[[], List[Tensor]],
                owner: Optional[Tensor] = None) -> List[Tensor]:
-    """``make()``, or what it gave when the same problem last came with the same weight.
+    """Returns the cached spectra of a weight, or those that ``make`` computes.
 
-    ``owner`` is the parameter of which autocast has made ``weight``: the same tensor each time, where the cast is a new
-    one. A parameter may be changed in ways that leave no trace, through ``.data`` say, so its version does not tell
-    all, and to compare all its values takes a tenth of the convolution's time. Two random projections of each channel
-    are compared as well: what moves neither of them beyond rounding moves the output no further. Spectra are held from
-    the second meeting with an unchanged parameter on, so neither images of ever new sizes nor a weight that is being
-    trained hold any (:func:`learning`); and on CPUs only, for a GPU would have to wait for the comparison.
+    Args:
+        backend: Name of the backend.
+        problem: The problem.
+        weight: (C, 1, kh, kw).
+        make: A function that computes the spectra.
+        owner: The parameter of which autocast has made ``weight``. Autocast makes a new tensor each time, so the
+            parameter identifies the weight. None if ``weight`` is the parameter itself.
     """
     if problem.device.type != 'cpu':
         return make()
@@ -95,15 +121,15 @@ def remembered(backend: str, problem: Problem, weight: Tensor, make: Callable[[]
 
 
 def learning(owner: Tensor) -> None:
-    """Let go of a weight's spectra, for its gradient is about to be taken."""
+    """Removes all entries of a weight. Called when a gradient of it is requested, so that it will probably change."""
     if id(owner) in _keys:
         with _lock:
             for key in list(_keys.get(id(owner), ())):
                 _pop(key)
 
 
-def forget(problem: Optional[Problem] = None, keep: Optional[str] = None) -> None:
-    """Let go of every remembered spectrum, or of a problem's by other backends than ``keep``."""
+def forget(problem: Optional[ConvProblem] = None, keep: Optional[str] = None) -> None:
+    """Removes all entries; with ``problem``, only the entries of that problem by backends other than ``keep``."""
     with _lock:
         for key in list(_spectra):
             if problem is None or key[1] == problem and key[0] != keep:
@@ -111,5 +137,6 @@ def forget(problem: Optional[Problem] = None, keep: Optional[str] = None) -> Non
 
 
 def _size(entry: _Entry) -> int:
+    """Returns the bytes of an entry's tensors."""
     tensors = (*(() if entry.marks is None else (entry.marks, )), *(entry.spectra or ()))
     return sum(t.numel() * t.element_size() for t in tensors)

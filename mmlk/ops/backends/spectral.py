@@ -1,30 +1,50 @@
-"""What the backends that multiply spectra have in common: the three passes, chunk by chunk of channels.
+"""The common part of the backends that convolve in the frequency domain.
 
-With the circular length H + k // 2, not H + k - 1, the wrapped-around part falls only on what is cropped away.
+Convolution theorem: the discrete Fourier transform of a circular convolution is the product of the transforms. The
+direct method multiplies every pixel with every tap of the kernel. Transforming the map and the kernel, multiplying the
+two spectra element by element, and transforming back costs a number of operations that hardly depends on the size of
+the kernel, so it is faster for large kernels. The gradients work the same way: they are correlations, for which one of
+the two spectra is conjugated. See Oppenheim and Schafer, Discrete-Time Signal Processing, chapter 8, and Mathieu,
+Henaff and LeCun, Fast Training of Convolutional Networks through FFTs, arXiv:1312.5851.
+
+Length: a circular convolution of length L adds the part of the result beyond L to its beginning. The complete result of
+a map of H rows with k taps has H + k - 1 rows, so usually L = H + k - 1 is taken. A "same" convolution keeps H of these
+rows and crops about k // 2 of them at either end. L = H + k // 2 is therefore enough: rows that wrap around only fall
+on rows that are cropped. Taps that never overlap the map are left out first, see :class:`.base.Reach`.
+
+The channels are independent of each other, so they are computed in chunks whose temporary tensors fit into the caches,
+on several threads (:mod:`.workers`).
 """
 from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from .base import Backend, Problem, Reach, channel_chunks, compute_dtype
+from .base import Backend, ConvProblem, Reach, channel_chunks, compute_dtype
 from .remembered import remembered
 from .workers import each
 
+# Maps are copied to another memory format in pieces that fit into the CPU caches.
+_COPY_ELEMENTS = 1 << 17  # of one piece when copying from channels_last
+_COPY_CHANNELS = 16  # of one piece when copying to channels_last
 
-_ELEMENTS, _CHANNELS = 1 << 17, 16  # that are laid out anew at a time
 
+class SpectralPlan:
+    """The transforms for one problem, and the products of spectra.
 
-class Plan:
-    """Transforms of one problem and their products; a spectrum is complex, its first dimension the batch if it has one.
+    A spectrum is a complex tensor. Its other dimensions are the subclass's choice, but the first is the batch, except
+    for the spectrum of a kernel. A subclass implements the methods that raise NotImplementedError here.
 
-    A subclass says what length a circle has for a least one, along the height and along the width, how many elements a
-    chunk's circles have, and writes what raises here.
+    Args:
+        problem: The problem.
+        lengths: Two functions, for the height and for the width. Each returns the length of the transform for a given
+            minimum length.
+        elements: Maximum number of elements of a chunk of channels, in maps that are padded to these lengths.
     """
 
-    channels_last = False  #: the layout of maps that the transforms want
+    channels_last = False  #: whether the transforms take maps in channels_last
 
-    def __init__(self, problem: Problem, lengths: Tuple[Callable[[int], int], Callable[[int], int]],
+    def __init__(self, problem: ConvProblem, lengths: Tuple[Callable[[int], int], Callable[[int], int]],
                  elements: int) -> None:
         self.reaches = Reach.of(problem)
         self.lengths = lengths[0](self.reaches[0].circle), lengths[1](self.reaches[1].circle)
@@ -33,62 +53,78 @@ class Plan:
         self.dtype = compute_dtype(problem.dtype)
 
     def lay_out(self, x: Tensor) -> Tensor:
-        """Maps (N, C, H, W) in the layout that the transforms want."""
+        """Returns the maps ``x`` (N, C, H, W) in the memory format that the transforms take; a copy only if needed."""
         if self.channels_last:
             return x if x.is_contiguous(memory_format=torch.channels_last) else planes_to_pixels(x)
         if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
             return x
         return pixels_to_planes(x, torch.empty_like(x, memory_format=torch.contiguous_format))
 
-    def laying_out(self, problem: Problem, maps: int) -> float:
-        """Estimated seconds, on a CPU, for so many maps (N, C, H, W) that come or go in the other layout."""
+    def laying_out(self, problem: ConvProblem, maps: int) -> float:
+        """Returns the estimated seconds on a CPU for converting ``maps`` tensors (N, C, H, W) to the other format."""
         if problem.channels_last == self.channels_last:
             return 0
         return maps * problem.batch * problem.channels * problem.height * problem.width / 3e9
 
     def in_use(self, weight: Tensor) -> Tensor:
-        """The taps (C, th, tw) of ``weight`` (C, 1, kh, kw) that can meet the map."""
+        """Returns a view of the taps of ``weight`` (C, 1, kh, kw) that can overlap the map, (C, th, tw)."""
         return weight[(slice(None), 0, *(reach.taps for reach in self.reaches))]
 
     def of_map(self, x: Tensor) -> Tensor:
-        """Spectrum of maps (N, C, H, W)."""
+        """Returns the spectrum of the input, (N, C, H, W)."""
         raise NotImplementedError
 
     def of_gradient(self, grad: Tensor) -> Tensor:
-        """Spectrum of the output's gradient (N, C, H, W)."""
+        """Returns the spectrum of the gradient of the output, (N, C, H, W)."""
         raise NotImplementedError
 
     def of_kernel(self, weight: Tensor) -> Tensor:
-        """Spectrum of the taps in use of a weight (C, 1, kh, kw)."""
+        """Returns the spectrum of the taps of a weight (C, 1, kh, kw) that can overlap the map."""
         raise NotImplementedError
 
     def product(self, a: Tensor, b: Tensor, conjugate: bool = False, out: Optional[Tensor] = None) -> Tensor:
-        """``a`` times ``b`` or its conjugate; ``b`` may lack the batch, and ``out`` may be ``a``."""
+        """Returns ``a * b`` or ``a * b.conj()``. ``out`` may be ``a``, and ``b`` may lack the batch dimension."""
         return torch.mul(a, b.conj_physical() if conjugate else b, out=out)
 
     def output(self, spectrum: Tensor, out: Tensor, bias: Optional[Tensor] = None) -> None:
-        """The output, into ``out`` (N, C, H, W), from map times kernel, which it may change, and a bias (C,)."""
+        """Computes the output.
+
+        Args:
+            spectrum: Product of the spectra of input and kernel. It may be changed.
+            out: (N, C, H, W), to which the result is written.
+            bias: (C,) or None.
+        """
         raise NotImplementedError
 
     def grad_input(self, spectrum: Tensor, out: Tensor) -> None:
-        """The input's gradient, into ``out`` (N, C, H, W), from gradient times conjugate kernel."""
+        """Computes the gradient of the input.
+
+        Args:
+            spectrum: Product of the spectrum of the output's gradient and the conjugate spectrum of the kernel.
+            out: (N, C, H, W), to which the result is written.
+        """
         raise NotImplementedError
 
     def grad_taps(self, spectrum: Tensor, out: Tensor) -> None:
-        """The gradient of the taps in use, into ``out`` (C, th, tw), from gradient times conjugate map, summed over
-        the batch."""
+        """Computes the gradient of the taps that can overlap the map.
+
+        Args:
+            spectrum: Product of the spectrum of the output's gradient and the conjugate spectrum of the input, summed
+                over the batch.
+            out: (C, th, tw), to which the result is written.
+        """
         raise NotImplementedError
 
 
 def pixels_to_planes(x: Tensor, out: Tensor) -> Tensor:
-    """Copy maps (N, C, H, W) that are laid out in channels_last to ``out``.
+    """Copies maps (N, C, H, W) in channels_last to ``out`` of the same shape, and returns ``out``.
 
-    As matrices, which PyTorch transposes in blocks, where it copies four dimensions element by element; and some pixels
-    at a time, to stay in the caches.
+    The copy is done as transpositions of matrices, which PyTorch does in blocks, whereas it copies a tensor of four
+    dimensions element by element. Each matrix has few enough pixels to fit into the caches.
     """
     if out.stride(1) == 1 or not out[:1].is_contiguous():
         return out.copy_(x)
-    some = max(1, _ELEMENTS // x.shape[1])
+    some = max(1, _COPY_ELEMENTS // x.shape[1])
     pieces = [(columns, pixels.t()) for image, laid_out in zip(x.permute(0, 2, 3, 1).flatten(1, 2), out.flatten(2))
               for pixels, columns in zip(image.split(some), laid_out.split(some, dim=1))]
     each(x.device, Tensor.copy_, *zip(*pieces))
@@ -96,41 +132,47 @@ def pixels_to_planes(x: Tensor, out: Tensor) -> Tensor:
 
 
 def planes_to_pixels(x: Tensor) -> Tensor:
-    """The maps (N, C, H, W) laid out in channels_last, some channels at a time: the same the other way round."""
+    """Returns a copy of the maps (N, C, H, W) in channels_last, made a few channels at a time."""
     out = torch.empty_like(x, memory_format=torch.channels_last)
-    each(x.device, Tensor.copy_, out.split(_CHANNELS, dim=1), x.split(_CHANNELS, dim=1))
+    each(x.device, Tensor.copy_, out.split(_COPY_CHANNELS, dim=1), x.split(_COPY_CHANNELS, dim=1))
     return out
 
 
 class Spectral(Backend):
-    """A backend by its :class:`Plan`.
+    """Base class of the spectral backends. A subclass gives the transforms, by :meth:`plan`.
 
-    The spectra of map and kernel, once taken in the forward pass, serve the gradients as well.
+    In training, the spectra of input and kernel are saved in the forward pass and used again for the gradients.
     """
 
     joint = keeps = True
 
-    def plan(self, problem: Problem) -> Plan:
+    def plan(self, problem: ConvProblem) -> SpectralPlan:
+        """Returns the transforms for a problem."""
         raise NotImplementedError
 
-    #: spectra that each pass takes or undoes: of maps (N, C, H, W), and of kernels
+    #: number of forward and inverse transforms of each step: of maps (N, C, H, W), of kernels
     transforms = {'inference': (2, 0), 'forward': (2, 1), 'grad_input': (2, 1), 'grad_weight': (2, 1),
                   'gradients': (3, 2), 'training': (4, 2)}
 
-    def inference(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+    def inference(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: ConvProblem,
                   owner: Optional[Tensor] = None) -> Tensor:
         plan = self.plan(problem)
         taps = remembered(self.name, problem, weight,
                           lambda: each(problem.device, lambda part: plan.of_kernel(weight[part]), plan.chunks), owner)
         return self._forward(plan, x, weight, bias, problem, taps)
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: ConvProblem,
                 keep: Optional[List[Tensor]] = None) -> Tensor:
         return self._forward(self.plan(problem), x, weight, bias, problem, keep=keep)
 
     @staticmethod
-    def _forward(plan: Plan, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+    def _forward(plan: SpectralPlan, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: ConvProblem,
                  kernels: Optional[List[Tensor]] = None, keep: Optional[List[Tensor]] = None) -> Tensor:
+        """Computes the output.
+
+        ``kernels`` has the spectra of the kernels, one per chunk; None to compute them. If ``keep`` is a list, the
+        spectra of input and kernel of each chunk are appended to it, in turn.
+        """
         x, out = plan.lay_out(x), torch.empty_like(x, memory_format=problem.memory_format)
 
         def chunk(part: slice, taps: Optional[Tensor]) -> Optional[Tuple[Tensor, Tensor]]:
@@ -146,19 +188,22 @@ class Spectral(Backend):
             keep.extend(spectrum for pair in spectra for spectrum in pair)
         return out
 
-    def grad_input(self, grad: Tensor, weight: Tensor, problem: Problem) -> Tensor:
+    def grad_input(self, grad: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
         return self._gradients(grad, None, weight, problem)[0]
 
-    def grad_weight(self, grad: Tensor, x: Tensor, problem: Problem) -> Tensor:
+    def grad_weight(self, grad: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
         return self._gradients(grad, x, None, problem)[1]
 
-    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: Problem,
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: ConvProblem,
                   kept: Sequence[Tensor] = ()) -> Tuple[Tensor, Tensor]:
         return self._gradients(grad, x, weight, problem, kept)
 
-    def _gradients(self, grad: Tensor, x: Optional[Tensor], weight: Optional[Tensor], problem: Problem,
+    def _gradients(self, grad: Tensor, x: Optional[Tensor], weight: Optional[Tensor], problem: ConvProblem,
                    kept: Sequence[Tensor] = ()) -> Tuple[Optional[Tensor], Optional[Tensor]]:
-        """Those whose other factor is given, from one transform of the output's gradient."""
+        """Computes the gradient of the input if ``weight`` is given, and that of the weight if ``x`` is given.
+
+        The gradient of the output is transformed once. ``kept`` has what :meth:`_forward` appended to ``keep``.
+        """
         plan = self.plan(problem)
         grad = plan.lay_out(grad)
         x = plan.lay_out(x) if x is not None and not kept else x

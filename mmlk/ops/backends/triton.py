@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Backend, Problem, Reach, tf32_allowed
+from .base import Backend, ConvProblem, Reach, tf32_allowed
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_OLDEST = 3, 4  # triton in which the kernels were proved
-_PROGRAMS = 1024  # that keep any GPU busy
+_MIN_TRITON = 3, 4  # triton in which the kernels were proved
+_MIN_PROGRAMS = 1024  # that keep any GPU busy
 
 
 def _up(n: int, multiple: int) -> int:
@@ -62,7 +62,7 @@ class _Axes(NamedTuple):
     before: int
 
     @classmethod
-    def of(cls, problem: Problem, mirrored: bool = False) -> '_Axes':
+    def of(cls, problem: ConvProblem, mirrored: bool = False) -> '_Axes':
         rows, columns = Reach.of(problem)
         above, before = (rows.after, columns.after) if mirrored else (rows.before, columns.before)
         return cls(problem.height, problem.width, rows.before + 1 + rows.after, columns.before + 1 + columns.after,
@@ -109,7 +109,7 @@ def _rows(x: Tensor) -> Tensor:
     return out
 
 
-def _given(y: Tensor, turned: bool, problem: Problem) -> Tensor:
+def _given(y: Tensor, turned: bool, problem: ConvProblem) -> Tensor:
     """Contiguous rows, turned or not, as maps in the problem's memory format."""
     if not problem.channels_last:
         y = y[..., :problem.height].transpose(2, 3) if turned else y[..., :problem.width]
@@ -131,7 +131,7 @@ def _relay(maps: Tensor, last: Tensor, to_last: bool) -> None:
             last.stride(3), TO_LAST=to_last, COLUMNS=block, CHANNELS=64, num_warps=4)
 
 
-def _used(problem: Problem) -> Tuple[Any, ...]:
+def _used(problem: ConvProblem) -> Tuple[Any, ...]:
     """The index of the taps that can meet the map, (C, taps_h, taps_w), in a weight."""
     return (slice(None), 0, *(reach.taps for reach in Reach.of(problem)))
 
@@ -170,12 +170,12 @@ class _HalfTiles(NamedTuple):
 
 def _shares(pieces: int, blocks: Tuple[int, int, int]) -> Tuple[int, int]:
     """In how many shares the pieces of a sum are added up, so that there are programs enough, and the pieces of one."""
-    splits = max(1, min(pieces // 4, _PROGRAMS // (blocks[0] * blocks[1] * blocks[2])))
+    splits = max(1, min(pieces // 4, _MIN_PROGRAMS // (blocks[0] * blocks[1] * blocks[2])))
     per_split = -(-pieces // splits)
     return -(-pieces // per_split), per_split
 
 
-def _whole(taps: Tensor, problem: Problem) -> Tensor:
+def _whole(taps: Tensor, problem: ConvProblem) -> Tensor:
     """The weight's gradient from shares (splits, C, taps_h, taps_w) of the taps that can meet the map."""
     result = taps.new_zeros(problem.channels, 1, problem.kh, problem.kw, dtype=problem.dtype)
     result[_used(problem)] = taps.sum(0)
@@ -217,13 +217,13 @@ class Triton(Backend):
     joint = True
     keeps = True
 
-    def can_run(self, problem: Problem) -> Tuple[bool, str]:
+    def can_run(self, problem: ConvProblem) -> Tuple[bool, str]:
         device, dtype = problem.device, problem.dtype
         if device.type != 'cuda' and not (device.type == 'cpu' and _interpreting()):
             return False, f'it runs on cuda, not {device.type}'
         version = _triton_version()
-        if version < _OLDEST:
-            return False, (f'it needs triton {_OLDEST[0]}.{_OLDEST[1]}, which comes with torch 2.8; ' +
+        if version < _MIN_TRITON:
+            return False, (f'it needs triton {_MIN_TRITON[0]}.{_MIN_TRITON[1]}, which comes with torch 2.8; ' +
                            (f'this is {version[0]}.{version[1]}' if version else 'triton is not installed'))
         if dtype not in _DTYPES:
             return False, f'it runs in float16, bfloat16 and float32, not {dtype}'
@@ -235,7 +235,7 @@ class Triton(Backend):
                 return False, f'its products need compute capability 8.0, this GPU has {major}.{minor}'
         return True, ''
 
-    def cost(self, step: str, problem: Problem) -> float:
+    def cost(self, step: str, problem: ConvProblem) -> float:
         if step == 'training':
             return self.cost('forward', problem) + self.cost('gradients', problem)
         if step == 'gradients':
@@ -265,7 +265,7 @@ class Triton(Backend):
         moved = maps * problem.height * problem.width * problem.dtype.itemsize * (6 if copied else 2)
         return 3e-5 + seconds + moved / 1.5e12
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: Problem,
+    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor], problem: ConvProblem,
                 keep: Optional[List[Tensor]] = None) -> Tensor:
         axes = _Axes.of(problem)
         laid = _rows(x.transpose(2, 3) if axes.tall else x)
@@ -273,22 +273,22 @@ class Triton(Backend):
             keep.append(laid)
         return _given(self._correlate(laid, weight[_used(problem)], bias, axes), axes.tall, problem)
 
-    def grad_input(self, grad: Tensor, weight: Tensor, problem: Problem) -> Tensor:
+    def grad_input(self, grad: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
         axes = _Axes.of(problem, mirrored=True)
         return self._grad_input(_rows(grad.transpose(2, 3) if axes.tall else grad), weight, problem)
 
-    def _grad_input(self, laid: Tensor, weight: Tensor, problem: Problem) -> Tensor:
+    def _grad_input(self, laid: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
         """From the output gradient in rows, turned if the axes are tall."""
         axes = _Axes.of(problem, mirrored=True)
         return _given(self._correlate(laid, weight[_used(problem)].flip(1, 2), None, axes), axes.tall, problem)
 
-    def grad_weight(self, grad: Tensor, x: Tensor, problem: Problem) -> Tensor:
+    def grad_weight(self, grad: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
         if problem.dtype != torch.float32:
             return self._weigh_halves(_rows(grad), x, problem)
         turned = _Axes.of(problem).wide
         return self._weigh(_rows(grad.transpose(2, 3) if turned else grad), x, problem)
 
-    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: Problem,
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, problem: ConvProblem,
                   kept: Sequence[Tensor] = ()) -> Tuple[Tensor, Tensor]:
         axes = _Axes.of(problem)
         laid = _rows(grad.transpose(2, 3) if axes.tall else grad)
@@ -310,7 +310,7 @@ class Triton(Backend):
         tiles = batch * -(-height // 4) * -(-columns // kernels.STRIP)
         precision = _precision(x.dtype)
         size = min(max(16, _power(tiles)), 64 if precision == 'ieee' else 128)
-        while size > 32 and channels * -(-tiles // size) < _PROGRAMS // 4:
+        while size > 32 and channels * -(-tiles // size) < _MIN_PROGRAMS // 4:
             size //= 2
         framed, bias_or_y = self._framed(taps, axes, kernels), y if bias is None else bias.contiguous()
 
@@ -336,7 +336,7 @@ class Triton(Backend):
         return framed.unfold(2, length, 1).transpose(1, 2).contiguous()
 
     @staticmethod
-    def _weigh(grad: Tensor, x: Tensor, problem: Problem) -> Tensor:
+    def _weigh(grad: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
         """The weight's gradient, float32, from the output gradient in rows, turned if the axes are wide."""
         from . import triton_kernels as kernels
         axes = _Axes.of(problem)
@@ -364,7 +364,7 @@ class Triton(Backend):
         return _whole(out.transpose(2, 3) if turned else out, problem)
 
     @staticmethod
-    def _weigh_halves(grad: Tensor, x: Tensor, problem: Problem) -> Tensor:
+    def _weigh_halves(grad: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
         """The weight's gradient, half precision, from the output gradient in rows."""
         from . import triton_kernels as kernels
         axes, x = _Axes.of(problem), _rows(x)

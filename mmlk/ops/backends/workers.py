@@ -1,8 +1,16 @@
-"""Threads that compute chunks of channels side by side, each running PyTorch's operators on one thread.
+"""Runs chunks of channels in parallel, one chunk per thread.
 
-An operator that PyTorch spreads over all threads waits for the slowest of them. A chunk takes some ten operators, each
-of a fraction of a millisecond, so where another process takes a core for a few milliseconds at a time nearly every one
-of them waits. Chunks that are dealt out wait once, at the end.
+PyTorch usually runs each operator on all threads. At the end of an operator, all threads wait for the slowest one. A
+chunk of channels needs about ten short operators, each of a fraction of a millisecond. If another process uses one core
+for a few milliseconds at a time, nearly every one of these operators has to wait for it.
+
+Here the parallelism is on the outside instead: each thread takes the next chunk, runs all its operators with a single
+PyTorch thread, and takes another chunk. Threads only wait for each other once, at the end, and a thread that was
+disturbed has simply computed fewer chunks. This is dynamic scheduling, as OpenMP's ``schedule(dynamic)`` does it
+(OpenMP API 5.0, section 2.9.2).
+
+``torch.set_num_threads`` only helps if its setting can differ from thread to thread, which depends on how PyTorch was
+built. :func:`_start` tests that, and otherwise everything runs in the calling thread.
 """
 import os
 import re
@@ -14,31 +22,31 @@ import torch
 
 from .._private import modes_active
 
-_MOST = 8  # threads: between two operators each of them holds Python's lock
+_MAX_THREADS = 8  # maximum number of threads; more would often wait for Python's global interpreter lock
 
 _lock = threading.Lock()
-_pools: Dict[Tuple[int, int], Optional[ThreadPoolExecutor]] = {}  # by process, for a fork has none of the threads
+_pools: Dict[Tuple[int, int], Optional[ThreadPoolExecutor]] = {}  # by process (a fork has no threads) and count
 
 
 def _one_thread() -> bool:
-    """Let the calling thread run operators on one thread; whether that holds for PyTorch's own and for MKL's."""
+    """Sets one thread for operators that the calling thread runs. Returns whether OpenMP and MKL have followed."""
     torch.set_num_threads(1)
     return set(re.findall(r'(?:get_num|max)_threads\(\) : (\d+)', torch.__config__.parallel_info())) == {'1'}
 
 
 def _start(count: int) -> Optional[ThreadPoolExecutor]:
-    """So many threads; None where the number of an operator's threads cannot be set for one of them alone."""
+    """Returns a pool of ``count`` threads; None if the number of threads cannot be set for one thread alone."""
     before = torch.__config__.parallel_info()
     with ThreadPoolExecutor(1) as another:
-        default = another.submit(torch.get_num_threads).result()  # of a new thread
+        default = another.submit(torch.get_num_threads).result()  # the default that a new thread has
         pool, started = ThreadPoolExecutor(count, 'mmlk-chunks'), threading.Barrier(count)
 
         def start() -> bool:
-            started.wait()  # until each thread has a task
+            started.wait()  # wait until every thread of the pool has one task
             return _one_thread()
 
         ready = [future.result() for future in [pool.submit(start) for _ in range(count)]]
-        another.submit(torch.set_num_threads, default).result()  # a new thread starts from what was set last
+        another.submit(torch.set_num_threads, default).result()  # the last setting would be the default of new threads
     if all(ready) and torch.__config__.parallel_info() == before:
         return pool
     pool.shutdown()
@@ -46,6 +54,7 @@ def _start(count: int) -> Optional[ThreadPoolExecutor]:
 
 
 def _pool(count: int) -> Optional[ThreadPoolExecutor]:
+    """Returns this process's pool of ``count`` threads, and starts it if needed; None as :func:`_start`."""
     key = os.getpid(), count
     if key not in _pools:
         with _lock:
@@ -55,18 +64,23 @@ def _pool(count: int) -> Optional[ThreadPoolExecutor]:
 
 
 def each(device: torch.device, function: Callable[..., Any], *columns: Iterable[Any]) -> List[Any]:
-    """``list(map(function, *columns))`` for a function that works on a device, and records no gradients.
+    """Returns ``list(map(function, *columns))``, computed by several threads on a CPU.
 
-    On a CPU as many threads as PyTorch takes for an operator call it, or the calling thread alone where that is one
-    thread, or more than this pays for.
+    The number of threads is ``torch.get_num_threads()``. If that is 1 or more than ``_MAX_THREADS``, or there is only
+    one task, everything runs in the calling thread.
+
+    Args:
+        device: The device of the tensors.
+        function: The function to call. It must not need gradients.
+        columns: One iterable for each argument of ``function``.
 
     Raises:
-        Exception: What a call has raised, once no call is running any more.
+        Exception: The first exception that a call has raised. All calls have ended then.
     """
     tasks = list(zip(*columns))
     count = torch.get_num_threads()
-    alone = (device.type != 'cpu' or not 1 < count <= _MOST or len(tasks) < 2
-             or modes_active())  # a mode, a counter for example, sees what its own thread runs
+    alone = (device.type != 'cpu' or not 1 < count <= _MAX_THREADS or len(tasks) < 2
+             or modes_active())  # a mode, for example a FLOP counter, only sees the operators of its own thread
     pool = None if alone else _pool(count)
     if pool is None:
         return [function(*task) for task in tasks]
@@ -75,14 +89,14 @@ def each(device: torch.device, function: Callable[..., Any], *columns: Iterable[
 
     def work() -> None:
         with torch.inference_mode(inference), torch.no_grad():
-            for i in rest:  # which hands each number to one thread
+            for i in rest:  # the threads share the iterator, so each takes other numbers
                 results[i] = function(*tasks[i])
 
     workers = []
     try:
         for _ in range(min(count, len(tasks))):
             workers.append(pool.submit(work))
-    except RuntimeError:  # the interpreter is about to exit, and takes no more tasks
+    except RuntimeError:  # the interpreter is exiting and accepts no new tasks
         work()
     errors = [worker.exception() for worker in workers]
     for error in errors:
