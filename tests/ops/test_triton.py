@@ -330,6 +330,7 @@ def test_tf32_only_when_the_person_allows_it():
 def test_no_float32_map_reaches_cudnn_unless_tf32_is_allowed(layout, monkeypatch):
     """cuDNN is given what is channels_last; the tensors lie on the CPU, the problem says that they do not."""
     from mmlk.ops.backends import list_backends, native
+    from mmlk.ops.backends.channels_last import ChannelsLast
     seen = []
     monkeypatch.setattr(native.F, 'conv2d', lambda x, w, *_, **__: seen.extend((x, w)) or x[..., :16, :16])
     monkeypatch.setattr(native.torch.ops.aten, 'convolution_backward',
@@ -348,11 +349,13 @@ def test_no_float32_map_reaches_cudnn_unless_tf32_is_allowed(layout, monkeypatch
         assert seen
         return [t.is_contiguous() for t in seen if t.shape[1] > 1]
 
+    assert not ChannelsLast().can_run(problem(dtype=torch.float32))[0]
     assert all(formats(torch.float32))
     assert not all(formats(torch.float16))  # channels_last itself, at least
     torch.set_float32_matmul_precision('high')
     try:
         assert not all(formats(torch.float32))
+        assert ChannelsLast().can_run(problem(dtype=torch.float32))[0]
     finally:
         torch.set_float32_matmul_precision('highest')
 

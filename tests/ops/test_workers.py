@@ -1,4 +1,5 @@
 """Chunks on threads of their own: the results and the state of a plain loop, wherever the call comes from."""
+import itertools
 import multiprocessing
 import subprocess
 import sys
@@ -20,9 +21,13 @@ SPECTRAL = ('dft', 'fft', 'fft_pairs')
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
+def two_threads_on_a_busy_machine(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    switches = itertools.count(0, 10)
+    monkeypatch.setattr(workers, '_switches', lambda: next(switches))
+    monkeypatch.setattr(workers, '_machine', workers._Machine())
+    workers._machine.busy = True
     yield
     torch.set_num_threads(before)
 
@@ -114,6 +119,21 @@ def test_everybody_else_keeps_the_number_of_threads():
 def test_on_one_thread_and_on_many_the_caller_does_it(threads):
     torch.set_num_threads(threads)
     assert threads_of() == {threading.get_ident()}
+
+
+def test_only_where_cores_are_taken_away(monkeypatch):
+    taken = []
+    monkeypatch.setattr(workers, '_switches', lambda: sum(taken))
+    workers._machine.busy = False
+
+    def dealt(switches):
+        return threading.get_ident() not in {
+            *workers.each(CPU, lambda i: (taken.append(switches if i == 0 else 0), threading.get_ident())[1], range(4))}
+
+    assert [dealt(n) for n in (0, workers._BUSY_SWITCHES - 1, 0, workers._BUSY_SWITCHES)] == [False] * 4
+    calm = workers._CALM_CALLS
+    assert [dealt(n) for n in (1, *[0] * (calm - 1), 1, *[0] * calm)] == [True] * (2 * calm + 1)
+    assert not dealt(0)
 
 
 def test_for_a_gpu_the_caller_does_it():
@@ -226,6 +246,8 @@ def test_at_the_interpreters_exit():
     code = """
 import atexit, torch
 from mmlk.ops import depthwise_conv2d
+from mmlk.ops.backends import workers
+workers._machine.busy = True
 torch.set_num_threads(2)
 x, weight = torch.randn(1, 9, 96, 96), torch.randn(9, 1, 31, 31)
 out = depthwise_conv2d(x, weight, backend='fft')

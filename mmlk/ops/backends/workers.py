@@ -4,10 +4,12 @@ PyTorch usually runs each operator on all threads. At the end of an operator, al
 chunk of channels needs about ten short operators, each of a fraction of a millisecond. If another process uses one core
 for a few milliseconds at a time, nearly every one of these operators has to wait for it.
 
-Here the parallelism is on the outside instead: each thread takes the next chunk, runs all its operators with a single
-PyTorch thread, and takes another chunk. Threads only wait for each other once, at the end, and a thread that was
-disturbed has simply computed fewer chunks. This is dynamic scheduling, as OpenMP's ``schedule(dynamic)`` does it
-(OpenMP API 5.0, section 2.9.2).
+On a busy machine the parallelism is therefore on the outside: each thread takes the next chunk, runs all its operators
+with a single PyTorch thread, and takes another chunk. Threads only wait for each other once, at the end, and a thread
+that was disturbed has simply computed fewer chunks. This is dynamic scheduling, as OpenMP's ``schedule(dynamic)`` does
+it (OpenMP API 5.0, section 2.9.2). On an idle machine the threads would use the shared caches less well, which costs up
+to a quarter of the time. So this way is only taken after the operating system has taken cores away from this process,
+which it counts as involuntary context switches.
 
 ``torch.set_num_threads`` only helps if its setting can differ from thread to thread, which depends on how PyTorch was
 built. :func:`_start` tests that, and otherwise everything runs in the calling thread.
@@ -22,10 +24,37 @@ import torch
 
 from .._private import modes_active
 
+try:
+    import resource
+except ImportError:  # not available on Windows, where everything runs in the calling thread
+    resource = None  # type: ignore[assignment]
+
 _MAX_THREADS = 8  # maximum number of threads; more would often wait for Python's global interpreter lock
+_BUSY_SWITCHES = 4  # involuntary context switches in one call from which on the machine counts as busy
+_CALM_CALLS = 32  # calls without a context switch after which it counts as idle again
 
 _lock = threading.Lock()
 _pools: Dict[Tuple[int, int], Optional[ThreadPoolExecutor]] = {}  # by process (a fork has no threads) and count
+
+
+class _Machine:
+    """Whether other processes have recently used the cores of this machine."""
+
+    def __init__(self) -> None:
+        self.busy, self.calm = False, 0
+
+    def note(self, switches: int) -> None:
+        """Records a call during which there were ``switches`` involuntary context switches."""
+        self.calm = self.calm + 1 if switches == 0 else 0
+        self.busy = switches >= _BUSY_SWITCHES or self.busy and self.calm < _CALM_CALLS
+
+
+_machine = _Machine()
+
+
+def _switches() -> int:
+    """Returns how often the operating system has taken a core away from a running thread of this process."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _one_thread() -> bool:
@@ -66,8 +95,8 @@ def _pool(count: int) -> Optional[ThreadPoolExecutor]:
 def each(device: torch.device, function: Callable[..., Any], *columns: Iterable[Any]) -> List[Any]:
     """Returns ``list(map(function, *columns))``, computed by several threads on a CPU.
 
-    The number of threads is ``torch.get_num_threads()``. If that is 1 or more than ``_MAX_THREADS``, or there is only
-    one task, everything runs in the calling thread.
+    The number of threads is ``torch.get_num_threads()``. Everything runs in the calling thread if the machine is not
+    busy, if that number is 1 or more than ``_MAX_THREADS``, or if there is only one task.
 
     Args:
         device: The device of the tensors.
@@ -81,9 +110,19 @@ def each(device: torch.device, function: Callable[..., Any], *columns: Iterable[
     count = torch.get_num_threads()
     alone = (device.type != 'cpu' or not 1 < count <= _MAX_THREADS or len(tasks) < 2
              or modes_active())  # a mode, for example a FLOP counter, only sees the operators of its own thread
-    pool = None if alone else _pool(count)
-    if pool is None:
+    if alone:
         return [function(*task) for task in tasks]
+    before = _switches()
+    try:
+        pool = _pool(count) if _machine.busy else None
+        return _in_parallel(pool, count, function, tasks) if pool else [function(*task) for task in tasks]
+    finally:
+        _machine.note(_switches() - before)
+
+
+def _in_parallel(pool: ThreadPoolExecutor, count: int, function: Callable[..., Any], tasks: List[Tuple[Any, ...]]
+                 ) -> List[Any]:
+    """Returns the results of all tasks, computed by ``count`` threads of the pool."""
     results: List[Any] = [None] * len(tasks)
     rest, inference = iter(range(len(tasks))), torch.is_inference_mode_enabled()
 
