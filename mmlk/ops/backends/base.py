@@ -46,7 +46,7 @@ class ConvProblem(NamedTuple):
 
     @property
     def padding(self) -> Tuple[int, int, int, int]:
-        """Padding (left, right, top, bottom), as for ``F.pad``. An even kernel has one more on the right and the bottom."""
+        """Padding (left, right, top, bottom), as for ``F.pad``. For even kernels, right and bottom are larger by 1."""
         left, top = (self.kw - 1) // 2, (self.kh - 1) // 2
         return left, self.kw - 1 - left, top, self.kh - 1 - top
 
