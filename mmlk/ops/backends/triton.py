@@ -164,7 +164,7 @@ def _relay(maps: Tensor, last: Tensor, to_last: bool) -> None:
 
 
 def _used(problem: ConvProblem) -> Tuple[Any, ...]:
-    """Returns the index by which a weight (C, 1, kh, kw) gives the taps that can overlap the map, (C, taps_h, taps_w)."""
+    """Returns the index of the taps (C, taps_h, taps_w) of a weight (C, 1, kh, kw) that can overlap the map."""
     return (slice(None), 0, *(reach.taps for reach in Reach.of(problem)))
 
 
@@ -327,7 +327,10 @@ class Triton(Backend):
         return self._grad_input(_rows(grad.transpose(2, 3) if axes.tall else grad), weight, problem)
 
     def _grad_input(self, laid: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
-        """Computes the gradient of the input from what :func:`_rows` returns for ``grad``, transposed if axes are tall."""
+        """Computes the gradient of the input from what :func:`_rows` returns for the output's gradient.
+
+        ``laid`` is transposed if the axes are tall.
+        """
         axes = _Axes.of(problem, mirrored=True)
         return _given(self._correlate(laid, weight[_used(problem)].flip(1, 2), None, axes), axes.tall, problem)
 
@@ -387,7 +390,7 @@ class Triton(Backend):
 
     @staticmethod
     def _framed(taps: Tensor, axes: _Axes, kernels: ModuleType) -> Tensor:
-        """Returns the taps (C, taps_h, taps_w) padded with zeros as ``correlate`` reads them, (C, copies, rows, length)."""
+        """Pads the taps (C, taps_h, taps_w) with zeros for ``correlate``; returns (C, copies, rows, length)."""
         start, span = axes.span
         copies, length = 4 // taps.dtype.itemsize, span + kernels.STRIP
         left = kernels.STRIP - 1 - start - axes.before
