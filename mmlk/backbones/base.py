@@ -150,12 +150,12 @@ class BaseBackbone(BaseModule):
 
     Args:
         stage_channels: Channels of every stage of the arch.
-        in_channels: Channels of the image.
+        in_channels: Number of channels of the image.
         out_indices: Stages whose maps are returned, in the given order. Stages past the last of them are not built.
-        drop_path_rate: Stochastic depth of the last block, rising linearly from 0; in [0, 1).
+        drop_path_rate: Drop rate (stochastic depth) of the last block, rising linearly from 0; in [0, 1).
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages (no gradient, eval mode).
         norm_cfg: Norm layer, as mmcv's ``build_norm_layer`` takes it.
-        norm_eval: Keep BatchNorm's running statistics fixed in training.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
         with_cp: Recompute blocks in backward to save memory, at the price of a second forward.
         init_cfg: As mmengine's; ``dict(type='mmlk.Pretrained', checkpoint=...)`` loads weights, loudly.
 

@@ -45,10 +45,10 @@ class Block(nn.Module):
 
     Args:
         name: Key of the token mixer.
-        mixer: The token mixer, from (N, C, H, W) to the same.
-        channels: Channels of the map.
-        drop_path: Stochastic depth.
-        layer_scale_init_value: Initial factor of the residual; 0 for a residual without factor.
+        mixer: The token mixer, from Input and output: (N, C, H, W).
+        channels: Number of channels of the map.
+        drop_path: Drop rate of stochastic depth.
+        layer_scale_init_value: Initial value of layer scale; 0 for no layer scale.
     """
 
     def __init__(self, name: str, mixer: nn.Module, channels: int, drop_path: float, layer_scale_init_value: float):
@@ -97,22 +97,23 @@ class ConvNeXt(BaseBackbone):
             ``layer_scale_init_value`` (0: no layer scale), ``kernel_sizes`` (one per stage; 7 each) and
             ``small_kernel``: None for plain depthwise convolutions (``dwconv``), else the size of the parallel small
             kernel of re-parameterised ones (``large_kernel``).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
         norm_cfg: Norm layer config of the re-parameterised branches.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='convnext_tiny_1k_224_ema.pth')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained',
+            checkpoint='convnext_tiny_1k_224_ema.pth')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, dims[i], H // s, W // s), s = 4, 8, 16, 32: patches that do not fit
-        are cut off, as officially. H and W are at least the s of the last stage.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, dims[i], H // s, W // s), s = 4, 8, 16, 32. Rows and
+        columns that do not fill a patch are cropped, as officially. H and W must be at least the s of the last stage.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     optional_weights = ('norm[0-9].*', )
@@ -142,7 +143,7 @@ class ConvNeXt(BaseBackbone):
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:
-        """The arch as a full, checked dict."""
+        """Checks the arch and returns it as a dict with all default values."""
         full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'ConvNeXt')
         check_per_stage(full, *_REQUIRED)
         if full['kernel_sizes'] is None:

@@ -38,7 +38,7 @@ _REQUIRED = ('embed_dim', 'depth')
 
 
 def _complete(arch: Arch) -> Dict[str, Any]:
-    """The arch as a full, checked dict."""
+    """Checks the arch and returns it as a dict with all default values."""
     full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'GFNet')
     check_per_stage(full, *_REQUIRED)
     check_positive(full, *_REQUIRED)
@@ -68,11 +68,11 @@ class GlobalFilter(nn.Module):
     on, real and imaginary part.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         size: Height and width of the map to train on.
 
     Shape:
-        (N, C, H, W) to the same; at another size the filter is resized.
+        Input and output: (N, C, H, W); at another size the filter is resized.
     """
 
     def __init__(self, channels: int, size: Tuple[int, int]):
@@ -98,11 +98,11 @@ class Block(nn.Module):
     """Norm, global filter, norm and an MLP around one shortcut; figure 1 of the paper.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         size: Height and width of the map to train on.
         mlp_ratio: Width inside the MLP, relative to ``channels``.
-        drop_path: Stochastic depth.
-        init_values: Initial factor of the residual; None for a residual without factor.
+        drop_path: Drop rate of stochastic depth.
+        init_values: Initial value of layer scale; None for no layer scale.
     """
 
     def __init__(self, channels: int, size: Tuple[int, int], mlp_ratio: float, drop_path: float,
@@ -143,24 +143,24 @@ class GFNet(BaseBackbone):
         arch: A name of ``ARCHS``, or a dict with ``embed_dim`` and ``depth`` (one per stage) and optionally
             ``mlp_ratio`` (one per stage; 4 each), ``img_size`` (side of the image whose maps the filters and the
             position embedding fit), ``init_values`` (initial layer scale) and ``no_layerscale``.
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
         frozen_stages: -1 nothing, 0 the stem and the position embedding, k also the first k stages with their output
             norms.
         norm_cfg: Norm layer config of the norms on the returned maps; None for LayerNorm over the channels. The others
             are LayerNorms: published weights hold no other.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives: the same, for there are no branches.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='gfnet-h-ti.pth')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: Has no effect, because there are no parallel branches to merge.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='gfnet-h-ti.pth')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, embed_dim[i], H // s, W // s), s = 4, 8, 16, 32: patches that do not
-        fit are cut off. H and W are at least the s of the last stage.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, embed_dim[i], H // s, W // s), s = 4, 8, 16, 32. Rows and
+        columns that do not fill a patch are cropped. H and W must be at least the s of the last stage.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     optional_weights = ('norm[0-9].*', )

@@ -69,14 +69,15 @@ def _laid_out(part: Tensor, whole: Tensor) -> Tensor:
 class GlobalLocalFilter(nn.Module):
     """A global filter on half of the channels and a 3x3 depthwise convolution on the other half, interleaved.
 
-    Keys, as the official ones: ``dw``, ``complex_weight`` (C / 2, h, w, 2), ``pre_norm`` and ``post_norm``.
+    The state dict keys are the official ones: ``dw``, ``complex_weight`` (C / 2, h, w, 2), ``pre_norm`` and
+    ``post_norm``.
 
     Args:
-        channels: Channels of the map, even.
+        channels: Number of channels of the map, even.
         size: Height and width of the filter in the frequency domain.
 
     Shape:
-        (N, C, H, W) to the same; unless ``size`` is (H, W // 2 + 1) the filter is resized.
+        Input and output: (N, C, H, W); unless ``size`` is (H, W // 2 + 1) the filter is resized.
     """
 
     def __init__(self, channels: int, size: Tuple[int, int]):
@@ -100,13 +101,13 @@ class GatedConv(nn.Module):
     wide as the first, is multiplied by one after another with a pointwise layer between.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         order: Number of gates.
         scale: Factor of the gates.
         size: Size of the global filter in the frequency domain; None for a 7x7 convolution.
 
     Shape:
-        (N, C, H, W) to the same.
+        Input and output: (N, C, H, W).
     """
 
     def __init__(self, channels: int, order: int, scale: float, size: Optional[Tuple[int, int]]):
@@ -133,10 +134,10 @@ class Block(nn.Module):
     """A gated convolution and two pointwise layers with a GELU between, each after a norm and around a shortcut.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         gnconv: The token mixer.
-        drop_path: Stochastic depth.
-        layer_scale_init_value: Initial factor of the residuals; 0 for residuals without factor.
+        drop_path: Drop rate of stochastic depth.
+        layer_scale_init_value: Initial value of layer scale; 0 for no layer scale.
     """
 
     def __init__(self, channels: int, gnconv: nn.Module, drop_path: float, layer_scale_init_value: float):
@@ -174,23 +175,24 @@ class HorNet(ConvNeXt):
             which double with each), ``gnconv`` (one dict per stage) and optionally ``layer_scale_init_value`` (0: no
             layer scale). A ``gnconv`` has ``order``, ``s`` (factor of the gates) and, for a global filter in place of
             the 7x7 convolution, ``h`` and ``w``, its size in the frequency domain.
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
         norm_cfg: Norm layer config of the norms on the returned maps; None for LayerNorm over the channels, as
             officially. The others are LayerNorms: published weights hold no other.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives: the same, for there are no branches.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='hornet_tiny_gf.pth')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: Has no effect, because there are no parallel branches to merge.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='hornet_tiny_gf.pth')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, base_dim * 2**i, H // s, W // s), s = 4, 8, 16, 32: patches that do not
-        fit are cut off, as officially. H and W are at least the s of the last stage.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, base_dim * 2**i, H // s, W // s), s = 4, 8, 16, 32. Rows
+        and columns that do not fill a patch are cropped, as officially. H and W must be at least the s of the last
+        stage.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     def __init__(self, arch: Arch = 'T-GF', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -205,7 +207,7 @@ class HorNet(ConvNeXt):
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:
-        """The arch as a full, checked dict."""
+        """Checks the arch and returns it as a dict with all default values."""
         full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'HorNet')
         check_per_stage(full, 'depths', 'gnconv')
         check_positive({**full, 'base_dim': (full['base_dim'], )}, 'depths', 'base_dim')

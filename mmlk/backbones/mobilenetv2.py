@@ -66,16 +66,16 @@ class ReparamDepthwise(ReparamLargeKernel):
     """:class:`~mmlk.reparam.ReparamLargeKernel` with any stride, both kernels dilated alike, and a ReLU6.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         kernel_size: The large kernel, odd.
         small_kernel: The small kernel, odd and no larger.
-        norm_layer: Builds a norm for a number of channels.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
         stride: Stride of both convolutions.
         dilation: Dilation of both convolutions.
-        merged: Build the single convolution.
+        merged: If True, builds the merged form.
 
     Shape:
-        (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)).
+        Input: (N, C, H, W). Output: (N, C, ceil(H / stride), ceil(W / stride)).
     """
 
     def __init__(self, channels: int, kernel_size: int, small_kernel: int, norm_layer: NormLayer, stride: int = 1,
@@ -107,13 +107,13 @@ class InvertedResidual(nn.Module):
     """Pointwise up, token mixer and pointwise down, the last without activation, around a shortcut.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
+        in_channels: Number of channels of the input.
+        out_channels: Number of channels of the output.
         hidden_channels: Channels inside; as many as ``in_channels`` leave out the pointwise layer before the mixer.
         mixer: From (N, hidden_channels, H, W) to the block's output size, with its norm and activation.
-        norm_layer: Builds a norm for a number of channels.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
         shortcut: Whether to add the input, which then has the output's shape.
-        drop_path: Stochastic depth.
+        drop_path: Drop rate of stochastic depth.
     """
 
     def __init__(self, in_channels: int, out_channels: int, hidden_channels: int, mixer: nn.Module,
@@ -227,27 +227,27 @@ class MobileNetV2(BaseBackbone):
             ``kernel_dilations`` (of the depthwise convolutions, one per row; 3 and 1 each), ``small_kernel`` (None, or
             the size of a kernel in parallel to each larger one) and ``shortcut`` (whether blocks that keep the shape
             add their input).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
         strides: Stride of the block that opens each stage, after the stem's 2.
         dilations: Dilation of the depthwise convolutions of each stage, or of each block of it, times
             ``kernel_dilations``. mmseg's D8 form has strides (2, 2, 1, 1), and dilates the first block of each row
             alone: (1, 1, (2, 1, 1, 1, 2, 1, 1), (4, 1, 1, 4)).
-        drop_path_rate: Stochastic depth of the last block that has a shortcut, rising linearly from 0 over those
-            blocks, in [0, 1). Neither in the papers nor in mmpretrain's code.
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages.
+        drop_path_rate: Drop rate (stochastic depth) of the last block that has a shortcut, rising linearly from 0 over
+            those blocks, in [0, 1). Neither in the papers nor in mmpretrain's code.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_cfg: Norm layer config.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint=...)``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint=...)``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, channels[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32 with the
-        default strides and channels 24, 32, 96, 320 with the default rows; any H and W.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32
+        with the default strides and channels 24, 32, 96, 320 with the default rows. H and W may have any value.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     def __init__(self, arch: Arch = '3', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -286,7 +286,7 @@ class MobileNetV2(BaseBackbone):
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:
-        """The arch as a full, checked dict."""
+        """Checks the arch and returns it as a dict with all default values."""
         return complete(arch, ARCHS, _DEFAULTS, 'MobileNetV2')
 
     def block(self, arch: Dict[str, Any], place: Place, drop_path: float, merged: bool) -> InvertedResidual:
@@ -326,6 +326,6 @@ class MobileNetV2(BaseBackbone):
         return self._blocks_before(self._stage_rows[-1][-1] + 1)
 
     def layer_of(self, name: str) -> int:
-        """Each block is a layer."""
+        """Returns the layer id of a parameter. Each block is a layer."""
         layer, block, *_ = name.split('.')
         return 0 if layer == 'conv1' else self._blocks_before(int(layer[len('layer'):]) - 1) + int(block) + 1

@@ -35,7 +35,7 @@ _KERNELS = (5, 5, 7)
 
 
 def _complete(arch: Arch) -> Dict[str, Any]:
-    """The arch as a full, checked dict."""
+    """Checks the arch and returns it as a dict with all default values."""
     full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'MogaNet')
     check_per_stage(full, *_REQUIRED)
     check_positive(full, 'embed_dims', 'depths', 'attn_dw_dilation', 'attn_channel_split')
@@ -73,7 +73,7 @@ class MultiOrderDWConv(nn.Module):
     """A depthwise 5x5, then on parts of its channels nothing, a dilated 5x5 and a dilated 7x7, then a pointwise layer.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         dilations: Dilation of each of the three depthwise convolutions.
         split: Relative sizes of the three parts.
     """
@@ -182,22 +182,22 @@ class MogaNet(BaseBackbone):
         arch: A name of ``ARCHS`` ('XT' is the official 'x-tiny', and so on), or a dict with ``embed_dims``, ``depths``
             and ``ffn_ratios`` (one per stage) and optionally ``init_value`` (of layer scale), ``attn_dw_dilation`` and
             ``attn_channel_split`` (of the three depthwise convolutions).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their norms.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their norms.
         norm_cfg: Norm layer config; SyncBN in the official dense prediction.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: No effect: there are no parallel branches to merge.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='moganet-b_in1k')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: Has no effect, because there are no parallel branches to merge.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='moganet-b_in1k')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, embed_dims[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32; any H and
-        W.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, embed_dims[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16,
+        32. H and W may have any value.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     def __init__(self, arch: Arch = 'T', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),

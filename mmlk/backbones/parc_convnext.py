@@ -30,10 +30,10 @@ class ParCBlock(Block):
     """ConvNeXt's block with ParC for the depthwise convolution.
 
     Args:
-        channels: Channels of the map, even.
-        size: Native side of the map.
-        drop_path: Stochastic depth.
-        layer_scale_init_value: Initial factor of the residual; 0 for a residual without factor.
+        channels: Number of channels of the map, even.
+        size: Native height and width of the map, for which the kernels are made.
+        drop_path: Drop rate of stochastic depth.
+        layer_scale_init_value: Initial value of layer scale; 0 for no layer scale.
     """
 
     def __init__(self, channels: int, size: int, drop_path: float, layer_scale_init_value: float):
@@ -59,7 +59,7 @@ class ParCConvNeXt(ConvNeXt):
         others: As :class:`ConvNeXt`'s.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     @staticmethod

@@ -25,14 +25,14 @@ ARCHS = {'1.0': dict(ParC_insert_locs=_LOCATIONS, stages_rs=_SIDES)}
 class ParCInvertedResidual(nn.Module):
     """Pointwise up, ParC and pointwise down, the last without activation, around a shortcut.
 
-    Keys, as the official ones: ``pw_expand``, ``gcc_H``, ``gcc_W``, ``bn``, ``pw_linear``.
+    The state dict keys are the official ones: ``pw_expand``, ``gcc_H``, ``gcc_W``, ``bn``, ``pw_linear``.
 
     Args:
         place: Where the block stands.
-        size: Native side of the map.
+        size: Native height and width of the map, for which the kernels are made.
         use_pe: Whether to add position embeddings.
-        norm_layer: Builds a norm for a number of channels.
-        drop_path: Stochastic depth.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
+        drop_path: Drop rate of stochastic depth.
     """
 
     def __init__(self, place: Place, size: int, use_pe: bool, norm_layer: NormLayer, drop_path: float):
@@ -73,7 +73,7 @@ class ParCMobileNetV2(MobileNetV2):
         others: As :class:`MobileNetV2`'s.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     def __init__(self, arch: Arch = '1.0', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),

@@ -40,7 +40,7 @@ _REDUCTION = 16  # of the channel attention
 
 
 def _complete(arch: Arch) -> Dict[str, Any]:
-    """The arch as a full, checked dict."""
+    """Checks the arch and returns it as a dict with all default values."""
     full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'ParCNet')
     lengths = dict(out_channels=5, cf_s_channels=3, cf_ffn_channels=3, cf_blocks=3, conv_1=2, num_blocks=2,
                    meta_kernel_size=3)
@@ -132,21 +132,21 @@ class ChannelAttention(nn.Module):
 class ParCMetaBlock(nn.Module):
     """The ParC block: along H then W on half of the channels, W then H on the others, then layers across channels.
 
-    Keys, as the official ones: ``pre_Norm_{1,2}``, ``meta_kernel_{1,2}_{H,W}``,
+    The state dict keys are the official ones: ``pre_Norm_{1,2}``, ``meta_kernel_{1,2}_{H,W}``,
     ``meta_pe_{1,2}_{H,W}``, ``ffn`` and ``ca``. The first of two numbers says which convolution of the two.
 
     Args:
-        channels: Channels of the map, even.
+        channels: Number of channels of the map, even.
         hidden_channels: Channels inside the layers across channels.
-        size: Native side of the map.
+        size: Native height and width of the map, for which the kernels are made.
         use_pe: Whether to add position embeddings, to the map and between the convolutions.
-        norm_layer: Builds a norm for a number of channels.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
         ffn_dropout: Dropout inside the layers across channels.
         dropout: Dropout after them.
-        drop_path: Stochastic depth of both residuals.
+        drop_path: Drop rate of stochastic depth of both residuals.
 
     Shape:
-        (N, C, H, W) to the same, any H and W.
+        Input and output: (N, C, H, W), for any H and W.
     """
 
     def __init__(self, channels: int, hidden_channels: int, size: int, use_pe: bool, norm_layer: NormLayer,
@@ -188,18 +188,18 @@ class ParCMetaBlock(nn.Module):
 class OuterFrame(nn.Module):
     """Local convolution, ParC blocks, and their output fused with the input; MobileViT's frame.
 
-    Keys, as the official ones: ``dim_adaptive``, ``spatial_global_rep``, ``channel_adaptive``,
+    The state dict keys are the official ones: ``dim_adaptive``, ``spatial_global_rep``, ``channel_adaptive``,
     ``local_global_fusion``.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         inner_channels: Channels of the ParC blocks.
         blocks: The ParC blocks and the norm after them.
         fusion: ``'concat'`` or ``'add'``.
-        norm_layer: Builds a norm for a number of channels.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
 
     Shape:
-        (N, C, H, W) to the same.
+        Input and output: (N, C, H, W).
     """
 
     def __init__(self, channels: int, inner_channels: int, blocks: List[nn.Module], fusion: str,
@@ -239,25 +239,27 @@ class ParCNet(BaseBackbone):
             ``num_blocks`` (of the first two layers), ``expand_ratio``, ``meta_kernel_size`` (side of the maps that
             kernels and embeddings are made for), ``fusion`` (``'concat'`` or ``'add'``), ``use_pe`` (in the first ParC
             block of each layer), ``ffn_dropout`` and ``dropout``.
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
         output_stride: Stride of the last map, 8, 16 or 32; the official DeepLabv3 has 16.
-        drop_path_rate: Stochastic depth of the last block that has a residual, rising linearly from 0 over those
-            blocks, in [0, 1). Not in the official code, which has ``dropout``.
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages.
+        drop_path_rate: Drop rate (stochastic depth) of the last block that has a residual, rising linearly from 0 over
+            those blocks, in [0, 1). Not in the official code, which has ``dropout``.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_cfg: Norm layer config. With SyncBN the norms of the ParC blocks, their channel attention's among them, and
             the one after each layer's last block are plain BatchNorm, as in the official code.
-        norm_eval: Keep running statistics fixed in training; needed with one image on a device.
-        with_cp: Trade compute for memory.
-        merged: Has no effect: there are no branches to merge.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='checkpoint_ema_avg.pt')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training; needed with one image on a
+            device.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: Has no effect, because there are no parallel branches to merge.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained',
+            checkpoint='checkpoint_ema_avg.pt')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, out_channels[i + 1], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32 with
-        the default output stride; any H and W.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, out_channels[i + 1], ceil(H / s), ceil(W / s)), s = 4, 8,
+        16, 32 with the default output stride. H and W may have any value.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     def __init__(self, arch: Arch = 'S', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),

@@ -74,22 +74,22 @@ class PeLK(ConvNeXt):
             of the centre in which weights are not shared), ``small_kernel`` (side of the parallel kernel; None: none),
             ``conv_ratio`` (share of the channels that are convolved) and ``width_factor`` (stage i has
             ``int(dims[i] * width_factor)`` channels).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
         norm_cfg: Norm layer config of the small branches.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives, with dense kernels.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='pelk-t.pth')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns, with dense kernels.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='pelk-t.pth')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, channels[i], H // s, W // s), s = 4, 8, 16, 32: patches that do not
-        fit are cut off, as in ConvNeXt. H and W are at least the s of the last stage.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], H // s, W // s), s = 4, 8, 16, 32. Rows and
+        columns that do not fill a patch are cropped, as in ConvNeXt. H and W must be at least the s of the last stage.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     @staticmethod

@@ -111,8 +111,8 @@ class TimmBackbone(BaseBackbone):
 
     Args:
         model_name: As ``timm.create_model`` takes it, e.g. ``'convnext_tiny.fb_in1k'``.
-        in_channels: Channels of the image.
-        out_indices: Stages to return; by default all of them.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned; all of them by default.
         out_strides: Instead of ``out_indices``, strides of the maps to return; the last map at each. With a stride
             below 4, stages are counted from the least one.
         pretrained: Let ``init_weights`` fetch the weights that timm has for this name.
@@ -122,18 +122,18 @@ class TimmBackbone(BaseBackbone):
         model_args: Further arguments of the timm model, e.g. ``dict(dynamic_img_size=True)`` for a Swin that is to
             take any size.
         drop_path_rate: Stochastic depth, in [0, 1), spread over the blocks as timm does.
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         sync_bn: Make each BatchNorm a SyncBN, and no other norm. (``sync_bn`` in a config's top level is not for timm's
             models: it would drop the activations that some of them have inside their BatchNorm.)
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory, where timm says how.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory, where timm says how.
         merged: No effect: :func:`mmlk.reparam.merge` leaves timm's blocks alone.
         init_cfg: Initialisation. As with ``checkpoint``, a file has the kernels as timm has them; one with grown
             kernels is for a config's ``load_from``, or for :func:`mmlk.weights.load`.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, channels[i], H', W'), where H' is H over the stride, rounded as the
-        model does, and any H and W that the model takes.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], H', W'), where H' is H over the stride,
+        rounded as the model does, and any H and W that the model takes.
 
     Raises:
         ValueError: An argument does not fit this model; the message says which.

@@ -77,15 +77,15 @@ class UniRepLKNetBlock(MergeableBranches):
     layer scale, into the last linear layer.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         kernel_size: 3 or 5, a plain depthwise convolution; 7 to 17, one with dilated branches; 0, none at all.
-        drop_path: Stochastic depth.
-        layer_scale_init_value: Initial factor of the residual; 0 for a residual without factor.
-        norm_layer: Builds a norm for a number of channels.
-        merged: Build the merged form.
+        drop_path: Drop rate of stochastic depth.
+        layer_scale_init_value: Initial value of layer scale; 0 for no layer scale.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
+        merged: If True, builds the merged form.
 
     Shape:
-        (N, C, H, W) to the same.
+        Input and output: (N, C, H, W).
     """
 
     def __init__(self, channels: int, kernel_size: int, drop_path: float, layer_scale_init_value: float,
@@ -162,27 +162,29 @@ class UniRepLKNet(ConvNeXt):
         arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
             ``kernel_sizes`` (for each stage the kernel of each block, see :class:`UniRepLKNetBlock`; None: those of the
             named arch with these depths) and ``layer_scale_init_value`` (0: no layer scale).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
         norm_cfg: Norm layer config of the blocks; SyncBN in the official downstream training. The norms of the stem,
             the downsampling and the outputs are LayerNorm, whatever it says: published weights hold no other.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory, as the official downstream training did.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives, which is the official deploy form.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='unireplknet-t_in1k')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory, as the official downstream training
+            did.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns, which is the official deploy form.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='unireplknet-t_in1k')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, dims[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32; any H and W.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, dims[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32. H
+        and W may have any value.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:
-        """The arch as a full, checked dict."""
+        """Checks the arch and returns it as a dict with all default values."""
         full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'UniRepLKNet')
         check_per_stage(full, *_REQUIRED)
         check_positive(full, *_REQUIRED)
