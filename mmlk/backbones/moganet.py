@@ -59,7 +59,7 @@ def _depthwise(channels: int, kernel_size: int, dilation: int = 1) -> nn.Conv2d:
 
 
 class ElementScale(nn.Module):
-    """A learnt factor for each channel, 1e-5 at first."""
+    """Multiplies each channel by a learned factor, initially 1e-5."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -70,7 +70,11 @@ class ElementScale(nn.Module):
 
 
 class MultiOrderDWConv(nn.Module):
-    """A depthwise 5x5, then on parts of its channels nothing, a dilated 5x5 and a dilated 7x7, then a pointwise layer.
+    """Multi-order depthwise convolutions; section 4.2 of the paper.
+
+    A depthwise 5x5 convolution is applied to all channels. Its output is split into three parts: the first is kept, the
+    second goes through a dilated 5x5 convolution and the third through a dilated 7x7 one. A pointwise layer follows.
+
 
     Args:
         channels: Number of channels of the map.
@@ -92,7 +96,7 @@ class MultiOrderDWConv(nn.Module):
 
 
 class MultiOrderGatedAggregation(nn.Module):
-    """Features less their mean, then multi-order features times a gate, around a shortcut; section 4.2 of the paper."""
+    """Subtracts the mean of the features, computes multi-order features times a gate, and adds a shortcut; section 4.2."""
 
     def __init__(self, channels: int, dilations: Sequence[int], split: Sequence[int]):
         super().__init__()
@@ -111,7 +115,7 @@ class MultiOrderGatedAggregation(nn.Module):
 
 
 class ChannelAggregationFFN(nn.Module):
-    """Pointwise up, depthwise 3x3, channels less what they have in common, pointwise down; section 4.3 of the paper."""
+    """Pointwise layer, depthwise 3x3, subtraction of a common part of all channels, pointwise layer; section 4.3."""
 
     def __init__(self, channels: int, hidden_channels: int):
         super().__init__()
@@ -128,7 +132,7 @@ class ChannelAggregationFFN(nn.Module):
 
 
 class MogaBlock(nn.Module):
-    """Gated aggregation and channel aggregation, each with a norm before, a layer scale after and a shortcut."""
+    """The block of MogaNet: spatial and channel aggregation, each with a norm, layer scale and a shortcut."""
 
     def __init__(self, channels: int, hidden_channels: int, dilations: Sequence[int], split: Sequence[int],
                  init_value: float, drop_path: float, norm_layer: NormLayer):
@@ -147,7 +151,7 @@ class MogaBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A 3x3 convolution with stride 2 and a norm; in the stem two of each, a GELU between."""
+    """A 3x3 convolution with stride 2 and a norm; in the stem two of each, with a GELU between them."""
 
     def __init__(self, in_channels: int, channels: int, norm_layer: NormLayer, stem: bool):
         super().__init__()
@@ -176,7 +180,7 @@ def _init(module: nn.Module) -> None:
 class MogaNet(BaseBackbone):
     """MogaNet as a feature extractor.
 
-    The norm after each stage is on the way to the next one too, and pretrained; dense prediction adds none.
+    The norm after each stage is also part of the input of the next stage, and is pretrained. No other norms are added.
 
     Args:
         arch: A name of ``ARCHS`` ('XT' is the official 'x-tiny', and so on), or a dict with ``embed_dims``, ``depths``
@@ -247,9 +251,10 @@ class MogaNet(BaseBackbone):
         return 12
 
     def layer_of(self, name: str) -> int:
-        """As in ``layer_decay_optimizer_constructor.py``: 12 layers whatever the depth, of which 1 has nothing in it.
+        """Returns the layer id of a parameter, as ``layer_decay_optimizer_constructor.py`` of the official code.
 
-        A block of the third stage has ``min(3 + index // 2, 11)``. The norms after the stages learn as a head does.
+        There are 12 layers for every depth, one of which is empty. A block of the third stage has the id ``min(3 +
+        index // 2, 11)``. The norms after the stages have the id of a head.
         """
         part, index, *_ = name.split('.')
         kind, stage = part[:-1], int(part[-1])

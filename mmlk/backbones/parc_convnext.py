@@ -27,7 +27,7 @@ _DEFAULTS = dict(layer_scale_init_value=1e-6, kernel_sizes=None, small_kernel=No
 
 
 class ParCBlock(Block):
-    """ConvNeXt's block with ParC for the depthwise convolution.
+    """The block of ConvNeXt with :class:`mmlk.ops.ParC` as the token mixer.
 
     Args:
         channels: Number of channels of the map, even.
@@ -49,14 +49,14 @@ class ParCBlock(Block):
 
 @MODELS.register_module()
 class ParCConvNeXt(ConvNeXt):
-    """ConvNeXt whose late blocks see the whole map, at any size of it.
+    """ConvNeXt with ParC in the last blocks, which therefore have a global receptive field, for images of any size.
 
     Args:
-        arch: A name of ``ARCHS``, or a dict as :class:`ConvNeXt`'s, with ``ParC_insert_locs`` (per stage, the first
-            block with ParC; the stage's depth for none) and ``stages_rs`` (per stage, the side of the maps that kernels
-            and embeddings are made for). By default they stand in the last third of the last two stages, for images
-            of 224 pixels: 56, 28, 14, 7.
-        others: As :class:`ConvNeXt`'s.
+        arch: A name of ``ARCHS``, or a dict as :class:`ConvNeXt`'s, with ``ParC_insert_locs`` (for each stage
+            the index of the first block with ParC; the depth of the stage for none) and ``stages_rs`` (for each stage
+            the native side of the maps, for which kernels and embeddings are made). The default is ParC in the last
+            third of the last two stages, for images of 224 pixels: 56, 28, 14, 7.
+        others: As for :class:`ConvNeXt`.
 
     Raises:
         ValueError: An argument is not valid; the message says which one and what is allowed.

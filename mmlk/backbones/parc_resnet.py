@@ -29,7 +29,7 @@ def _complete(arch: Arch) -> Dict[str, Any]:
     check_per_stage(full, *_REQUIRED, *_DEFAULTS)
     check_positive(full, 'layers', *_DEFAULTS)
     for location, depth, planes in zip(full['parc_insert_locs'], full['layers'], full['planes']):
-        if not is_integer(location) or not 1 <= location <= depth:  # the first block changes the map's shape
+        if not is_integer(location) or not 1 <= location <= depth:  # the first block changes the shape of the map
             raise ValueError(f'parc_insert_locs must be in 1..{depth} in a stage of {depth} blocks, got {location!r}')
         if location < depth and planes % 2:
             raise ValueError(f'ParC halves the channels, so they must be even; got {planes} in planes')
@@ -37,16 +37,17 @@ def _complete(arch: Arch) -> Dict[str, Any]:
 
 
 class Bottleneck(nn.Module):
-    """Pointwise down, 3x3 or ParC, pointwise up, around a shortcut; figure 5 of the ResNet paper.
+    """The bottleneck of ResNet (figure 5 of its paper): pointwise layer, 3x3 or ParC, pointwise layer, shortcut.
 
-    Keys, as torchvision's and the official ones: ``conv1``, ``bn1``, ``conv2`` or ``parc_H`` and ``parc_W``, ``bn2``,
-    ``conv3``, ``bn3``, ``downsample``. The kernels of this ParC are dense: each output channel reads all of its half.
+    The state dict keys are those of torchvision and the official code: ``conv1``, ``bn1``, ``conv2`` or ``parc_H`` and
+    ``parc_W``, ``bn2``, ``conv3``, ``bn3``, ``downsample``. ParC has dense kernels: each output channel depends on all
+    channels of its half.
 
     Args:
         in_channels: Number of channels of the input.
-        planes: Channels inside; the output has four times as many.
+        planes: Number of hidden channels; the output has four times as many.
         stride: Stride of the 3x3 convolution.
-        size: Native side of the map that ParC sees; None for a 3x3 convolution.
+        size: Native height and width of the map for ParC; None for a 3x3 convolution.
         norm_layer: A function that takes a number of channels and returns a norm layer.
         drop_path: Drop rate of stochastic depth.
     """
@@ -88,13 +89,13 @@ def _init(module: nn.Module) -> None:
 
 @MODELS.register_module()
 class ParCResNet(BaseBackbone):
-    """ResNet whose late blocks see the whole map, at any size of it.
+    """ResNet with ParC in the last blocks, which therefore have a global receptive field, for images of any size.
 
     Args:
-        arch: A name of ``ARCHS``, or a dict with ``layers`` (blocks per stage) and ``parc_insert_locs`` (per stage, the
-            first block with ParC; the stage's depth for none; at least 1) and optionally ``planes`` (per stage, the
-            channels inside, a quarter of the output's; the stem has those of the first) and ``stages_rs`` (per stage,
-            the side of the maps that kernels and embeddings are made for).
+        arch: A name of ``ARCHS``, or a dict with ``layers`` (blocks per stage) and ``parc_insert_locs`` (for each
+            stage the index of the first block with ParC, at least 1; the depth of the stage for none) and optionally
+            ``planes`` (per stage, the channels inside, a quarter of the output's; the stem has those of the first) and
+            ``stages_rs`` (per stage, the side of the maps that kernels and embeddings are made for).
         in_channels: Number of channels of the image.
         out_indices: Indices of the stages whose maps are returned.
         drop_path_rate: Drop rate (stochastic depth) of the last block, rising linearly from 0, in [0, 1).
@@ -160,7 +161,10 @@ class ParCResNet(BaseBackbone):
         return sum(map(len, self._stages()))
 
     def layer_of(self, name: str) -> int:
-        """Each block is a layer. The official constructor knows ConvNeXt's names only, and decays no ResNet."""
+        """Returns the layer id of a parameter. Each block is a layer.
+
+        The official constructor only supports the names of ConvNeXt, so there is no official id for ResNet.
+        """
         stage, block, *_ = name.split('.')
         if not stage.startswith('layer'):
             return 0
