@@ -300,7 +300,7 @@ class MobileNetV2(BaseBackbone):
                                 self.mixer(arch, place, merged), self.norm_layer, place.shortcut, drop_path)
 
     def mixer(self, arch: Dict[str, Any], place: Place, merged: bool) -> nn.Module:
-        """Returns the token mixer of a block, including its norm and activation. Its input is (N, hidden_channels, H, W)."""
+        """Returns the token mixer of a block with norm and activation. Its input is (N, hidden_channels, H, W)."""
         channels, kernel, small = place.hidden_channels, arch['kernel_sizes'][place.row], arch['small_kernel']
         if small is not None and small < kernel:
             return ReparamDepthwise(channels, kernel, small, self.norm_layer, place.stride, place.dilation, merged)

@@ -75,7 +75,6 @@ class MultiOrderDWConv(nn.Module):
     A depthwise 5x5 convolution is applied to all channels. Its output is split into three parts: the first is kept, the
     second goes through a dilated 5x5 convolution and the third through a dilated 7x7 one. A pointwise layer follows.
 
-
     Args:
         channels: Number of channels of the map.
         dilations: Dilation of each of the three depthwise convolutions.
@@ -96,7 +95,7 @@ class MultiOrderDWConv(nn.Module):
 
 
 class MultiOrderGatedAggregation(nn.Module):
-    """Subtracts the mean of the features, computes multi-order features times a gate, and adds a shortcut; section 4.2."""
+    """Subtracts the mean of the features, multiplies multi-order features by a gate, adds a shortcut; section 4.2."""
 
     def __init__(self, channels: int, dilations: Sequence[int], split: Sequence[int]):
         super().__init__()

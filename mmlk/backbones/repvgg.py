@@ -21,12 +21,15 @@ _A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
 
 
 def _arch(num_blocks: Sequence[int], a: float, b: float, groups: int = 1, **other) -> Dict[str, Any]:
-    """Multipliers ``a`` of the first three stages and ``b`` of the last; every second layer in ``groups`` groups."""
+    """Returns an arch with width multipliers ``a`` (first three stages) and ``b`` (last stage).
+
+    Every second layer has ``groups`` groups.
+    """
     grouped = dict(override_groups_map=dict.fromkeys(range(2, 27, 2), groups)) if groups > 1 else {}
     return dict(num_blocks=num_blocks, width_multiplier=(a, a, a, b), **grouped, **other)
 
 
-# Tables 2 and 3 of the paper; D2se came later, with the official code.
+# Tables 2 and 3 of the paper; D2se is only in the official code.
 ARCHS = {
     'A0': _arch(_A, 0.75, 2.5),
     'A1': _arch(_A, 1, 2.5),
@@ -65,7 +68,7 @@ def _complete(arch: Arch) -> Dict[str, Any]:
     check_positive(full, 'num_blocks')
     if not all(map(is_number, widths)):
         raise ValueError(f'width_multiplier must be numbers, got {tuple(widths)}')
-    least = 16 if full['use_se'] else 1  # the SE block's inner width is a sixteenth
+    least = 16 if full['use_se'] else 1  # the SE block has a sixteenth of the channels
     if min(_channels(widths)) < least:
         raise ValueError(f'width_multiplier {tuple(widths)} gives {_channels(widths)} channels; '
                          f'each stage needs at least {least}')
@@ -73,7 +76,7 @@ def _complete(arch: Arch) -> Dict[str, Any]:
         full['override_groups_map'] = {}
     if not isinstance(full['override_groups_map'], dict):
         raise ValueError(f"override_groups_map must be a dict, got {full['override_groups_map']!r}")
-    # --cfg-options has text for keys
+    # --cfg-options makes strings of keys
     full['override_groups_map'] = {int(layer) if isinstance(layer, str) and layer.isdecimal() else layer: groups
                                    for layer, groups in full['override_groups_map'].items()}
     absent = [layer for layer in full['override_groups_map'] if layer not in range(1, sum(blocks) + 1)]
@@ -95,10 +98,11 @@ def _conv3x3(in_channels: int, out_channels: int, stride, dilation, groups: int,
 
 
 class RepVGGBlock(MergeableBranches):
-    """A 3x3 and a 1x1 convolution and, where the shape stays, the input itself, each with its norm; figure 4.
+    """The sum of a 3x3 convolution, a 1x1 convolution and, if the shape is the same, the input, each with a norm;
+    figure 4.
 
     The state dict keys are the official ones: ``rbr_dense.{conv,bn}``, ``rbr_1x1.{conv,bn}`` and ``rbr_identity``, or
-    merged ``rbr_reparam``; ``se.{down,up}``, which stands between the sum and the ReLU, in both forms.
+    merged ``rbr_reparam``. The SE block, ``se.{down,up}``, is between the sum and the ReLU in both forms.
 
     Args:
         in_channels: Number of channels of the input.
@@ -107,9 +111,9 @@ class RepVGGBlock(MergeableBranches):
         stride: Stride of the convolutions.
         dilation: Dilation of the 3x3 convolution.
         groups: Groups of the convolutions.
-        identity: Whether the input is a branch; needs equal channels and stride 1.
+        identity: Whether the input is a branch. This needs equal numbers of channels and stride 1.
         use_se: Whether to add the SE block.
-        drop_path: Rate at which, in training, the identity stands alone.
+        drop_path: Drop rate in training, at which only the identity branch is kept.
         merged: If True, builds the merged form.
 
     Shape:
@@ -224,7 +228,7 @@ class RepVGG(BaseBackbone):
             blocks = nn.ModuleList()
             for j in range(num_blocks[i]):
                 layer += 1
-                # a stage's first block has no identity branch, whatever its stride: no official file has one
+                # as in all official files, the first block of a stage has no identity branch, even with stride 1
                 blocks.append(RepVGGBlock(width, channels[i], norm_layer, 1 if j else strides[i], dilation[i][j],
                                           groups.get(layer, 1), identity=j > 0, use_se=use_se,
                                           drop_path=next(rates) if j else 0.0, merged=merged))
