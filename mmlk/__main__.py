@@ -1,4 +1,4 @@
-"""``python -m mmlk`` is the command ``mmlk``."""
+"""``python -m mmlk`` runs the command ``mmlk``."""
 from mmlk.cli import main
 
 if __name__ == '__main__':

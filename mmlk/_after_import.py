@@ -1,4 +1,4 @@
-"""What is done to modules of other packages once somebody imports them; nothing is imported for that."""
+"""Runs functions after a module of another package has been imported, without importing it."""
 import importlib.abc
 import importlib.machinery
 import sys
@@ -9,6 +9,7 @@ _actions: Dict[str, Callable[[ModuleType], None]] = {}
 
 
 class _Finder(importlib.abc.MetaPathFinder):
+    """Finds modules as all other finders do, but their loaders run the registered function after the import."""
 
     def find_spec(self, name: str, path: Optional[Sequence[str]],
                   target: Optional[ModuleType] = None) -> Optional[importlib.machinery.ModuleSpec]:
@@ -28,9 +29,14 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def after_import(name: str, action: Callable[[ModuleType], None]) -> None:
-    """Call ``action`` with the module of this full name: now if it is imported already, else right after its import."""
+    """Calls a function with a module: now if it has been imported already, otherwise right after its import.
+
+    Args:
+        name: Full name of the module.
+        action: A function that takes the module.
+    """
     _actions[name] = action
-    if sys.modules.get(name) is not None:  # None stands for a module that may not be imported
+    if sys.modules.get(name) is not None:  # None means that the module must not be imported
         action(sys.modules[name])
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

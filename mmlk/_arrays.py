@@ -1,10 +1,10 @@
-"""numpy's arrays and numbers, built from what a pickle says of them once that is checked.
+"""Builds numpy's arrays and scalars from the data in a pickle file, after checking the data.
 
-numpy believes a pickle: a dtype takes its memory layout from there, an array its size, and what does not fit together
-ends the interpreter.
+numpy itself does not check: a dtype takes its memory layout from the file, and an array its size. A file in which these
+do not match can crash the interpreter.
 """
 import math
-from reprlib import repr as brief  # bounded: nested lists of a pickle may stand for more than any memory holds
+from reprlib import repr as brief  # limited in length: nested lists of a pickle may be larger than the memory
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ DTYPES = {np.dtype(code).str[1:]: np.dtype(code) for code in np.typecodes['AllIn
 
 
 class Dtype:
-    """Stands for ``numpy.dtype``: integers, floats and booleans, in either order of bytes.
+    """Replaces ``numpy.dtype`` when a pickle is read: integers, floats and booleans, in either byte order.
 
     Raises:
-        ValueError: Another type.
+        ValueError: It is another type.
     """
 
     def __init__(self, code: Any = None, *flags: Any):
@@ -35,16 +35,16 @@ class Dtype:
 
 
 class Array(np.ndarray):
-    """Stands for ``numpy.ndarray``, is one, and is pickled as one."""
+    """Replaces ``numpy.ndarray`` when a pickle is read. It is a subclass, and is pickled as ``numpy.ndarray``."""
 
     def __new__(cls, *args: Any) -> 'Array':
         return super().__new__(cls, 0, np.int8)
 
     def __setstate__(self, state: Any) -> None:
-        """Take shape, type and values.
+        """Sets shape, dtype and values.
 
         Raises:
-            ValueError: They are none, or do not fit together.
+            ValueError: They are not valid, or do not match.
         """
         if not isinstance(state, tuple) or len(state) != 5:
             raise ValueError(f'a numpy array of {brief(state)}')
@@ -60,20 +60,20 @@ class Array(np.ndarray):
 
 
 def array(*args: Any) -> Array:
-    """Stands for ``numpy._core.multiarray._reconstruct``; the state comes after it."""
+    """Replaces ``numpy._core.multiarray._reconstruct``; ``__setstate__`` is called afterwards."""
     return Array()
 
 
 def no_bytes() -> bytes:
-    """Stands for ``bytes``, which a pickle names for the values of an empty array, and could name any number of."""
+    """Replaces ``bytes``, which a pickle calls for the values of an empty array, and could call with any size."""
     return b''
 
 
 def scalar(dtype: Any, data: Any) -> np.generic:
-    """Stands for ``numpy._core.multiarray.scalar``.
+    """Replaces ``numpy._core.multiarray.scalar``.
 
     Raises:
-        ValueError: The bytes are not one number of that type.
+        ValueError: The bytes are not a single number of this dtype.
     """
     if not isinstance(dtype, Dtype) or not isinstance(data, bytes) or len(data) != dtype.value.itemsize:
         raise ValueError('a numpy number whose type and bytes do not fit together')

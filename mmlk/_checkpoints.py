@@ -1,4 +1,4 @@
-"""The types that mmengine's checkpoints hold beside tensors: its logs, and what numpy makes them of."""
+"""The types other than tensors in the checkpoints of mmengine: its logs and the numpy arrays in them."""
 import importlib.metadata
 import re
 from functools import lru_cache
@@ -8,10 +8,11 @@ from typing import Any, Callable, List, Tuple
 
 from mmlk._after_import import after_import
 
-METHODS = ('current', 'max', 'mean', 'min')  # of HistoryBuffer, which names them in its state
+METHODS = ('current', 'max', 'mean', 'min')  # methods of HistoryBuffer that its pickled state refers to
 
 
 def _release(distribution: str) -> Tuple[int, ...]:
+    """Returns the version of an installed distribution as numbers; () if it is not installed."""
     try:
         version = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -21,11 +22,12 @@ def _release(distribution: str) -> Tuple[int, ...]:
 
 @lru_cache(maxsize=None)
 def _history() -> type:
+    """Returns a subclass of mmengine's HistoryBuffer that checks its state. Imports mmengine."""
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
     class History(HistoryBuffer):
-        """Becomes a HistoryBuffer by the state that a file has for it, once that is checked."""
+        """Checks the state in a file, and then changes its class to HistoryBuffer."""
 
         def __new__(cls, *args: Any) -> 'History':
             history = super().__new__(cls)
@@ -36,7 +38,7 @@ def _history() -> type:
             pass
 
         def __setstate__(self, state: Any) -> None:
-            # The class shares its methods among all logs, and takes them from the state: here, never.
+            # The original method replaces methods of the class by those in the state. That is not done here.
             logs, counts, most = map(state.get if isinstance(state, dict) else lambda key: None,
                                      ('_log_history', '_count_history', 'max_length'))
             if not isinstance(logs, np.ndarray) or not isinstance(counts, np.ndarray) or logs.ndim != 1 \
@@ -52,26 +54,25 @@ def _history() -> type:
 
 
 class _History:
-    """Stands for mmengine's HistoryBuffer until a file holds one, so that mmengine is not imported before."""
+    """Replaces mmengine's HistoryBuffer until a file has one, so that mmengine is only imported if needed."""
 
     def __new__(cls, *args: Any) -> Any:
         from torch import serialization
-        serialization.add_safe_globals([(_history(), 'HistoryBuffer')])  # its own name is this class's on the list
+        serialization.add_safe_globals([(_history(), 'HistoryBuffer')])  # so far the list has this class under its name
         return _history()()
 
 
 def _statistic(owner: Any, name: Any) -> Callable:
-    """``getattr`` as far as a HistoryBuffer's state needs it; the real one would hand a file any attribute."""
+    """Replaces ``getattr``: returns only what the state of a HistoryBuffer needs, not any attribute of any object."""
     if owner not in (_History, _history()) or name not in METHODS:
         raise ValueError(f'a checkpoint asks for {brief(name)} of {brief(owner)}, which logs of mmengine do not hold')
     return getattr(_history(), name)
 
 
 def mmengine_types() -> List[Tuple[Callable, str]]:
-    """(callable, the name that a file has for it), the names of numpy 1 and 2.
+    """Returns pairs of a callable and the name by which a file refers to it, with the names of numpy 1 and 2.
 
-    All are built from what the file says only once that is checked: numpy's own end the interpreter where a file says
-    what cannot be.
+    All callables check the data in the file. numpy's own would crash the interpreter if the data are not valid.
     """
     from mmlk import _arrays
     return [(_History, 'mmengine.logging.history_buffer.HistoryBuffer'), (_statistic, 'builtins.getattr'),
@@ -87,9 +88,9 @@ def _allow(torch: ModuleType) -> None:
 
 
 def allow_mmengine_types() -> None:
-    """Put those types on torch's allow-list, once torch is imported.
+    """Adds these types to torch's list of safe globals, after torch has been imported.
 
-    mmengine up to 0.10.7 needs it to read its own checkpoints, because torch 2.6 and later read only tensors by
-    default. The onedl releases have a list of their own. Nothing is imported here.
+    mmengine up to 0.10.7 needs this to read its own checkpoints, because torch 2.6 and later only read tensors by
+    default. The onedl releases have their own list. Nothing is imported here.
     """
     after_import('torch', _allow)

@@ -1,9 +1,9 @@
-"""mmcv's compiled operators, given tensors that they can read.
+"""Converts the arguments of mmcv's compiled operators to tensors that they support.
 
-The operators of ``mmcv._ext`` take the address of a tensor and read from there as if the tensor were contiguous: of a
-channels_last, transposed or expanded one they make wrong results without an error (``deform_conv2d`` alone refuses
-it). On a CPU they are compiled for float32 and float64, and nowhere for bfloat16. All calls of mmcv go through the
-attributes of that one module, so each function there is replaced by one that converts its arguments first.
+The operators of ``mmcv._ext`` read every tensor as if it were contiguous. For a channels_last, transposed or expanded
+tensor their result is wrong, without an error; only ``deform_conv2d`` raises one. On CPUs they only support float32 and
+float64, and they support bfloat16 nowhere. mmcv calls them through the attributes of this one module, so each function
+in it is replaced with one that converts its arguments first.
 """
 from functools import wraps
 from types import ModuleType
@@ -13,7 +13,7 @@ from mmlk._after_import import after_import
 
 
 def _readable(tensor: Any) -> Any:
-    """The tensor itself if mmcv's operators read it correctly, else a contiguous copy in a dtype that they have."""
+    """Returns the tensor if the operators support it, otherwise a contiguous copy in a dtype that they support."""
     import torch
     no_kernel = (torch.bfloat16, ) if tensor.is_cuda else (torch.bfloat16, torch.float16)
     if tensor.dtype in no_kernel:
@@ -22,21 +22,21 @@ def _readable(tensor: Any) -> Any:
 
 
 def _same_bits(a: Any, b: Any) -> bool:
-    """Whether two contiguous tensors hold the same bits; unlike ``==`` this is true of NaN."""
+    """Returns whether two contiguous tensors have the same bits. Unlike with ``==``, equal NaNs are equal."""
     import torch
     return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
 def guarded(function: Callable) -> Callable:
-    """``function`` of an extension, with every tensor among its arguments contiguous and of a dtype that it supports.
+    """Returns a function that calls ``function`` with contiguous tensors of a supported dtype.
 
-    Results are written into arguments. So what the function changed in a copy is written back into the caller's
-    tensor; a tensor that it only reads is left alone, version counter included.
+    The operators write their results to arguments. If an argument was copied and the copy has been changed, it is
+    copied back to the caller's tensor. Tensors that are only read are not changed, nor is their version counter.
     """
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         import torch
-        copies: List[Tuple[Any, Any]] = []  # (the caller's tensor, what the function gets)
+        copies: List[Tuple[Any, Any]] = []  # (the caller's tensor, its copy)
 
         def convert(value: Any) -> Any:
             if isinstance(value, (list, tuple)) and any(isinstance(part, torch.Tensor) for part in value):
@@ -65,8 +65,8 @@ def _guard(extension: ModuleType) -> None:
 
 
 def guard() -> None:
-    """Guard mmcv's compiled operators in this process, whether they are imported already or later.
+    """Applies :func:`guarded` to mmcv's compiled operators in this process, now or when they are imported.
 
-    Nothing is imported here, and nothing happens where mmcv has no compiled operators.
+    Nothing is imported here. It has no effect if mmcv has no compiled operators.
     """
     after_import('mmcv._ext', _guard)

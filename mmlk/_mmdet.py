@@ -1,11 +1,12 @@
-"""Faults of mmdet 3, repaired in its classes, so that a detector is right wherever it is built and run.
+"""Corrects errors of mmdet 3 by changing its classes, so that every detector in the process is correct.
 
-- Under autocast boxes are computed in float32. mmdet gives anchors and points the dtype of a head's predictions, and
-  regions that of the feature maps. bfloat16 has 8 significant bits: a coordinate of 1000 pixels would be rounded to a
-  multiple of 4, and boxes that are shifted by their class, as non-maximum suppression does, to a multiple of up to
-  512. float16 rounds that coordinate to a multiple of 0.5, and the shift passes its largest number: none of those
-  boxes would be suppressed.
-- ``SSDHead`` predicts: in mmdet 3.3 it asks for ``loss_cls``, which it never had, and ends in an AttributeError.
+- Under autocast, boxes are computed in float32. mmdet gives anchors and points the dtype of a head's predictions, and
+  regions that of the feature maps. bfloat16 has 8 significant bits, so a coordinate of 1000 pixels would be rounded to
+  a multiple of 4. Non-maximum suppression adds an offset per class to boxes; these would be rounded to a multiple of up
+  to 512. float16 rounds the coordinate to a multiple of 0.5, and the offset overflows, so that no box would be
+  suppressed.
+- ``SSDHead`` can predict. In mmdet 3.3 it uses an attribute ``loss_cls`` that it does not have, which is an
+  AttributeError.
 """
 from functools import wraps
 from types import ModuleType
@@ -15,6 +16,7 @@ from mmlk._after_import import after_import
 
 
 def _in_float32(value: Any) -> Any:
+    """Returns a tensor, or the tensors in nested lists and tuples, in float32 if they are in half precision."""
     import torch
     if isinstance(value, torch.Tensor):
         return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
@@ -24,7 +26,7 @@ def _in_float32(value: Any) -> Any:
 
 
 def _predict_in_float32(head: type) -> None:
-    """Outputs of a head in float32; everything that is computed from them follows."""
+    """Converts the outputs of a head to float32. What is computed from them is in float32, too."""
     call = head.__call__
 
     @wraps(call)
@@ -35,7 +37,7 @@ def _predict_in_float32(head: type) -> None:
 
 
 def _compute_in_float32(head: type) -> None:
-    """A head of a DETR as a whole in float32: it makes boxes inside its forward, out of a few vectors."""
+    """Computes a DETR head in float32, because it computes boxes in its forward pass. Its inputs are small."""
     call = head.__call__
 
     @wraps(call)
@@ -51,7 +53,7 @@ def _compute_in_float32(head: type) -> None:
 
 
 def _extract_in_float32(extractor: type) -> None:
-    """Features of regions from maps and regions in float32, returned in the dtype of the maps."""
+    """Extracts the features of regions in float32, and returns them in the dtype of the maps."""
     call = extractor.__call__
 
     @wraps(call)
@@ -62,6 +64,7 @@ def _extract_in_float32(extractor: type) -> None:
 
 
 def _name_loss(head: type) -> None:
+    """Adds the missing attribute ``loss_cls``."""
     init = head.__init__
 
     @wraps(init)
@@ -91,6 +94,6 @@ _REPAIRS = {
 
 
 def repair() -> None:
-    """Repair mmdet's classes in this process, whether they are imported already or later; nothing is imported here."""
+    """Corrects the classes in this process, now or when they are imported. Nothing is imported here."""
     for name in _REPAIRS:
         after_import(name, _repair)

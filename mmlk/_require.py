@@ -1,12 +1,12 @@
-"""One clear message when a package that mmlk builds on is missing or broken."""
+"""One clear message if a package that mmlk needs is missing or broken."""
 import importlib
 
 
 def require(*modules: str) -> None:
-    """Import each of ``modules``, whichever distribution provides it.
+    """Imports each of ``modules``, independent of the distribution that provides it.
 
     Raises:
-        ImportError: the first module that cannot be imported, why, and the command that mends it.
+        ImportError: A module cannot be imported. The message gives the reason and the command that installs it.
     """
     for name in modules:
         try:

@@ -1,11 +1,11 @@
-"""Layers that several families of backbones share."""
+"""Layers that are used by several families of backbones."""
 import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 
 class ChannelNorm(LayerNorm2d):
-    """LayerNorm over the channels of (N, C, H, W); the output is in the memory format of the input."""
+    """LayerNorm over the channels of a map, (N, C, H, W). The output has the memory format of the input."""
 
     def forward(self, x: Tensor) -> Tensor:
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
@@ -14,11 +14,14 @@ class ChannelNorm(LayerNorm2d):
 
 
 class GRN(nn.Module):
-    """Global response normalisation (ConvNeXt V2, arXiv:2301.00808) of (N, H, W, C).
+    """Global response normalization of ConvNeXt V2, arXiv:2301.00808.
 
     Args:
-        channels: C.
-        bias: Whether there is a ``beta``, which merging folds into the layer behind.
+        channels: Number of channels.
+        bias: Whether there is a bias ``beta``. Merging folds it into the next layer.
+
+    Shape:
+        Input and output: (N, H, W, C).
     """
 
     def __init__(self, channels: int, bias: bool = True):
@@ -29,13 +32,21 @@ class GRN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
         response = response / (response.mean(-1, keepdim=True) + 1e-6)
-        # autocast computes norms in float32; the map itself keeps its dtype
+        # under autocast, norms are computed in float32, but the map keeps its dtype
         out = x * (self.gamma * response + 1).to(x.dtype)
         return out if self.beta is None else out + self.beta.to(x.dtype)
 
 
 class SEBlock(nn.Module):
-    """Squeeze-and-excitation (arXiv:1709.01507): each channel times a gate that its mean over the map decides."""
+    """Squeeze-and-excitation, arXiv:1709.01507: multiplies each channel by a gate computed from the means over the map.
+
+    Args:
+        channels: Number of input and output channels.
+        inner_channels: Number of hidden channels.
+
+    Shape:
+        Input and output: (N, C, H, W).
+    """
 
     def __init__(self, channels: int, inner_channels: int):
         super().__init__()
@@ -43,5 +54,5 @@ class SEBlock(nn.Module):
         self.up = nn.Conv2d(inner_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # the official code pools a window as high as it is wide: the same on square maps, an error on most others
+        # the official code pools a square window: this is the same for square maps, and an error for most others
         return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()

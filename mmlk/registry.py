@@ -1,7 +1,7 @@
-"""Child registries of mmengine's, scope ``mmlk``.
+"""The registries of mmlk, which are children of mmengine's, with the scope ``mmlk``.
 
-mmengine imports ``<scope>.registry`` when it meets a scoped type, and a registry imports its ``locations`` when it is
-first asked for a name. So ``type='mmlk.RepLKNet'`` builds under any default scope with nothing imported by hand.
+When a config has a type with a scope, mmengine imports ``<scope>.registry``. A registry imports its ``locations`` when
+a name is first looked up. So ``type='mmlk.RepLKNet'`` can be built with any default scope, without ``custom_imports``.
 """
 from mmlk._require import require
 

@@ -1,4 +1,4 @@
-"""Backbones. Every module of this package is imported, and its backbones can be imported from here."""
+"""The backbones. All modules of this package are imported, so that every backbone can be imported from here."""
 import importlib
 import pkgutil
 from typing import Any

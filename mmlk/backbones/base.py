@@ -1,4 +1,4 @@
-"""What every backbone shares: argument checks, freezing, checkpointing, stage and layer ids."""
+"""The base class of all backbones: checks of arguments, freezing, activation checkpointing, stage and layer ids."""
 import math
 from contextlib import nullcontext
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
@@ -18,11 +18,18 @@ Arch = Union[str, Dict[str, Any]]
 
 def resolve_arch(arch: Arch, known: Dict[str, Dict[str, Any]], required: Sequence[str], defaults: Dict[str, Any],
                  family: str) -> Dict[str, Any]:
-    """The arch's dict, a copy filled up with ``defaults``, whether given by name or as a dict.
+    """Returns the settings of an arch as a new dict with all keys.
+
+    Args:
+        arch: A name in ``known``, or a dict.
+        known: The settings of the named archs.
+        required: Keys that a dict must have.
+        defaults: Default values of the other keys.
+        family: Name of the family, for messages.
 
     Raises:
-        ValueError: An unknown name, or a dict with an unknown key or without a required one.
-        TypeError: Neither a name nor a dict.
+        ValueError: The name is unknown, or the dict has an unknown key or lacks a required one.
+        TypeError: ``arch`` is neither a name nor a dict.
     """
     if isinstance(arch, str) and arch not in known:
         raise ValueError(f"unknown arch '{arch}' of {family}; there are {', '.join(known)}, or pass a dict")
@@ -40,24 +47,26 @@ def resolve_arch(arch: Arch, known: Dict[str, Dict[str, Any]], required: Sequenc
 
 
 def is_integer(value: Any) -> bool:
-    """Whether it is an integer; True and False are not."""
+    """Returns whether the value is an integer. True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite integer or float."""
+    """Returns whether the value is a finite integer or float."""
     return is_integer(value) or isinstance(value, float) and math.isfinite(value)
 
 
 def check_sequences(arch: Dict[str, Any], *keys: str) -> None:
-    """Refuse a resolved arch with anything but lists and tuples in ``keys``."""
+    """Raises a ValueError if one of ``keys`` of a resolved arch is not a list or tuple."""
     for key in keys:
         if not isinstance(arch[key], (list, tuple)):
             raise ValueError(f'{key} must be a list or a tuple, got {arch[key]!r}')
 
 
 def check_per_stage(arch: Dict[str, Any], *keys: str) -> None:
-    """Refuse a resolved arch whose ``keys`` are not sequences with one entry per stage, of which there is at least one.
+    """Raises a ValueError if ``keys`` of a resolved arch are not sequences with one entry per stage.
+
+    There must be at least one stage.
     """
     check_sequences(arch, *keys)
     lengths = [len(arch[key]) for key in keys]
@@ -69,7 +78,7 @@ def check_per_stage(arch: Dict[str, Any], *keys: str) -> None:
 
 
 def check_positive(arch: Dict[str, Any], *keys: str) -> None:
-    """Refuse a resolved arch with anything but sequences of positive integers in ``keys``."""
+    """Raises a ValueError if one of ``keys`` of a resolved arch is not a sequence of positive integers."""
     check_sequences(arch, *keys)
     for key in keys:
         if not all(is_integer(v) and v > 0 for v in arch[key]):
@@ -77,14 +86,14 @@ def check_positive(arch: Dict[str, Any], *keys: str) -> None:
 
 
 def check_not_negative(arch: Dict[str, Any], *keys: str) -> None:
-    """Refuse a resolved arch with anything but a finite number of at least 0 in each of ``keys``."""
+    """Raises a ValueError if one of ``keys`` of a resolved arch is not a finite number of at least 0."""
     for key in keys:
         if not is_number(arch[key]) or arch[key] < 0:
             raise ValueError(f'{key} must be a number of at least 0, got {arch[key]!r}')
 
 
 def check_flags(arch: Dict[str, Any], *keys: str) -> None:
-    """Refuse a resolved arch with anything but True or False in ``keys``: the text 'False' would pass for True."""
+    """Raises a ValueError if one of ``keys`` of a resolved arch is not a bool: the text 'False' would count as True."""
     for key in keys:
         if not isinstance(arch[key], bool):
             raise ValueError(f'{key} must be True or False, got {arch[key]!r}')
@@ -92,10 +101,19 @@ def check_flags(arch: Dict[str, Any], *keys: str) -> None:
 
 def per_block(family: str, name: str, values: Sequence[Union[int, Sequence[int]]],
               blocks: Sequence[int]) -> List[Tuple[int, ...]]:
-    """One number per block, stage by stage, of ``values`` that hold one for each stage or one for each of its blocks.
+    """Expands numbers given per stage to numbers per block.
+
+    Args:
+        family: Name of the family, for messages.
+        name: Name of the argument, for messages.
+        values: For each stage one number, or a sequence with one number for each of its blocks.
+        blocks: Number of blocks of each stage.
+
+    Returns:
+        One tuple per stage, with one number per block.
 
     Raises:
-        ValueError: There are too few or too many of them, or one is not a positive integer.
+        ValueError: There are too few or too many numbers, or one is not a positive integer.
     """
     full = [tuple(v) if isinstance(v, (list, tuple)) else (v, ) * n for v, n in zip(values, blocks)]
     fits = len(values) == len(blocks) and all(len(numbers) == n for numbers, n in zip(full, blocks))
@@ -106,8 +124,13 @@ def per_block(family: str, name: str, values: Sequence[Union[int, Sequence[int]]
 
 
 def check_kernels(arch: Dict[str, Any], key: str, small_kernel: Optional[int] = None) -> None:
-    """Refuse a resolved arch whose kernels in ``key`` are not odd and positive, and a parallel small one that is not
-    either, or is larger than any of them."""
+    """Raises a ValueError if kernel sizes of a resolved arch are not odd and positive.
+
+    Args:
+        arch: The resolved arch.
+        key: Key of the kernel sizes.
+        small_kernel: Size of the parallel small kernel, if any. It must be odd and not larger than any of the others.
+    """
     check_sequences(arch, key)
     kernels = arch[key]
     for name, values in (key, kernels), ('small_kernel', () if small_kernel is None else (small_kernel, )):
@@ -120,10 +143,11 @@ def check_kernels(arch: Dict[str, Any], key: str, small_kernel: Optional[int] = 
 
 
 class StatisticsKept:
-    """Run without touching BatchNorm's running statistics: a recomputed forward must not count its batch twice.
+    """A context manager in which BatchNorm does not update its running statistics.
 
-    A graph that is kept is recomputed in every backward pass through it, in this one context: it can be entered again
-    and again, which a generator cannot.
+    With activation checkpointing the forward pass is computed a second time in the backward pass, and a batch must not
+    be counted twice. With ``retain_graph=True`` the same context is entered several times, which a context manager made
+    of a generator does not support.
     """
 
     def __init__(self, module: nn.Module):
@@ -143,27 +167,31 @@ class StatisticsKept:
 
 
 class BaseBackbone(BaseModule):
-    """Base of the backbones: ``forward`` of (N, in_channels, H, W) gives one map per out index.
+    """Base class of the backbones.
 
-    A subclass calls ``super().__init__`` first, builds itself, and calls ``self.finish()`` last. It answers
-    ``parts``, ``layer_of`` and ``num_layers``.
+    ``forward`` takes an image (N, in_channels, H, W) and returns a tuple with one map for each of ``out_indices``. A
+    subclass calls ``super().__init__`` first, creates its modules, and calls ``self.finish()`` at the end. It
+    implements ``forward``, ``parts``, ``layer_of`` and ``num_layers``.
 
     Args:
-        stage_channels: Channels of every stage of the arch.
-        in_channels: Channels of the image.
-        out_indices: Stages whose maps are returned, in the given order. Stages past the last of them are not built.
-        drop_path_rate: Stochastic depth of the last block, rising linearly from 0; in [0, 1).
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages (no gradient, eval mode).
-        norm_cfg: Norm layer, as mmcv's ``build_norm_layer`` takes it.
-        norm_eval: Keep BatchNorm's running statistics fixed in training.
-        with_cp: Recompute blocks in backward to save memory, at the price of a second forward.
-        init_cfg: As mmengine's; ``dict(type='mmlk.Pretrained', checkpoint=...)`` loads weights, loudly.
+        stage_channels: Number of channels of each stage of the arch.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned, in this order. Stages after the last one of them are
+            not created.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, rising linearly from 0; in [0, 1).
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages. Frozen modules have no
+            gradients and stay in eval mode.
+        norm_cfg: Norm layer config for mmcv's ``build_norm_layer``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory (activation checkpointing).
+        init_cfg: Initialization config of mmengine. ``dict(type='mmlk.Pretrained', checkpoint=...)`` loads weights and
+            raises an error if they do not match.
 
     Raises:
-        ValueError: An argument is out of range; the message says which and what it may be.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
-    #: fnmatch patterns of keys that a pretraining file need not hold (norms that only dense prediction adds)
+    #: fnmatch patterns of keys that a file of pretrained weights may lack: norms that only dense prediction adds
     optional_weights: Tuple[str, ...] = ()
 
     def __init__(self, stage_channels: Sequence[int], *, in_channels: int = 3,
@@ -195,78 +223,83 @@ class BaseBackbone(BaseModule):
         self._norm_cfg = dict(norm_cfg)
 
     def norm_layer(self, channels: int) -> nn.Module:
-        """A norm of the configured type.
+        """Returns a new norm layer of the type in ``norm_cfg``.
 
         Raises:
-            ValueError: ``norm_cfg`` names none, or does not fit it.
+            ValueError: ``norm_cfg`` has no known type, or arguments that the type does not accept.
         """
         try:
             return build_norm_layer(self._norm_cfg, channels)[1]
         except (AssertionError, KeyError, TypeError, ValueError) as error:  # mmcv and torch raise all of these
-            reason = error.args[0] if error.args else type(error).__name__  # str() of a KeyError has quotes around it
+            reason = error.args[0] if error.args else type(error).__name__  # str() of a KeyError would add quotes
             raise ValueError(f'{type(self).__name__}: norm_cfg {self._norm_cfg} gives no norm of {channels} channels: '
                              f'{reason}') from error
 
     def finish(self) -> None:
-        """Freeze what is to be frozen, take inputs in the fastest memory format; the last call of a constructor."""
+        """Freezes stages and sets the fastest memory format. Must be the last call of a constructor."""
         for module in self._frozen_modules():
             module.requires_grad_(False)
         set_memory_format(self)
 
     @property
     def merged(self) -> bool:
-        """Whether no block holds parallel branches any more."""
+        """Whether all blocks with parallel branches have been merged."""
         return all(m.merged for m in self.modules() if isinstance(m, MergeableBranches))
 
     def parts(self, stage_id: int) -> List[nn.Module]:
-        """Modules of the stem (0), or of stage ``stage_id - 1`` with the downsampling before it."""
+        """Returns the modules of the stem (0), or of stage ``stage_id - 1`` with the downsampling before it."""
         raise NotImplementedError
 
     @property
     def num_layers(self) -> int:
-        """Largest layer id of a parameter that pretraining fills."""
+        """Returns the largest layer id of a parameter that pretrained weights contain."""
         raise NotImplementedError
 
     def resized_weight(self, name: str, value: Tensor) -> Tensor:
-        """A parameter's value out of a file in which it has another shape; ``value`` itself where there is no way.
+        """Converts the value of a parameter that has another shape in a file of weights.
 
         Args:
-            name: As in ``self.named_parameters()``.
-            value: What the file holds.
+            name: Name of the parameter, as in ``self.named_parameters()``.
+            value: The value in the file.
+
+        Returns:
+            The value in the parameter's shape; ``value`` itself if it cannot be converted.
         """
         return value
 
     def input_weights(self) -> List[str]:
-        """Names, as in ``self.state_dict()``, of the stem's kernels that may see the image: of ``in_channels`` inputs.
+        """Returns the names, as in ``self.state_dict()``, of the stem's kernels with ``in_channels`` input channels.
+
+        These are the ones that can be applied to the image.
         """
         stem = {parameter for part in self.parts(0) for parameter in part.parameters()}
         return [name for name, parameter in self.named_parameters()
                 if parameter in stem and parameter.dim() == 4 and parameter.shape[1] == self.in_channels]
 
     def leaves_out(self, name: str) -> bool:
-        """Whether a tensor of this name, which a file holds and the backbone lacks, is of a part that it leaves out.
+        """Returns whether a tensor in a file of weights belongs to a part that this backbone does not have by design.
 
-        Such are classifiers, stages past the last that is built, and norms of maps that are not returned. Any other
-        belongs to what the backbone has, which computes something else without it.
+        These parts are classifiers, stages after the last one that is created, and norms of maps that are not returned.
+        Any other tensor that the backbone does not have means that it would compute something else than intended.
 
         Args:
-            name: As in ``self.state_dict()``.
+            name: Name of the tensor, as in ``self.state_dict()``.
         """
         parts = {part for stage in range(self.num_stages + 1) for part in self.parts(stage)}
         return not any(module in parts and name.startswith(f'{path}.') for path, module in self.named_modules())
 
     def layer_of(self, name: str) -> int:
-        """What :meth:`layer_id` returns, for a name that the backbone has."""
+        """Returns what :meth:`layer_id` returns, for a parameter that exists."""
         raise NotImplementedError
 
     def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer-wise learning-rate decay: 0 for the stem, up to ``num_layers``.
+        """Returns the layer id of a parameter, for layer-wise learning rate decay.
 
-        A norm that only dense prediction adds, and that no pretraining fills, may have the depth of a head,
-        ``num_layers + 1``.
+        The id is 0 for the stem and at most ``num_layers``. Norms that only dense prediction adds, and that are
+        therefore not pretrained, may have the id of a head, ``num_layers + 1``.
 
         Args:
-            name: As in ``self.named_parameters()``.
+            name: Name of the parameter, as in ``self.named_parameters()``.
 
         Raises:
             KeyError: The backbone has no such parameter.
@@ -275,10 +308,12 @@ class BaseBackbone(BaseModule):
         return self.layer_of(name)
 
     def stage_id(self, name: str) -> int:
-        """Depth of a parameter for stage-wise decay: 0 for the stem, i + 1 for stage i and the downsampling before it.
+        """Returns the stage id of a parameter, for stage-wise learning rate decay.
+
+        The id is 0 for the stem, and i + 1 for stage i and the downsampling before it.
 
         Args:
-            name: As in ``self.named_parameters()``.
+            name: Name of the parameter, as in ``self.named_parameters()``.
 
         Raises:
             KeyError: The backbone has no such parameter.
@@ -295,15 +330,15 @@ class BaseBackbone(BaseModule):
 
     def _check_parameter(self, name: str) -> None:
         try:
-            self.get_parameter(name)  # unlike a search in named_parameters(), it takes no longer for more parameters
+            self.get_parameter(name)  # faster than a search in named_parameters()
         except AttributeError as error:
             raise KeyError(f"{type(self).__name__} has no parameter '{name}'") from error
 
     def no_weight_decay(self) -> Set[str]:
-        """Names of the parameters that weight decay would harm, as in timm: embeddings, and scales of several
+        """Returns the names of parameters without weight decay, as in timm: embeddings, and scales of several
         dimensions.
 
-        Norms, biases and vectors need not be named: a rule of weight decay knows them by their type and shape.
+        Norms, biases and vectors need not be included, because optimizers recognize them by type and shape.
         """
         return set()
 
@@ -322,7 +357,7 @@ class BaseBackbone(BaseModule):
         return self
 
     def run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """``block(x)``, recomputed in backward when ``with_cp``; a compiler decides by itself what it recomputes."""
+        """Returns ``block(x)``, with activation checkpointing if ``with_cp``, except under ``torch.compile``."""
         if self.with_cp and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return checkpoint(block, x, use_reentrant=False,
                               context_fn=lambda: (nullcontext(), StatisticsKept(block)))

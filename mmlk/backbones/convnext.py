@@ -1,8 +1,8 @@
-"""ConvNeXt: A ConvNet for the 2020s, Liu et al., CVPR 2022, arXiv:2201.03545, with its own or with very large kernels.
+"""ConvNeXt: A ConvNet for the 2020s, Liu et al., CVPR 2022, arXiv:2201.03545, with 7x7 or with very large kernels.
 
-Official code: https://github.com/facebookresearch/ConvNeXt (MIT). Parameter names are the official ones. The forms with
-very large kernels are those of RepLKNet's appendix (arXiv:2203.06717), of which no code was published: a
-re-parameterised large kernel, under RepLKNet's names, stands where the 7x7 convolution stood.
+Official code: https://github.com/facebookresearch/ConvNeXt (MIT). Parameter names are the official ones. The variants
+with very large kernels are from the appendix of RepLKNet (arXiv:2203.06717), for which no code was published. They
+replace the 7x7 convolution with the re-parameterized large kernel of RepLKNet, which has RepLKNet's parameter names.
 """
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -25,7 +25,7 @@ def _arch(third_stage: int, width: int, **other) -> Dict[str, Any]:
 
 _VERY_LARGE = dict(kernel_sizes=(31, 29, 27, 13), small_kernel=5)
 
-# Section 3 of the ConvNeXt paper; '-31': appendix of the RepLKNet paper, which has these two.
+# Section 3 of the ConvNeXt paper; '-31': appendix of the RepLKNet paper, which has these two sizes.
 ARCHS = {
     'T': _arch(9, 96),
     'S': _arch(27, 96),
@@ -41,14 +41,15 @@ _REQUIRED = ('depths', 'dims')
 
 
 class Block(nn.Module):
-    """Token mixer, norm, and two pointwise layers with a GELU between, around a shortcut; figure 4 of the paper.
+    """The block of ConvNeXt, figure 4 of the paper: token mixer, norm, pointwise layer, GELU, pointwise layer,
+    shortcut.
 
     Args:
-        name: Key of the token mixer.
-        mixer: The token mixer, from (N, C, H, W) to the same.
-        channels: Channels of the map.
-        drop_path: Stochastic depth.
-        layer_scale_init_value: Initial factor of the residual; 0 for a residual without factor.
+        name: Name of the token mixer in the state dict.
+        mixer: The token mixer. Its input and its output are (N, C, H, W).
+        channels: Number of channels of the map.
+        drop_path: Drop rate of stochastic depth.
+        layer_scale_init_value: Initial value of layer scale; 0 for no layer scale.
     """
 
     def __init__(self, name: str, mixer: nn.Module, channels: int, drop_path: float, layer_scale_init_value: float):
@@ -64,7 +65,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def mix(self, x: Tensor) -> Tensor:
-        """The token mixer's map."""
+        """Returns the output of the token mixer, (N, C, H, W)."""
         return self._modules[self.mixer_name](x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,33 +87,33 @@ def _init(module: nn.Module) -> None:
 class ConvNeXt(BaseBackbone):
     """ConvNeXt as a feature extractor, with a norm on each returned map.
 
-    Every norm of ConvNeXt itself is a LayerNorm, whatever ``norm_cfg`` says: published weights hold no other.
-    ``norm_cfg`` is that of the re-parameterised branches, which an arch with ``small_kernel`` has and which merging
-    folds; without them it has nothing to say. A network that shares all but the token mixer overrides ``complete`` and
-    ``block``; one with other downsampling, norms or layers ``stem``, ``downsampling``, ``output_norm`` or
-    ``blocks_per_layer`` too.
+    All norms of ConvNeXt itself are LayerNorms, independent of ``norm_cfg``, as in the published weights. ``norm_cfg``
+    applies to the re-parameterized branches, which only an arch with ``small_kernel`` has. A subclass that changes the
+    token mixer overrides ``complete`` and ``block``; one that changes the downsampling, the norms or the layers
+    overrides ``stem``, ``downsampling``, ``output_norm`` or ``blocks_per_layer``.
 
     Args:
         arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
             ``layer_scale_init_value`` (0: no layer scale), ``kernel_sizes`` (one per stage; 7 each) and
             ``small_kernel``: None for plain depthwise convolutions (``dwconv``), else the size of the parallel small
-            kernel of re-parameterised ones (``large_kernel``).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
-        norm_cfg: Norm layer config of the re-parameterised branches.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='convnext_tiny_1k_224_ema.pth')``.
+            kernel of re-parameterized ones (``large_kernel``).
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        norm_cfg: Norm layer config of the re-parameterized branches.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained',
+            checkpoint='convnext_tiny_1k_224_ema.pth')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, dims[i], H // s, W // s), s = 4, 8, 16, 32: patches that do not fit
-        are cut off, as officially. H and W are at least the s of the last stage.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, dims[i], H // s, W // s), s = 4, 8, 16, 32. Rows and
+        columns that do not fill a patch are cropped, as officially. H and W must be at least the s of the last stage.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     optional_weights = ('norm[0-9].*', )
@@ -142,7 +143,7 @@ class ConvNeXt(BaseBackbone):
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:
-        """The arch as a full, checked dict."""
+        """Checks the arch and returns it as a dict with all default values."""
         full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'ConvNeXt')
         check_per_stage(full, *_REQUIRED)
         if full['kernel_sizes'] is None:
@@ -155,20 +156,20 @@ class ConvNeXt(BaseBackbone):
 
     @staticmethod
     def stem(in_channels: int, channels: int) -> Sequence[nn.Module]:
-        """Layers before the first stage."""
+        """Returns the layers before the first stage."""
         return nn.Conv2d(in_channels, channels, 4, stride=4), ChannelNorm(channels)
 
     @staticmethod
     def downsampling(in_channels: int, channels: int) -> Sequence[nn.Module]:
-        """Layers before each of the others."""
+        """Returns the layers before each of the other stages."""
         return ChannelNorm(in_channels), nn.Conv2d(in_channels, channels, 2, stride=2)
 
     def output_norm(self, channels: int) -> nn.Module:
-        """The norm on a returned map."""
+        """Returns the norm of a returned map."""
         return ChannelNorm(channels)
 
     def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> nn.Module:
-        """Block ``index`` of a stage of the completed arch."""
+        """Returns block ``index`` of a stage. ``arch`` is what :meth:`complete` returns."""
         channels, kernel, small = arch['dims'][stage], arch['kernel_sizes'][stage], arch['small_kernel']
         if small is None:
             name, mixer = 'dwconv', DepthwiseConv2d(channels, kernel)
@@ -195,7 +196,7 @@ class ConvNeXt(BaseBackbone):
         return [*before, self.stages[stage], *after]
 
     def blocks_per_layer(self, stage: int) -> int:
-        """How many blocks of a stage share a layer id."""
+        """Returns the number of blocks of a stage that have the same layer id."""
         return 3
 
     def _layers_before(self, stage: int) -> int:
@@ -206,9 +207,10 @@ class ConvNeXt(BaseBackbone):
         return self._layers_before(self.num_stages)
 
     def layer_of(self, name: str) -> int:
-        """Three blocks make a layer, downsampling goes with the blocks after it, as in
-        ``layer_decay_optimizer_constructor.py``. A norm on an output, which pretraining lacks, learns as a head does:
-        ``num_layers + 1``.
+        """Returns the layer id of a parameter, as ``layer_decay_optimizer_constructor.py`` of the official code.
+
+        Three blocks have the same id. Downsampling has the id of the blocks after it. The norms of the outputs, which
+        are not pretrained, have the id of a head, ``num_layers + 1``.
         """
         kind, *rest = name.split('.')
         if kind == 'downsample_layers':

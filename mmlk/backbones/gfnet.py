@@ -1,8 +1,8 @@
-"""GFNet: Global Filter Networks for Image Classification, Rao et al., NeurIPS 2021, arXiv:2107.00645; the hierarchical
-forms.
+"""GFNet: Global Filter Networks for Image Classification, Rao et al., NeurIPS 2021, arXiv:2107.00645.
 
-Official code: https://github.com/raoyongming/GFNet (MIT). Parameter names are the official ones. That code classifies
-images of one size; of the paper's dense prediction nothing was published.
+Only the hierarchical variants are here. Official code: https://github.com/raoyongming/GFNet (MIT). Parameter names are
+the official ones. The official code classifies images of one fixed size; code for dense prediction was not published.
+:mod:`mmlk.ops.global_filter` explains the operator.
 """
 import math
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
@@ -26,7 +26,7 @@ def _arch(third_stage: int, width: int, init_values: float) -> Dict[str, Any]:
                 init_values=init_values)
 
 
-# main_gfnet.py of the official code
+# from main_gfnet.py of the official code
 ARCHS = {
     'H-Ti': _arch(10, 64, 1e-3),
     'H-S': _arch(10, 96, 1e-5),
@@ -38,7 +38,7 @@ _REQUIRED = ('embed_dim', 'depth')
 
 
 def _complete(arch: Arch) -> Dict[str, Any]:
-    """The arch as a full, checked dict."""
+    """Checks the arch and returns it as a dict with all default values."""
     full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'GFNet')
     check_per_stage(full, *_REQUIRED)
     check_positive(full, *_REQUIRED)
@@ -57,22 +57,22 @@ def _complete(arch: Arch) -> Dict[str, Any]:
 
 
 def _side(img_size: int, stage: int) -> int:
-    """Height and width of a stage's map of a square image."""
+    """Returns the height and width of a stage's map for a square image."""
     return img_size // (4 * 2**stage)
 
 
 class GlobalFilter(nn.Module):
-    """A learned filter for each channel, as large as the map.
+    """Multiplies the spectrum of each channel by a learned filter (:func:`mmlk.ops.global_filter2d`).
 
-    Key, as the official one: ``complex_weight`` (h, w, C, 2), the half spectrum of the map size that it was trained
-    on, real and imaginary part.
+    The state dict key is the official one: ``complex_weight`` (h, w, C, 2), with the real and the imaginary part of the
+    half spectrum for the map size of training.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         size: Height and width of the map to train on.
 
     Shape:
-        (N, C, H, W) to the same; at another size the filter is resized.
+        Input and output: (N, C, H, W). For sizes other than ``size``, the filter is resized.
     """
 
     def __init__(self, channels: int, size: Tuple[int, int]):
@@ -84,7 +84,7 @@ class GlobalFilter(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches, each to one vector."""
+    """A convolution with equal kernel size and stride, which maps each patch to one vector."""
 
     def __init__(self, in_channels: int, channels: int, patch_size: int):
         super().__init__()
@@ -95,14 +95,14 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, global filter, norm and an MLP around one shortcut; figure 1 of the paper.
+    """The block of GFNet, figure 1 of the paper: norm, global filter, norm, MLP, with one shortcut around all.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         size: Height and width of the map to train on.
-        mlp_ratio: Width inside the MLP, relative to ``channels``.
-        drop_path: Stochastic depth.
-        init_values: Initial factor of the residual; None for a residual without factor.
+        mlp_ratio: Number of hidden channels of the MLP divided by ``channels``.
+        drop_path: Drop rate of stochastic depth.
+        init_values: Initial value of layer scale; None for no layer scale.
     """
 
     def __init__(self, channels: int, size: Tuple[int, int], mlp_ratio: float, drop_path: float,
@@ -133,34 +133,34 @@ def _init(module: nn.Module) -> None:
 class GFNet(BaseBackbone):
     """Hierarchical GFNet as a feature extractor at any size, with a norm on each returned map.
 
-    Filters and position embedding belong to ``img_size``, at which they are used as they are. At another size they are
-    interpolated in each forward pass, filters bilinearly with aligned corners, as the authors did for HorNet, the
-    position embedding bicubically. (The official classifier resizes both once, when it is fine-tuned for larger images,
-    and filters bicubically.) The norms on the maps are HorNet's too; they are not GFNet's ``norm``, which stands before
-    its classifier's average pooling. The position embedding was trained without weight decay.
+    Filters and position embedding are made for images of ``img_size``. For other sizes they are interpolated in each
+    forward pass: filters bilinearly with aligned corners, as the authors do in HorNet, and the position embedding
+    bicubically. (The official classifier interpolates both bicubically, once, when it is fine-tuned for larger images.)
+    The norms of the returned maps are those of HorNet. GFNet's own ``norm``, before the average pooling of its
+    classifier, is not used. The position embedding has no weight decay, as officially.
 
     Args:
         arch: A name of ``ARCHS``, or a dict with ``embed_dim`` and ``depth`` (one per stage) and optionally
             ``mlp_ratio`` (one per stage; 4 each), ``img_size`` (side of the image whose maps the filters and the
             position embedding fit), ``init_values`` (initial layer scale) and ``no_layerscale``.
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
         frozen_stages: -1 nothing, 0 the stem and the position embedding, k also the first k stages with their output
             norms.
         norm_cfg: Norm layer config of the norms on the returned maps; None for LayerNorm over the channels. The others
             are LayerNorms: published weights hold no other.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives: the same, for there are no branches.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='gfnet-h-ti.pth')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: Has no effect, because there are no parallel branches to merge.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='gfnet-h-ti.pth')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, embed_dim[i], H // s, W // s), s = 4, 8, 16, 32: patches that do not
-        fit are cut off. H and W are at least the s of the last stage.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, embed_dim[i], H // s, W // s), s = 4, 8, 16, 32. Rows and
+        columns that do not fill a patch are cropped. H and W must be at least the s of the last stage.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     optional_weights = ('norm[0-9].*', )
@@ -198,7 +198,7 @@ class GFNet(BaseBackbone):
         self.pos_embed.requires_grad_(self.frozen_stages < 0)
 
     def _positions(self, size: Tuple[int, int]) -> Tensor:
-        """The position embedding (1, C, *size)."""
+        """Returns the position embedding, interpolated to (1, C, *size) if needed."""
         _, count, channels = self.pos_embed.shape
         side = math.isqrt(count)
         grid = self.pos_embed.reshape(1, side, side, channels).permute(0, 3, 1, 2)
@@ -238,9 +238,11 @@ class GFNet(BaseBackbone):
         return sum(map(len, self.blocks))
 
     def layer_of(self, name: str) -> int:
-        """Each block is a layer, as in a transformer; downsampling goes with the block after it, the position embedding
-        with the stem. The official code has no layer decay. A norm on an output, which pretraining lacks, learns as a
-        head does: ``num_layers + 1``.
+        """Returns the layer id of a parameter. The official code has no layer-wise learning rate decay.
+
+        Each block is a layer, as in a transformer. Downsampling has the id of the block after it, the position
+        embedding that of the stem. The norms of the outputs, which are not pretrained, have the id of a head,
+        ``num_layers + 1``.
         """
         kind, *rest = name.split('.')
         if kind == 'pos_embed' or name.startswith('patch_embed.0.'):

@@ -19,14 +19,14 @@ from .convnext import ConvNeXt
 
 
 def _arch(base_dim: int, *filters: Dict[str, int]) -> Dict[str, Any]:
-    """Global filters of these sizes in the last two stages, or 7x7 convolutions throughout."""
+    """Returns an arch with global filters of the given sizes in the last two stages, or only 7x7 convolutions."""
     sizes = ({}, {}, *(filters or ({}, {})))
     gnconv = tuple(dict(order=order, s=1 / 3, **size) for order, size in zip((2, 3, 4, 5), sizes))
     return dict(depths=(2, 3, 18, 2), base_dim=base_dim, gnconv=gnconv)
 
 
-# hornet.py of the official code: 7x7 convolutions, or global filters (GF) of the maps of 224x224 or 384x384 images.
-# The latter are in the official segmentation models too, and in L-GF's detector.
+# From hornet.py of the official code: 7x7 convolutions, or global filters (GF) for images of 224x224 or 384x384. The
+# filters for 384x384 are also used in the official segmentation models, and in the detector of L-GF.
 ARCHS = {}
 for _name, _dim in dict(T=64, S=96, B=128, L=192).items():
     ARCHS[_name] = _arch(_dim)
@@ -53,7 +53,7 @@ def _complete_mixer(mixer: Dict[str, Any], channels: int) -> Dict[str, Any]:
     if size != (None, None) and not all(is_integer(v) and v > 0 for v in size):
         raise ValueError(f'gnconv: h and w must both be positive integers or both be left out, '
                          f'got {size[0]!r} and {size[1]!r}')
-    # the narrowest of the gates must be whole, and even where a global filter takes half the channels
+    # the smallest gate must have a whole number of channels; for a global filter an even one, as it is split in halves
     share = 2**(order - 1) * (1 if size == (None, None) else 2)
     if channels % share:
         raise ValueError(f'gnconv: order {order} needs channels that {share} divides, got {channels} of base_dim')
@@ -61,22 +61,25 @@ def _complete_mixer(mixer: Dict[str, Any], channels: int) -> Dict[str, Any]:
 
 
 def _laid_out(part: Tensor, whole: Tensor) -> Tensor:
-    """Channels of a map in its memory format, which a slice of them does not show."""
+    """Converts a slice of the channels to the memory format of the whole map, which its strides do not show."""
     channels_last = whole.is_contiguous(memory_format=torch.channels_last) and not whole.is_contiguous()
     return part.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 class GlobalLocalFilter(nn.Module):
-    """A global filter on half of the channels and a 3x3 depthwise convolution on the other half, interleaved.
+    """A 3x3 depthwise convolution on half of the channels and a global filter on the others.
 
-    Keys, as the official ones: ``dw``, ``complex_weight`` (C / 2, h, w, 2), ``pre_norm`` and ``post_norm``.
+    The channels of the two outputs are interleaved.
+
+    The state dict keys are the official ones: ``dw``, ``complex_weight`` (C / 2, h, w, 2), ``pre_norm`` and
+    ``post_norm``.
 
     Args:
-        channels: Channels of the map, even.
-        size: Height and width of the filter in the frequency domain.
+        channels: Number of channels of the map, even.
+        size: Height and width of the filter in the frequency domain (the half spectrum).
 
     Shape:
-        (N, C, H, W) to the same; unless ``size`` is (H, W // 2 + 1) the filter is resized.
+        Input and output: (N, C, H, W). If ``size`` is not (H, W // 2 + 1), the filter is resized.
     """
 
     def __init__(self, channels: int, size: Tuple[int, int]):
@@ -94,19 +97,20 @@ class GlobalLocalFilter(nn.Module):
 
 
 class GatedConv(nn.Module):
-    """Recursive gated convolution, the g^n Conv of section 3.1 of the paper.
+    """Recursive gated convolution: g^n Conv of section 3.1 of the paper.
 
-    One depthwise convolution or global filter makes ``order`` gates, of C / 2^(order - 1) to C channels; the input, as
-    wide as the first, is multiplied by one after another with a pointwise layer between.
+    A depthwise convolution (or global filter) computes ``order`` gates with C / 2^(order - 1), ..., C / 2, C channels.
+    The input is projected to the channels of the first gate and multiplied by it. Then, for each further gate, a
+    pointwise layer doubles the number of channels, and the result is multiplied by the gate.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         order: Number of gates.
-        scale: Factor of the gates.
-        size: Size of the global filter in the frequency domain; None for a 7x7 convolution.
+        scale: Constant factor of the gates.
+        size: Height and width of the global filter in the frequency domain; None for a 7x7 convolution.
 
     Shape:
-        (N, C, H, W) to the same.
+        Input and output: (N, C, H, W).
     """
 
     def __init__(self, channels: int, order: int, scale: float, size: Optional[Tuple[int, int]]):
@@ -130,13 +134,13 @@ class GatedConv(nn.Module):
 
 
 class Block(nn.Module):
-    """A gated convolution and two pointwise layers with a GELU between, each after a norm and around a shortcut.
+    """The block of HorNet: norm and gated convolution with a shortcut, then norm and MLP with a shortcut.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         gnconv: The token mixer.
-        drop_path: Stochastic depth.
-        layer_scale_init_value: Initial factor of the residuals; 0 for residuals without factor.
+        drop_path: Drop rate of stochastic depth.
+        layer_scale_init_value: Initial value of layer scale; 0 for no layer scale.
     """
 
     def __init__(self, channels: int, gnconv: nn.Module, drop_path: float, layer_scale_init_value: float):
@@ -167,30 +171,31 @@ class Block(nn.Module):
 class HorNet(ConvNeXt):
     """HorNet as a feature extractor at any size, with a norm on each returned map.
 
-    A global filter belongs to one map size; at another it is interpolated in each forward pass.
+    A global filter is made for one map size. For other sizes it is interpolated in each forward pass.
 
     Args:
         arch: A name of ``ARCHS``, or a dict with ``depths`` (one per stage), ``base_dim`` (channels of the first stage,
             which double with each), ``gnconv`` (one dict per stage) and optionally ``layer_scale_init_value`` (0: no
             layer scale). A ``gnconv`` has ``order``, ``s`` (factor of the gates) and, for a global filter in place of
             the 7x7 convolution, ``h`` and ``w``, its size in the frequency domain.
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
         norm_cfg: Norm layer config of the norms on the returned maps; None for LayerNorm over the channels, as
             officially. The others are LayerNorms: published weights hold no other.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives: the same, for there are no branches.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='hornet_tiny_gf.pth')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: Has no effect, because there are no parallel branches to merge.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='hornet_tiny_gf.pth')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, base_dim * 2**i, H // s, W // s), s = 4, 8, 16, 32: patches that do not
-        fit are cut off, as officially. H and W are at least the s of the last stage.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, base_dim * 2**i, H // s, W // s), s = 4, 8, 16, 32. Rows
+        and columns that do not fill a patch are cropped, as officially. H and W must be at least the s of the last
+        stage.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     def __init__(self, arch: Arch = 'T-GF', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -205,7 +210,7 @@ class HorNet(ConvNeXt):
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:
-        """The arch as a full, checked dict."""
+        """Checks the arch and returns it as a dict with all default values."""
         full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'HorNet')
         check_per_stage(full, 'depths', 'gnconv')
         check_positive({**full, 'base_dim': (full['base_dim'], )}, 'depths', 'base_dim')
@@ -224,11 +229,14 @@ class HorNet(ConvNeXt):
                      arch['layer_scale_init_value'])
 
     def blocks_per_layer(self, stage: int) -> int:
-        """Two in the third stage, and each other stage is a layer, as in ``layer_decay_optimizer_constructor.py``."""
+        """Returns the number of blocks with the same layer id, as ``layer_decay_optimizer_constructor.py``.
+
+        It is two in the third stage. Every other stage is a single layer.
+        """
         return 2 if stage == 2 else len(self.stages[stage])
 
     def resized_weight(self, name: str, value: Tensor) -> Tensor:
-        """A global filter that was trained at another size, as ``mmcv_custom/checkpoint.py`` of the official code."""
+        """Resizes a global filter of another size, as ``mmcv_custom/checkpoint.py`` of the official code does."""
         if not name.endswith('complex_weight') or value.dim() != 4:
             return value
         return resize_filter(value, self.get_parameter(name).shape[1:3])

@@ -1,8 +1,8 @@
-"""MobileNetV2 with kernels of any size: the study by which RepLKNet's paper finds its guidelines.
+"""MobileNetV2 with kernels of any size, as in the experiments from which RepLKNet derives its guidelines.
 
-MobileNetV2: Sandler et al., CVPR 2018, arXiv:1801.04381. The study: Ding et al., CVPR 2022, arXiv:2203.06717, section 3
-and the appendix on dilation, of which no code was published. Parameter names are mmpretrain's, mmseg's and mmdet's, to
-which the weights loader translates torchvision's; re-parameterised kernels have RepLKNet's.
+MobileNetV2: Sandler et al., CVPR 2018, arXiv:1801.04381. The experiments: Ding et al., CVPR 2022, arXiv:2203.06717,
+section 3 and the appendix on dilation, for which no code was published. Parameter names are those of mmpretrain, mmseg
+and mmdet; re-parameterized kernels have the names of RepLKNet. :func:`mmlk.weights.load` converts torchvision's names.
 """
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -20,8 +20,8 @@ from mmlk.reparam.branches import NormLayer
 from .base import (Arch, BaseBackbone, check_flags, check_kernels, check_not_negative, check_positive, check_sequences,
                    is_integer, per_block, resolve_arch)
 
-# Table 2 of the MobileNetV2 paper: expansion, channels, blocks, stride of the first block; the last two rows work at
-# stride 32, the study's last stage.
+# Table 2 of the MobileNetV2 paper: expansion, channels, number of blocks, stride of the first block. The last two rows
+# have stride 32 and are the last stage in the experiments.
 _ROWS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
@@ -33,9 +33,9 @@ def _last_stage(kernel: int) -> Dict[str, Any]:
     return dict(kernel_sizes=(3, ) * 5 + (kernel, ) * 2, small_kernel=3)
 
 
-# The rows of the study. A number is the kernel of every depthwise convolution, 'last' that of the last stage's alone,
-# with a 3x3 in parallel as guideline 5 says; '-noshortcut' drops the shortcuts, '-reparam' puts a 3x3 in parallel,
-# '-dilated' reaches as far with 3x3 taps.
+# The networks of the experiments. A number is the kernel size of all depthwise convolutions; with 'last', only of those
+# in the last stage, which have a parallel 3x3 kernel (guideline 5). '-noshortcut': without shortcuts. '-reparam': with
+# parallel 3x3 kernels. '-dilated': 3x3 kernels that are dilated to the same receptive field.
 ARCHS = {
     '3': _everywhere(3),
     '3-noshortcut': _everywhere(3, shortcut=False),
@@ -56,26 +56,26 @@ _DEFAULTS = dict(widen_factor=1.0, arch_settings=_ROWS, kernel_sizes=None, kerne
 
 
 def depthwise(channels: int, kernel_size: int, stride: int, dilation: int, bias: bool) -> nn.Conv2d:
-    """Depthwise convolution from (H, W) to (ceil(H / stride), ceil(W / stride))."""
+    """Returns a depthwise convolution whose output is (ceil(H / stride), ceil(W / stride)) for an odd kernel."""
     if stride == dilation == 1:
         return DepthwiseConv2d(channels, kernel_size, bias)
     return nn.Conv2d(channels, channels, kernel_size, stride, dilation * (kernel_size // 2), dilation, channels, bias)
 
 
 class ReparamDepthwise(ReparamLargeKernel):
-    """:class:`~mmlk.reparam.ReparamLargeKernel` with any stride, both kernels dilated alike, and a ReLU6.
+    """:class:`~mmlk.reparam.ReparamLargeKernel` with a stride, a dilation of both kernels, and a ReLU6.
 
     Args:
-        channels: Channels of the map.
-        kernel_size: The large kernel, odd.
-        small_kernel: The small kernel, odd and no larger.
-        norm_layer: Builds a norm for a number of channels.
+        channels: Number of channels of the map.
+        kernel_size: Side of the large kernel, odd.
+        small_kernel: Side of the small kernel, odd and not larger than ``kernel_size``.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
         stride: Stride of both convolutions.
         dilation: Dilation of both convolutions.
-        merged: Build the single convolution.
+        merged: If True, builds the merged form.
 
     Shape:
-        (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride)).
+        Input: (N, C, H, W). Output: (N, C, ceil(H / stride), ceil(W / stride)).
     """
 
     def __init__(self, channels: int, kernel_size: int, small_kernel: int, norm_layer: NormLayer, stride: int = 1,
@@ -104,16 +104,17 @@ class ReparamDepthwise(ReparamLargeKernel):
 
 
 class InvertedResidual(nn.Module):
-    """Pointwise up, token mixer and pointwise down, the last without activation, around a shortcut.
+    """The block of MobileNetV2: pointwise layer, token mixer, pointwise layer without activation, and a shortcut.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        hidden_channels: Channels inside; as many as ``in_channels`` leave out the pointwise layer before the mixer.
-        mixer: From (N, hidden_channels, H, W) to the block's output size, with its norm and activation.
-        norm_layer: Builds a norm for a number of channels.
-        shortcut: Whether to add the input, which then has the output's shape.
-        drop_path: Stochastic depth.
+        in_channels: Number of channels of the input.
+        out_channels: Number of channels of the output.
+        hidden_channels: Number of channels of the token mixer. If it is ``in_channels``, the first pointwise layer is
+            left out.
+        mixer: The token mixer, including its norm and activation. Its input is (N, hidden_channels, H, W).
+        norm_layer: A function that takes a number of channels and returns a norm layer.
+        shortcut: Whether to add the input to the output; they must have the same shape.
+        drop_path: Drop rate of stochastic depth.
     """
 
     def __init__(self, in_channels: int, out_channels: int, hidden_channels: int, mixer: nn.Module,
@@ -133,7 +134,7 @@ class InvertedResidual(nn.Module):
 
 
 class Place(NamedTuple):
-    """Where a block stands: ``row`` of ``arch_settings``, ``index`` in the row, and what follows from that."""
+    """Position of a block, ``index`` in a ``row`` of ``arch_settings``, and the sizes that follow from it."""
 
     stage: int
     row: int
@@ -147,7 +148,7 @@ class Place(NamedTuple):
 
 
 def complete(arch: Arch, known: Dict[str, Dict[str, Any]], defaults: Dict[str, Any], family: str) -> Dict[str, Any]:
-    """The arch as a full, checked dict; ``known`` and ``defaults`` may hold keys beyond this file's."""
+    """The arch as a full, checked dict. Arguments as in :func:`.base.resolve_arch`."""
     full = resolve_arch(arch, known, (), defaults, family)
     check_sequences(full, 'arch_settings')
     rows = full['arch_settings']
@@ -180,7 +181,7 @@ def complete(arch: Arch, known: Dict[str, Dict[str, Any]], defaults: Dict[str, A
 
 
 def _stages(rows: Sequence[Sequence[int]]) -> List[List[int]]:
-    """Indices of the rows of each stage. The rows at stride 2 belong to the stage at stride 4."""
+    """Returns the indices of the rows of each stage. Rows with stride 2 belong to the stage with stride 4."""
     stages: List[List[int]] = [[]]
     for i, row in enumerate(rows):
         if row[3] == 2 and any(rows[j][3] == 2 for j in range(i)):
@@ -191,9 +192,13 @@ def _stages(rows: Sequence[Sequence[int]]) -> List[List[int]]:
 
 def _places(arch: Dict[str, Any], widths: Sequence[int], strides: Sequence[int],
             dilations: Sequence[Sequence[int]]) -> Iterator[Place]:
-    """Every block of the completed arch in order.
+    """Yields the place of every block, in order.
 
-    ``widths`` are those of the stem and of each row, ``dilations`` those of each stage's blocks.
+    Args:
+        arch: The arch with all keys.
+        widths: Number of channels of the stem and of each row.
+        strides: Stride of each stage.
+        dilations: Dilation of each block of each stage.
     """
     for stage, rows in enumerate(_stages(arch['arch_settings'])):
         dilation_of = iter(dilations[stage])
@@ -218,8 +223,8 @@ def _init(module: nn.Module) -> None:
 class MobileNetV2(BaseBackbone):
     """MobileNetV2 as a feature extractor, without the last pointwise layer to 1280 channels.
 
-    A stage is the rows at one stride; the first stage is those at strides 2 and 4. A network that shares all but the
-    token mixer overrides ``complete``, and ``mixer`` or ``block``.
+    A stage has all rows with the same stride; the first stage has those with strides 2 and 4. A subclass that changes
+    the token mixer overrides ``complete``, and ``mixer`` or ``block``.
 
     Args:
         arch: A name of ``ARCHS``, or a dict with any of ``widen_factor`` (of all widths, rounded to multiples of 8),
@@ -227,27 +232,27 @@ class MobileNetV2(BaseBackbone):
             ``kernel_dilations`` (of the depthwise convolutions, one per row; 3 and 1 each), ``small_kernel`` (None, or
             the size of a kernel in parallel to each larger one) and ``shortcut`` (whether blocks that keep the shape
             add their input).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
         strides: Stride of the block that opens each stage, after the stem's 2.
         dilations: Dilation of the depthwise convolutions of each stage, or of each block of it, times
             ``kernel_dilations``. mmseg's D8 form has strides (2, 2, 1, 1), and dilates the first block of each row
             alone: (1, 1, (2, 1, 1, 1, 2, 1, 1), (4, 1, 1, 4)).
-        drop_path_rate: Stochastic depth of the last block that has a shortcut, rising linearly from 0 over those
-            blocks, in [0, 1). Neither in the papers nor in mmpretrain's code.
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages.
+        drop_path_rate: Drop rate (stochastic depth) of the last block that has a shortcut, rising linearly from 0 over
+            those blocks, in [0, 1). Neither in the papers nor in mmpretrain's code.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_cfg: Norm layer config.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint=...)``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint=...)``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, channels[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32 with the
-        default strides and channels 24, 32, 96, 320 with the default rows; any H and W.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32
+        with the default strides and channels 24, 32, 96, 320 with the default rows. H and W may have any value.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     def __init__(self, arch: Arch = '3', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -286,16 +291,16 @@ class MobileNetV2(BaseBackbone):
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:
-        """The arch as a full, checked dict."""
+        """Checks the arch and returns it as a dict with all default values."""
         return complete(arch, ARCHS, _DEFAULTS, 'MobileNetV2')
 
     def block(self, arch: Dict[str, Any], place: Place, drop_path: float, merged: bool) -> InvertedResidual:
-        """The block at a place of the completed arch."""
+        """Returns the block at a place. ``arch`` is what :meth:`complete` returns."""
         return InvertedResidual(place.in_channels, place.out_channels, place.hidden_channels,
                                 self.mixer(arch, place, merged), self.norm_layer, place.shortcut, drop_path)
 
     def mixer(self, arch: Dict[str, Any], place: Place, merged: bool) -> nn.Module:
-        """The token mixer of a block, from (N, hidden_channels, H, W) to the output size, norm and activation in it."""
+        """Returns the token mixer of a block with norm and activation. Its input is (N, hidden_channels, H, W)."""
         channels, kernel, small = place.hidden_channels, arch['kernel_sizes'][place.row], arch['small_kernel']
         if small is not None and small < kernel:
             return ReparamDepthwise(channels, kernel, small, self.norm_layer, place.stride, place.dilation, merged)
@@ -326,6 +331,6 @@ class MobileNetV2(BaseBackbone):
         return self._blocks_before(self._stage_rows[-1][-1] + 1)
 
     def layer_of(self, name: str) -> int:
-        """Each block is a layer."""
+        """Returns the layer id of a parameter. Each block is a layer."""
         layer, block, *_ = name.split('.')
         return 0 if layer == 'conv1' else self._blocks_before(int(layer[len('layer'):]) - 1) + int(block) + 1

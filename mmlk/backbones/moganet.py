@@ -35,7 +35,7 @@ _KERNELS = (5, 5, 7)
 
 
 def _complete(arch: Arch) -> Dict[str, Any]:
-    """The arch as a full, checked dict."""
+    """Checks the arch and returns it as a dict with all default values."""
     full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'MogaNet')
     check_per_stage(full, *_REQUIRED)
     check_positive(full, 'embed_dims', 'depths', 'attn_dw_dilation', 'attn_channel_split')
@@ -59,7 +59,7 @@ def _depthwise(channels: int, kernel_size: int, dilation: int = 1) -> nn.Conv2d:
 
 
 class ElementScale(nn.Module):
-    """A learnt factor for each channel, 1e-5 at first."""
+    """Multiplies each channel by a learned factor, initially 1e-5."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -70,10 +70,13 @@ class ElementScale(nn.Module):
 
 
 class MultiOrderDWConv(nn.Module):
-    """A depthwise 5x5, then on parts of its channels nothing, a dilated 5x5 and a dilated 7x7, then a pointwise layer.
+    """Multi-order depthwise convolutions; section 4.2 of the paper.
+
+    A depthwise 5x5 convolution is applied to all channels. Its output is split into three parts: the first is kept, the
+    second goes through a dilated 5x5 convolution and the third through a dilated 7x7 one. A pointwise layer follows.
 
     Args:
-        channels: Channels of the map.
+        channels: Number of channels of the map.
         dilations: Dilation of each of the three depthwise convolutions.
         split: Relative sizes of the three parts.
     """
@@ -92,7 +95,7 @@ class MultiOrderDWConv(nn.Module):
 
 
 class MultiOrderGatedAggregation(nn.Module):
-    """Features less their mean, then multi-order features times a gate, around a shortcut; section 4.2 of the paper."""
+    """Subtracts the mean of the features, multiplies multi-order features by a gate, adds a shortcut; section 4.2."""
 
     def __init__(self, channels: int, dilations: Sequence[int], split: Sequence[int]):
         super().__init__()
@@ -111,7 +114,7 @@ class MultiOrderGatedAggregation(nn.Module):
 
 
 class ChannelAggregationFFN(nn.Module):
-    """Pointwise up, depthwise 3x3, channels less what they have in common, pointwise down; section 4.3 of the paper."""
+    """Pointwise layer, depthwise 3x3, subtraction of a common part of all channels, pointwise layer; section 4.3."""
 
     def __init__(self, channels: int, hidden_channels: int):
         super().__init__()
@@ -128,7 +131,7 @@ class ChannelAggregationFFN(nn.Module):
 
 
 class MogaBlock(nn.Module):
-    """Gated aggregation and channel aggregation, each with a norm before, a layer scale after and a shortcut."""
+    """The block of MogaNet: spatial and channel aggregation, each with a norm, layer scale and a shortcut."""
 
     def __init__(self, channels: int, hidden_channels: int, dilations: Sequence[int], split: Sequence[int],
                  init_value: float, drop_path: float, norm_layer: NormLayer):
@@ -147,7 +150,7 @@ class MogaBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A 3x3 convolution with stride 2 and a norm; in the stem two of each, a GELU between."""
+    """A 3x3 convolution with stride 2 and a norm; in the stem two of each, with a GELU between them."""
 
     def __init__(self, in_channels: int, channels: int, norm_layer: NormLayer, stem: bool):
         super().__init__()
@@ -176,28 +179,28 @@ def _init(module: nn.Module) -> None:
 class MogaNet(BaseBackbone):
     """MogaNet as a feature extractor.
 
-    The norm after each stage is on the way to the next one too, and pretrained; dense prediction adds none.
+    The norm after each stage is also part of the input of the next stage, and is pretrained. No other norms are added.
 
     Args:
         arch: A name of ``ARCHS`` ('XT' is the official 'x-tiny', and so on), or a dict with ``embed_dims``, ``depths``
             and ``ffn_ratios`` (one per stage) and optionally ``init_value`` (of layer scale), ``attn_dw_dilation`` and
             ``attn_channel_split`` (of the three depthwise convolutions).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their norms.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their norms.
         norm_cfg: Norm layer config; SyncBN in the official dense prediction.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: No effect: there are no parallel branches to merge.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='moganet-b_in1k')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: Has no effect, because there are no parallel branches to merge.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='moganet-b_in1k')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, embed_dims[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32; any H and
-        W.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, embed_dims[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16,
+        32. H and W may have any value.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     def __init__(self, arch: Arch = 'T', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -247,9 +250,10 @@ class MogaNet(BaseBackbone):
         return 12
 
     def layer_of(self, name: str) -> int:
-        """As in ``layer_decay_optimizer_constructor.py``: 12 layers whatever the depth, of which 1 has nothing in it.
+        """Returns the layer id of a parameter, as ``layer_decay_optimizer_constructor.py`` of the official code.
 
-        A block of the third stage has ``min(3 + index // 2, 11)``. The norms after the stages learn as a head does.
+        There are 12 layers for every depth, one of which is empty. A block of the third stage has the id ``min(3 +
+        index // 2, 11)``. The norms after the stages have the id of a head.
         """
         part, index, *_ = name.split('.')
         kind, stage = part[:-1], int(part[-1])

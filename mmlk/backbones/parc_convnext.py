@@ -27,13 +27,13 @@ _DEFAULTS = dict(layer_scale_init_value=1e-6, kernel_sizes=None, small_kernel=No
 
 
 class ParCBlock(Block):
-    """ConvNeXt's block with ParC for the depthwise convolution.
+    """The block of ConvNeXt with :class:`mmlk.ops.ParC` as the token mixer.
 
     Args:
-        channels: Channels of the map, even.
-        size: Native side of the map.
-        drop_path: Stochastic depth.
-        layer_scale_init_value: Initial factor of the residual; 0 for a residual without factor.
+        channels: Number of channels of the map, even.
+        size: Native height and width of the map, for which the kernels are made.
+        drop_path: Drop rate of stochastic depth.
+        layer_scale_init_value: Initial value of layer scale; 0 for no layer scale.
     """
 
     def __init__(self, channels: int, size: int, drop_path: float, layer_scale_init_value: float):
@@ -49,17 +49,17 @@ class ParCBlock(Block):
 
 @MODELS.register_module()
 class ParCConvNeXt(ConvNeXt):
-    """ConvNeXt whose late blocks see the whole map, at any size of it.
+    """ConvNeXt with ParC in the last blocks, which therefore have a global receptive field, for images of any size.
 
     Args:
-        arch: A name of ``ARCHS``, or a dict as :class:`ConvNeXt`'s, with ``ParC_insert_locs`` (per stage, the first
-            block with ParC; the stage's depth for none) and ``stages_rs`` (per stage, the side of the maps that kernels
-            and embeddings are made for). By default they stand in the last third of the last two stages, for images
-            of 224 pixels: 56, 28, 14, 7.
-        others: As :class:`ConvNeXt`'s.
+        arch: A name of ``ARCHS``, or a dict as :class:`ConvNeXt`'s, with ``ParC_insert_locs`` (for each stage
+            the index of the first block with ParC; the depth of the stage for none) and ``stages_rs`` (for each stage
+            the native side of the maps, for which kernels and embeddings are made). The default is ParC in the last
+            third of the last two stages, for images of 224 pixels: 56, 28, 14, 7.
+        others: As for :class:`ConvNeXt`.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
 """ParC-MobileNetV2: MobileNetV2 with global circular convolutions in the late blocks of its rows.
 
 ParC-Net, Zhang et al., ECCV 2022, arXiv:2203.03952. Official code: https://github.com/hkzhang91/ParC-Net (no licence:
-only its parameter names are followed). The blocks with ParC have its names, the others :class:`MobileNetV2`'s, to which
-the weights loader translates the official ones, torchvision's.
+only its parameter names are followed). The blocks with ParC have the official names, all others those of
+:class:`MobileNetV2`. :func:`mmlk.weights.load` converts the official names of the latter, which are torchvision's.
 """
 from typing import Any, Dict, Optional, Sequence
 
@@ -16,23 +16,23 @@ from mmlk.reparam.branches import NormLayer
 from .base import Arch, check_positive, check_sequences, is_integer
 from .mobilenetv2 import _DEFAULTS, MobileNetV2, Place, complete
 
-# Of each row, the first block with ParC and the side of the maps; a row of fewer blocks has none.
+# For each row: index of the first block with ParC (a row with fewer blocks has none), and side of the maps.
 _LOCATIONS, _SIDES = (1, 2, 3, 2, 2, 2, 1), (112, 56, 28, 14, 14, 7, 7)
 
 ARCHS = {'1.0': dict(ParC_insert_locs=_LOCATIONS, stages_rs=_SIDES)}
 
 
 class ParCInvertedResidual(nn.Module):
-    """Pointwise up, ParC and pointwise down, the last without activation, around a shortcut.
+    """Pointwise layer, ParC, pointwise layer without activation, and a shortcut.
 
-    Keys, as the official ones: ``pw_expand``, ``gcc_H``, ``gcc_W``, ``bn``, ``pw_linear``.
+    The state dict keys are the official ones: ``pw_expand``, ``gcc_H``, ``gcc_W``, ``bn``, ``pw_linear``.
 
     Args:
-        place: Where the block stands.
-        size: Native side of the map.
+        place: Position of the block.
+        size: Native height and width of the map, for which the kernels are made.
         use_pe: Whether to add position embeddings.
-        norm_layer: Builds a norm for a number of channels.
-        drop_path: Stochastic depth.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
+        drop_path: Drop rate of stochastic depth.
     """
 
     def __init__(self, place: Place, size: int, use_pe: bool, norm_layer: NormLayer, drop_path: float):
@@ -60,20 +60,19 @@ class ParCInvertedResidual(nn.Module):
 
 @MODELS.register_module()
 class ParCMobileNetV2(MobileNetV2):
-    """MobileNetV2 whose late blocks see the whole map, at any size of it.
+    """MobileNetV2 with ParC in the last blocks, which therefore have a global receptive field, for images of any size.
 
-    As officially, the first block with ParC of a row adds position embeddings, the others do not. The official dense
-    prediction takes, for the last map, the 1280 channels of the classifier's last pointwise layer; here they are the
-    320 before it.
+    Only the first block with ParC of each row adds position embeddings, as officially. The last map has 320 channels.
+    The official dense prediction uses the 1280 channels of the pointwise layer after it.
 
     Args:
-        arch: A name of ``ARCHS``, or a dict as :class:`MobileNetV2`'s, with ``ParC_insert_locs`` (per row, the first
-            block with ParC; as many as its blocks for none) and ``stages_rs`` (per row, the side of the maps that
-            kernels and embeddings are made for).
-        others: As :class:`MobileNetV2`'s.
+        arch: A name of ``ARCHS``, or a dict as :class:`MobileNetV2`'s, with ``ParC_insert_locs`` (for each row the
+            index of the first block with ParC; the number of blocks for none) and ``stages_rs`` (for each row the
+            native side of the maps, for which kernels and embeddings are made).
+        others: As for :class:`MobileNetV2`.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     def __init__(self, arch: Arch = '1.0', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),

@@ -1,4 +1,4 @@
-"""ParC-Net: MobileViT's frame with global circular convolutions and channel attention for the transformers.
+"""ParC-Net: MobileViT with global circular convolutions and channel attention in place of its transformers.
 
 ParC-Net, Zhang et al., ECCV 2022, arXiv:2203.03952. Official code: https://github.com/hkzhang91/ParC-Net (no licence:
 only its parameter names are followed), where the network is called EdgeFormer.
@@ -26,7 +26,7 @@ def _arch(out_channels: Sequence[int], cf_s_channels: Sequence[int], cf_blocks: 
                 cf_ffn_channels=tuple(2 * c for c in cf_s_channels), cf_blocks=cf_blocks, **other)
 
 
-# S is the paper's; XS and H are in the official code only.
+# S is from the paper; XS and H are only in the official code.
 ARCHS = {
     'XS': _arch((32, 64, 96, 128, 160), (96, 128, 160), (2, 3, 2), fusion='add'),
     'S': _arch((32, 64, 96, 128, 160), (192, 256, 320), (2, 4, 3)),
@@ -36,11 +36,11 @@ ARCHS = {
 _DEFAULTS = dict(conv_1=(16, 3), num_blocks=(1, 3), expand_ratio=4, meta_kernel_size=(32, 16, 8), fusion='concat',
                  use_pe=True, ffn_dropout=0.0, dropout=0.1)
 _REQUIRED = ('out_channels', 'cf_s_channels', 'cf_ffn_channels', 'cf_blocks')
-_REDUCTION = 16  # of the channel attention
+_REDUCTION = 16  # ratio of channels to hidden channels of the channel attention
 
 
 def _complete(arch: Arch) -> Dict[str, Any]:
-    """The arch as a full, checked dict."""
+    """Checks the arch and returns it as a dict with all default values."""
     full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'ParCNet')
     lengths = dict(out_channels=5, cf_s_channels=3, cf_ffn_channels=3, cf_blocks=3, conv_1=2, num_blocks=2,
                    meta_kernel_size=3)
@@ -67,7 +67,7 @@ def _complete(arch: Arch) -> Dict[str, Any]:
 
 
 class ConvLayer(nn.Module):
-    """Convolution without bias and, when asked, norm and SiLU. Keys ``block.{conv,norm}``, the official ones."""
+    """A convolution without bias, with optional norm and SiLU. Official state dict keys: ``block.{conv,norm}``."""
 
     def __init__(self, conv: nn.Conv2d, norm: Optional[nn.Module] = None, act: bool = False):
         super().__init__()
@@ -84,7 +84,7 @@ class ConvLayer(nn.Module):
 
 def conv_layer(in_channels: int, out_channels: int, kernel_size: int, norm_layer: NormLayer, stride: int = 1,
                dilation: int = 1, groups: int = 1, act: bool = True) -> ConvLayer:
-    """Convolution from (H, W) to (ceil(H / stride), ceil(W / stride)), norm and, when asked, SiLU."""
+    """Returns a convolution with a norm and, if ``act``, SiLU. Its output is (ceil(H / stride), ceil(W / stride))."""
     if in_channels == out_channels == groups and kernel_size > 1 and stride == dilation == 1:
         conv = DepthwiseConv2d(in_channels, kernel_size, bias=False)
     else:
@@ -94,7 +94,7 @@ def conv_layer(in_channels: int, out_channels: int, kernel_size: int, norm_layer
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block with SiLU. Keys ``block.{exp_1x1,conv_3x3,red_1x1}``."""
+    """The block of MobileNetV2 with SiLU. State dict keys: ``block.{exp_1x1,conv_3x3,red_1x1}``."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int, expand_ratio: int,
                  norm_layer: NormLayer, drop_path: float = 0.0):
@@ -114,9 +114,10 @@ class InvertedResidual(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Each channel times a gate that its mean over the map decides: squeeze-and-excitation with norms. Key ``fc``.
+    """Squeeze-and-excitation with norms: multiplies each channel by a gate, computed from the means over the map.
 
-    Its norms see one value for each image and channel: training needs two images on a device, or ``norm_eval``.
+    Its norms get a single value for each image and channel. Training therefore needs at least two images per device, or
+    ``norm_eval``. State dict key: ``fc``.
     """
 
     def __init__(self, channels: int, norm_layer: NormLayer):
@@ -130,23 +131,23 @@ class ChannelAttention(nn.Module):
 
 
 class ParCMetaBlock(nn.Module):
-    """The ParC block: along H then W on half of the channels, W then H on the others, then layers across channels.
+    """The ParC block: on one half of the channels ParC along H, then W; on the other along W, then H; then an MLP.
 
-    Keys, as the official ones: ``pre_Norm_{1,2}``, ``meta_kernel_{1,2}_{H,W}``,
-    ``meta_pe_{1,2}_{H,W}``, ``ffn`` and ``ca``. The first of two numbers says which convolution of the two.
+    The state dict keys are the official ones: ``pre_Norm_{1,2}``, ``meta_kernel_{1,2}_{H,W}``,
+    ``meta_pe_{1,2}_{H,W}``, ``ffn`` and ``ca``. The number is the position of the convolution, first or second.
 
     Args:
-        channels: Channels of the map, even.
-        hidden_channels: Channels inside the layers across channels.
-        size: Native side of the map.
+        channels: Number of channels of the map, even.
+        hidden_channels: Number of hidden channels of the MLP.
+        size: Native height and width of the map, for which the kernels are made.
         use_pe: Whether to add position embeddings, to the map and between the convolutions.
-        norm_layer: Builds a norm for a number of channels.
-        ffn_dropout: Dropout inside the layers across channels.
-        dropout: Dropout after them.
-        drop_path: Stochastic depth of both residuals.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
+        ffn_dropout: Dropout rate inside the MLP.
+        dropout: Dropout rate after the MLP.
+        drop_path: Drop rate of stochastic depth of both residuals.
 
     Shape:
-        (N, C, H, W) to the same, any H and W.
+        Input and output: (N, C, H, W), for any H and W.
     """
 
     def __init__(self, channels: int, hidden_channels: int, size: int, use_pe: bool, norm_layer: NormLayer,
@@ -186,20 +187,20 @@ class ParCMetaBlock(nn.Module):
 
 
 class OuterFrame(nn.Module):
-    """Local convolution, ParC blocks, and their output fused with the input; MobileViT's frame.
+    """The block of MobileViT: local convolution, ParC blocks, and a fusion of their output with the input.
 
-    Keys, as the official ones: ``dim_adaptive``, ``spatial_global_rep``, ``channel_adaptive``,
+    The state dict keys are the official ones: ``dim_adaptive``, ``spatial_global_rep``, ``channel_adaptive``,
     ``local_global_fusion``.
 
     Args:
-        channels: Channels of the map.
-        inner_channels: Channels of the ParC blocks.
-        blocks: The ParC blocks and the norm after them.
+        channels: Number of channels of the map.
+        inner_channels: Number of channels of the ParC blocks.
+        blocks: The ParC blocks, followed by a norm.
         fusion: ``'concat'`` or ``'add'``.
-        norm_layer: Builds a norm for a number of channels.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
 
     Shape:
-        (N, C, H, W) to the same.
+        Input and output: (N, C, H, W).
     """
 
     def __init__(self, channels: int, inner_channels: int, blocks: List[nn.Module], fusion: str,
@@ -239,25 +240,27 @@ class ParCNet(BaseBackbone):
             ``num_blocks`` (of the first two layers), ``expand_ratio``, ``meta_kernel_size`` (side of the maps that
             kernels and embeddings are made for), ``fusion`` (``'concat'`` or ``'add'``), ``use_pe`` (in the first ParC
             block of each layer), ``ffn_dropout`` and ``dropout``.
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
         output_stride: Stride of the last map, 8, 16 or 32; the official DeepLabv3 has 16.
-        drop_path_rate: Stochastic depth of the last block that has a residual, rising linearly from 0 over those
-            blocks, in [0, 1). Not in the official code, which has ``dropout``.
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages.
+        drop_path_rate: Drop rate (stochastic depth) of the last block that has a residual, rising linearly from 0 over
+            those blocks, in [0, 1). Not in the official code, which has ``dropout``.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_cfg: Norm layer config. With SyncBN the norms of the ParC blocks, their channel attention's among them, and
             the one after each layer's last block are plain BatchNorm, as in the official code.
-        norm_eval: Keep running statistics fixed in training; needed with one image on a device.
-        with_cp: Trade compute for memory.
-        merged: Has no effect: there are no branches to merge.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='checkpoint_ema_avg.pt')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training; needed with one image on a
+            device.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: Has no effect, because there are no parallel branches to merge.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained',
+            checkpoint='checkpoint_ema_avg.pt')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, out_channels[i + 1], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32 with
-        the default output stride; any H and W.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, out_channels[i + 1], ceil(H / s), ceil(W / s)), s = 4, 8,
+        16, 32 with the default output stride. H and W may have any value.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     def __init__(self, arch: Arch = 'S', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -316,9 +319,9 @@ class ParCNet(BaseBackbone):
         return [self._layer(stage_id + 1)] if stage_id else [self.conv_1, self._layer(1)]
 
     def _depths(self) -> List[int]:
-        """Layers of each stage."""
+        """Returns the number of layers of each stage."""
         frames = [self._layer(number)[1] for number in range(3, self.num_stages + 2)]
-        # the norm in spatial_global_rep is no layer, the block before the frame is
+        # the norm in spatial_global_rep is not a layer, but the block before the frame is one
         return [len(self._layer(2)), *(len(frame.spatial_global_rep) for frame in frames)]
 
     @property
@@ -326,8 +329,10 @@ class ParCNet(BaseBackbone):
         return sum(self._depths())
 
     def layer_of(self, name: str) -> int:
-        """Each inverted residual and each ParC block is a layer; what a frame has before its first and after its last
-        ParC block goes with those. The official code has no layer-wise decay.
+        """Returns the layer id of a parameter. The official code has no layer-wise learning rate decay.
+
+        Each inverted residual and each ParC block is a layer. The modules of an OuterFrame before its first and after
+        its last ParC block have the id of that block.
         """
         layer, *rest = name.split('.')
         stage = int(layer[-1]) - 2

@@ -24,12 +24,12 @@ _EXPANSION = 4
 
 
 def _complete(arch: Arch) -> Dict[str, Any]:
-    """The arch as a full, checked dict."""
+    """Checks the arch and returns it as a dict with all default values."""
     full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'ParCResNet')
     check_per_stage(full, *_REQUIRED, *_DEFAULTS)
     check_positive(full, 'layers', *_DEFAULTS)
     for location, depth, planes in zip(full['parc_insert_locs'], full['layers'], full['planes']):
-        if not is_integer(location) or not 1 <= location <= depth:  # the first block changes the map's shape
+        if not is_integer(location) or not 1 <= location <= depth:  # the first block changes the shape of the map
             raise ValueError(f'parc_insert_locs must be in 1..{depth} in a stage of {depth} blocks, got {location!r}')
         if location < depth and planes % 2:
             raise ValueError(f'ParC halves the channels, so they must be even; got {planes} in planes')
@@ -37,18 +37,19 @@ def _complete(arch: Arch) -> Dict[str, Any]:
 
 
 class Bottleneck(nn.Module):
-    """Pointwise down, 3x3 or ParC, pointwise up, around a shortcut; figure 5 of the ResNet paper.
+    """The bottleneck of ResNet (figure 5 of its paper): pointwise layer, 3x3 or ParC, pointwise layer, shortcut.
 
-    Keys, as torchvision's and the official ones: ``conv1``, ``bn1``, ``conv2`` or ``parc_H`` and ``parc_W``, ``bn2``,
-    ``conv3``, ``bn3``, ``downsample``. The kernels of this ParC are dense: each output channel reads all of its half.
+    The state dict keys are those of torchvision and the official code: ``conv1``, ``bn1``, ``conv2`` or ``parc_H`` and
+    ``parc_W``, ``bn2``, ``conv3``, ``bn3``, ``downsample``. ParC has dense kernels: each output channel depends on all
+    channels of its half.
 
     Args:
-        in_channels: Channels of the input.
-        planes: Channels inside; the output has four times as many.
+        in_channels: Number of channels of the input.
+        planes: Number of hidden channels; the output has four times as many.
         stride: Stride of the 3x3 convolution.
-        size: Native side of the map that ParC sees; None for a 3x3 convolution.
-        norm_layer: Builds a norm for a number of channels.
-        drop_path: Stochastic depth.
+        size: Native height and width of the map for ParC; None for a 3x3 convolution.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
+        drop_path: Drop rate of stochastic depth.
     """
 
     def __init__(self, in_channels: int, planes: int, stride: int, size: Optional[int], norm_layer: NormLayer,
@@ -88,29 +89,31 @@ def _init(module: nn.Module) -> None:
 
 @MODELS.register_module()
 class ParCResNet(BaseBackbone):
-    """ResNet whose late blocks see the whole map, at any size of it.
+    """ResNet with ParC in the last blocks, which therefore have a global receptive field, for images of any size.
 
     Args:
-        arch: A name of ``ARCHS``, or a dict with ``layers`` (blocks per stage) and ``parc_insert_locs`` (per stage, the
-            first block with ParC; the stage's depth for none; at least 1) and optionally ``planes`` (per stage, the
-            channels inside, a quarter of the output's; the stem has those of the first) and ``stages_rs`` (per stage,
-            the side of the maps that kernels and embeddings are made for).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, rising linearly from 0, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages; the official dense prediction has 1.
+        arch: A name of ``ARCHS``, or a dict with ``layers`` (blocks per stage) and ``parc_insert_locs`` (for each
+            stage the index of the first block with ParC, at least 1; the depth of the stage for none) and optionally
+            ``planes`` (per stage, the channels inside, a quarter of the output's; the stem has those of the first) and
+            ``stages_rs`` (per stage, the side of the maps that kernels and embeddings are made for).
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, rising linearly from 0, in [0, 1).
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages; the official dense prediction
+            has 1.
         norm_cfg: Norm layer config.
-        norm_eval: Keep running statistics fixed in training, as the official dense prediction does.
-        with_cp: Trade compute for memory.
-        merged: Has no effect: there are no branches to merge.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint=...)``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training, as the official dense prediction
+            does.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: Has no effect, because there are no parallel branches to merge.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint=...)``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, 4 * planes[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32; any H
-        and W.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, 4 * planes[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16,
+        32. H and W may have any value.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     def __init__(self, arch: Arch = '50', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -158,7 +161,10 @@ class ParCResNet(BaseBackbone):
         return sum(map(len, self._stages()))
 
     def layer_of(self, name: str) -> int:
-        """Each block is a layer. The official constructor knows ConvNeXt's names only, and decays no ResNet."""
+        """Returns the layer id of a parameter. Each block is a layer.
+
+        The official constructor only supports the names of ConvNeXt, so there is no official id for ResNet.
+        """
         stage, block, *_ = name.split('.')
         if not stage.startswith('layer'):
             return 0

@@ -1,17 +1,18 @@
 """PeLK: Parameter-efficient Large Kernel ConvNets with Peripheral Convolution, Chen et al., CVPR 2024.
 
-arXiv:2403.07589. No code was published: this is made from the paper. Where the paper is silent:
+arXiv:2403.07589. No code was published, so this is written from the paper. These are our decisions where the paper does
+not give details:
 
-- A stage of C channels convolves the first ``int(3 / 8 * C)``.
-- What the kernels' sharing grids do with the taps that powers of two leave over: :mod:`mmlk.reparam.peripheral`.
-- The parallel 5x5 kernel of section 3, with a BatchNorm of its own, stands beside the shared one, which has neither a
-  norm nor a bias but what the position embedding adds.
-- The position embedding of a stage has one channel. Section 4.2 gives it c_in of them, which for a depthwise kernel is
-  one; with as many as the map, B-101 would have 92 million parameters, of 90 in table 4.
-- Weights and embeddings start as ConvNeXt's convolutions do, and layer scale too.
+- A stage with C channels convolves the first ``int(3 / 8 * C)`` of them.
+- :mod:`mmlk.reparam.peripheral` describes the sharing grid for kernels whose taps do not divide into powers of two.
+- The parallel 5x5 kernel of section 3 has its own BatchNorm. The shared kernel has no norm, and no bias except for what
+  the position embedding adds.
+- The position embedding of a stage has one channel. Section 4.2 says c_in channels, which is one for a depthwise
+  kernel. With as many channels as the map, B-101 would have 92 million parameters; table 4 says 90.
+- Weights, embeddings and layer scale are initialized like those of ConvNeXt.
 
-The sparsity, 40 %, is not in the network but in its training: ``DynamicSparsityHook`` of :mod:`mmlk.engine.sparsity`.
-Published parameters and multiply-adds are what it leaves; no weights were published.
+The sparsity of 40 % is not a part of the network: ``DynamicSparsityHook`` of :mod:`mmlk.engine.sparsity` applies it in
+training. The published numbers of parameters and multiply-adds only count what remains. No weights were published.
 """
 from typing import Any, Dict, Sequence
 
@@ -30,7 +31,7 @@ def _arch(third_stage: int, width: int, kernels: Sequence[int] = (51, 49, 47, 13
                 kernel_sizes=tuple(kernels), central_kernel=central)
 
 
-# Section 4.4.
+# Section 4.4 of the paper
 ARCHS = {
     'T': _arch(9, 96),
     'S': _arch(27, 96),
@@ -44,11 +45,11 @@ _REQUIRED = ('depths', 'dims')
 
 
 class PartialBlock(Block):
-    """ConvNeXt's block with a token mixer for the first ``mixed`` channels only; section 4.3.
+    """The block of ConvNeXt with a token mixer for only the first ``mixed`` channels; section 4.3.
 
     Args:
-        mixed: Channels of the token mixer.
-        args: As :class:`Block`'s.
+        mixed: Number of channels of the token mixer.
+        args: Arguments of :class:`Block`.
     """
 
     def __init__(self, mixed: int, *args):
@@ -58,15 +59,15 @@ class PartialBlock(Block):
     def mix(self, x: Tensor) -> Tensor:
         mixed, left = x[:, :self.mixed], x[:, self.mixed:]
         if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-            mixed = mixed.contiguous(memory_format=torch.channels_last)  # the slice's strides do not show the format
+            mixed = mixed.contiguous(memory_format=torch.channels_last)  # strides of a slice do not show it
         return torch.cat((super().mix(mixed), left), 1)
 
 
 @MODELS.register_module()
 class PeLK(ConvNeXt):
-    """PeLK as a feature extractor: ConvNeXt, wider, with a shared very large kernel on some channels for its 7x7.
+    """PeLK as a feature extractor: a wider ConvNeXt with very large, weight-sharing kernels on a part of the channels.
 
-    As in ConvNeXt, every norm but those of the re-parameterised branches is a LayerNorm, whatever ``norm_cfg`` says.
+    As in ConvNeXt, ``norm_cfg`` only applies to the re-parameterized branches. All other norms are LayerNorms.
 
     Args:
         arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
@@ -74,22 +75,22 @@ class PeLK(ConvNeXt):
             of the centre in which weights are not shared), ``small_kernel`` (side of the parallel kernel; None: none),
             ``conv_ratio`` (share of the channels that are convolved) and ``width_factor`` (stage i has
             ``int(dims[i] * width_factor)`` channels).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
         norm_cfg: Norm layer config of the small branches.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives, with dense kernels.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='pelk-t.pth')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns, with dense kernels.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='pelk-t.pth')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, channels[i], H // s, W // s), s = 4, 8, 16, 32: patches that do not
-        fit are cut off, as in ConvNeXt. H and W are at least the s of the last stage.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], H // s, W // s), s = 4, 8, 16, 32. Rows and
+        columns that do not fill a patch are cropped, as in ConvNeXt. H and W must be at least the s of the last stage.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     @staticmethod

@@ -21,8 +21,7 @@ def _arch(kernels: Sequence[int], width: int, **other) -> Dict[str, Any]:
                 channels=tuple(width * 2**stage for stage in range(4)), **other)
 
 
-# Table 5 and appendix of the paper. XL has a norm on each output only downstream (official README, tip 2), which is
-# what a backbone is for.
+# Table 5 and appendix of the paper. XL has a norm on each output in dense prediction only (official README, tip 2).
 ARCHS = {
     '31B': _arch((31, 29, 27, 13), 128, small_kernel=5),
     '31L': _arch((31, 29, 27, 13), 192, small_kernel=5),
@@ -38,7 +37,7 @@ _REQUIRED = ('large_kernel_sizes', 'layers', 'channels')
 
 
 def _complete(arch: Arch) -> Dict[str, Any]:
-    """The arch as a full, checked dict."""
+    """Checks the arch and returns it as a dict with all default values."""
     full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'RepLKNet')
     check_per_stage(full, *_REQUIRED)
     check_positive(full, *_REQUIRED)
@@ -53,13 +52,13 @@ def _complete(arch: Arch) -> Dict[str, Any]:
 
 def conv_norm(in_channels: int, out_channels: int, kernel_size: int, norm_layer: NormLayer, stride: int = 1,
               groups: int = 1, relu: bool = False) -> ConvNorm:
-    """Convolution without bias, norm and, when asked, ReLU."""
+    """Returns a convolution without bias, followed by a norm and, if ``relu``, a ReLU."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
     return ConvNorm(conv, norm_layer(out_channels), nn.ReLU(inplace=True) if relu else None)
 
 
 class RepLKBlock(nn.Module):
-    """Norm, pointwise up, large depthwise, pointwise down, around a shortcut; figure 4 of the paper."""
+    """Norm, pointwise layer, large depthwise kernel, pointwise layer, and a shortcut; figure 4 of the paper."""
 
     def __init__(self, channels: int, dw_channels: int, kernel_size: int, small_kernel: Optional[int],
                  drop_path: float, norm_layer: NormLayer, merged: bool):
@@ -77,7 +76,7 @@ class RepLKBlock(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """Norm and two pointwise convolutions with a GELU between, around a shortcut; figure 4 of the paper."""
+    """Norm, pointwise layer, GELU, pointwise layer, and a shortcut; figure 4 of the paper."""
 
     def __init__(self, channels: int, hidden_channels: int, drop_path: float, norm_layer: NormLayer):
         super().__init__()
@@ -92,7 +91,7 @@ class ConvFFN(nn.Module):
 
 
 class Stage(nn.Module):
-    """Pairs of :class:`RepLKBlock` and :class:`ConvFFN`; ``norm`` stands on the returned map only."""
+    """Pairs of :class:`RepLKBlock` and :class:`ConvFFN`. The norm ``norm`` is only applied to the returned map."""
 
     def __init__(self, blocks: List[nn.Module], norm: nn.Module):
         super().__init__()
@@ -106,24 +105,26 @@ class RepLKNet(BaseBackbone):
 
     Args:
         arch: A name of ``ARCHS``, or a dict with ``large_kernel_sizes``, ``layers`` and ``channels`` (one per stage)
-            and optionally ``small_kernel`` (None: no parallel small kernel), ``dw_ratio`` and ``ffn_ratio`` (width
-            inside the two kinds of block, relative to the stage's) and ``norm_intermediate_features`` (a norm on each
-            output).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages.
+            and optionally ``small_kernel`` (None: no parallel small kernel), ``dw_ratio`` and ``ffn_ratio`` (number
+            of hidden channels of the two kinds of block, divided by that of the stage) and
+            ``norm_intermediate_features`` (a norm on each output).
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_cfg: Norm layer config; SyncBN in the paper.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory, as the official downstream training did.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='replknet-31b_in1k')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory, as the official downstream training
+            did.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='replknet-31b_in1k')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, channels[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32; any H and W.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32.
+        H and W may have any value.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     optional_weights = ('stages.*.norm.*', )
@@ -183,13 +184,13 @@ class RepLKNet(BaseBackbone):
 
     def leaves_out(self, name: str) -> bool:
         stages, stage, norm, *_ = (*name.split('.'), '', '')
-        # a part of a stage, but not of one whose map is not returned
+        # the norm of a stage whose map is not returned is left out
         if stages == 'stages' and norm == 'norm' and stage.isdigit():
             return int(stage) not in self.out_indices
         return super().leaves_out(name)
 
     def _layers_before(self, stage: int) -> int:
-        """Layers of the stages before this one: two pairs of blocks make a layer, as in the official code."""
+        """Returns the number of layers in all stages before this one. Two pairs of blocks are a layer."""
         return sum((len(s.blocks) + 3) // 4 for s in self.stages[:stage])
 
     @property
@@ -197,7 +198,10 @@ class RepLKNet(BaseBackbone):
         return self._layers_before(self.num_stages)
 
     def layer_of(self, name: str) -> int:
-        """Two pairs of blocks make a layer, a transition goes with the stage before it, as in ``optim_factory.py``."""
+        """Returns the layer id of a parameter, as ``optim_factory.py`` of the official code.
+
+        Two pairs of blocks have the same id. A transition belongs to the stage before it.
+        """
         kind, *rest = name.split('.')
         if kind == 'stem':
             return 0

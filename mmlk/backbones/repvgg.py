@@ -21,12 +21,15 @@ _A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
 
 
 def _arch(num_blocks: Sequence[int], a: float, b: float, groups: int = 1, **other) -> Dict[str, Any]:
-    """Multipliers ``a`` of the first three stages and ``b`` of the last; every second layer in ``groups`` groups."""
+    """Returns an arch with width multipliers ``a`` (first three stages) and ``b`` (last stage).
+
+    Every second layer has ``groups`` groups.
+    """
     grouped = dict(override_groups_map=dict.fromkeys(range(2, 27, 2), groups)) if groups > 1 else {}
     return dict(num_blocks=num_blocks, width_multiplier=(a, a, a, b), **grouped, **other)
 
 
-# Tables 2 and 3 of the paper; D2se came later, with the official code.
+# Tables 2 and 3 of the paper; D2se is only in the official code.
 ARCHS = {
     'A0': _arch(_A, 0.75, 2.5),
     'A1': _arch(_A, 1, 2.5),
@@ -54,7 +57,7 @@ def _channels(width_multiplier: Sequence[float]) -> Tuple[int, ...]:
 
 
 def _complete(arch: Arch) -> Dict[str, Any]:
-    """The arch as a full, checked dict."""
+    """Checks the arch and returns it as a dict with all default values."""
     full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'RepVGG')
     check_sequences(full, *_REQUIRED)
     check_flags(full, 'use_se')
@@ -65,7 +68,7 @@ def _complete(arch: Arch) -> Dict[str, Any]:
     check_positive(full, 'num_blocks')
     if not all(map(is_number, widths)):
         raise ValueError(f'width_multiplier must be numbers, got {tuple(widths)}')
-    least = 16 if full['use_se'] else 1  # the SE block's inner width is a sixteenth
+    least = 16 if full['use_se'] else 1  # the SE block has a sixteenth of the channels
     if min(_channels(widths)) < least:
         raise ValueError(f'width_multiplier {tuple(widths)} gives {_channels(widths)} channels; '
                          f'each stage needs at least {least}')
@@ -73,7 +76,7 @@ def _complete(arch: Arch) -> Dict[str, Any]:
         full['override_groups_map'] = {}
     if not isinstance(full['override_groups_map'], dict):
         raise ValueError(f"override_groups_map must be a dict, got {full['override_groups_map']!r}")
-    # --cfg-options has text for keys
+    # --cfg-options makes strings of keys
     full['override_groups_map'] = {int(layer) if isinstance(layer, str) and layer.isdecimal() else layer: groups
                                    for layer, groups in full['override_groups_map'].items()}
     absent = [layer for layer in full['override_groups_map'] if layer not in range(1, sum(blocks) + 1)]
@@ -95,25 +98,26 @@ def _conv3x3(in_channels: int, out_channels: int, stride, dilation, groups: int,
 
 
 class RepVGGBlock(MergeableBranches):
-    """A 3x3 and a 1x1 convolution and, where the shape stays, the input itself, each with its norm; figure 4.
+    """The sum of a 3x3 convolution, a 1x1 convolution and, if the shape is the same, the input, each with a norm;
+    figure 4.
 
-    Keys, as the official ones: ``rbr_dense.{conv,bn}``, ``rbr_1x1.{conv,bn}`` and ``rbr_identity``, or merged
-    ``rbr_reparam``; ``se.{down,up}``, which stands between the sum and the ReLU, in both forms.
+    The state dict keys are the official ones: ``rbr_dense.{conv,bn}``, ``rbr_1x1.{conv,bn}`` and ``rbr_identity``, or
+    merged ``rbr_reparam``. The SE block, ``se.{down,up}``, is between the sum and the ReLU in both forms.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        norm_layer: Builds a norm for a number of channels.
+        in_channels: Number of channels of the input.
+        out_channels: Number of channels of the output.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
         stride: Stride of the convolutions.
         dilation: Dilation of the 3x3 convolution.
         groups: Groups of the convolutions.
-        identity: Whether the input is a branch; needs equal channels and stride 1.
+        identity: Whether the input is a branch. This needs equal numbers of channels and stride 1.
         use_se: Whether to add the SE block.
-        drop_path: Rate at which, in training, the identity stands alone.
-        merged: Build the single convolution.
+        drop_path: Drop rate in training, at which only the identity branch is kept.
+        merged: If True, builds the merged form.
 
     Shape:
-        (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
+        Input: (N, in_channels, H, W). Output: (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
 
     def __init__(self, in_channels: int, out_channels: int, norm_layer: NormLayer, stride: int = 1, dilation: int = 1,
@@ -175,28 +179,28 @@ class RepVGG(BaseBackbone):
         arch: A name of ``ARCHS``, or a dict with ``num_blocks`` and ``width_multiplier`` (four each; stage i has
             ``64 * 2**i * width_multiplier[i]`` channels) and optionally ``override_groups_map`` ({layer: groups},
             layers counted from 1 after the stem) and ``use_se`` (an SE block before each ReLU).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
         strides: Stride of the first block of each stage, after the stem's 2.
         dilations: Dilation of the 3x3 convolutions of each stage, or of each block of it. The official PSPNet has
             strides (2, 2, 1, 1) and dilations (1, 1, 2, 4); the paper's fast form dilates only the last four blocks of
             the third stage, and the last stage.
-        drop_path_rate: Stochastic depth of the last block that has an identity branch, rising linearly from 0 over
-            those blocks, in [0, 1). Neither in the paper nor in the official code; as in timm, the identity stays. The
-            merged form has no branch to drop.
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages.
+        drop_path_rate: Drop rate (stochastic depth) of the last block that has an identity branch, rising linearly from
+            0 over those blocks, in [0, 1). Neither in the paper nor in the official code; as in timm, the identity
+            stays. The merged form has no branch to drop.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_cfg: Norm layer config.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='RepVGG-A0-train.pth')``.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='RepVGG-A0-train.pth')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, channels[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32 with the
-        default strides; any H and W.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32
+        with the default strides. H and W may have any value.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     def __init__(self, arch: Arch = 'A0', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -224,7 +228,7 @@ class RepVGG(BaseBackbone):
             blocks = nn.ModuleList()
             for j in range(num_blocks[i]):
                 layer += 1
-                # a stage's first block has no identity branch, whatever its stride: no official file has one
+                # as in all official files, the first block of a stage has no identity branch, even with stride 1
                 blocks.append(RepVGGBlock(width, channels[i], norm_layer, 1 if j else strides[i], dilation[i][j],
                                           groups.get(layer, 1), identity=j > 0, use_se=use_se,
                                           drop_path=next(rates) if j else 0.0, merged=merged))
@@ -252,7 +256,7 @@ class RepVGG(BaseBackbone):
         return sum(len(stage) for stage in self._stages())
 
     def layer_of(self, name: str) -> int:
-        """Each block is a layer."""
+        """Returns the layer id of a parameter. Each block is a layer."""
         stage, block, *_ = name.split('.')
         if stage == 'stage0':
             return 0

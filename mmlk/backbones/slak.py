@@ -1,7 +1,7 @@
 """SLaK: More ConvNets in the 2020s: Scaling up Kernels Beyond 51x51 using Sparsity, Liu et al., ICLR 2023.
 
 arXiv:2207.03620. Official code: https://github.com/VITA-Group/SLaK (MIT). Parameter names are the official ones. The
-sparsity is not in the network but in its training: ``DynamicSparsityHook`` of :mod:`mmlk.engine.sparsity`.
+sparsity is not a part of the network: ``DynamicSparsityHook`` of :mod:`mmlk.engine.sparsity` applies it in training.
 """
 from typing import Any, Dict
 
@@ -19,7 +19,7 @@ def _arch(third_stage: int, width: int, first_kernel: int = 51) -> Dict[str, Any
                 kernel_size=(first_kernel, first_kernel - 2, first_kernel - 4, 13, 5), width_factor=1.3, Decom=True)
 
 
-# Tables of the official README; T-31 and T-61 are its models of 120 epochs.
+# From the tables of the official README, where T-31 and T-61 are trained for 120 epochs.
 ARCHS = {
     'T': _arch(9, 96),
     'S': _arch(27, 96),
@@ -34,32 +34,34 @@ _REQUIRED = ('depths', 'dims')
 
 @MODELS.register_module()
 class SLaK(ConvNeXt):
-    """SLaK as a feature extractor: ConvNeXt, wider, with a very large kernel in two stripes for its 7x7.
+    """SLaK as a feature extractor: a wider ConvNeXt in which two long, narrow kernels replace each 7x7 kernel.
 
-    As in ConvNeXt, every norm but those of the re-parameterised branches is a LayerNorm, whatever ``norm_cfg`` says.
+    As in ConvNeXt, ``norm_cfg`` only applies to the re-parameterized branches. All other norms are LayerNorms.
 
     Args:
         arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
             ``layer_scale_init_value`` (0: no layer scale), ``kernel_size`` (one per stage, then the small kernel),
-            ``width_factor`` (stage i has ``int(dims[i] * width_factor)`` channels) and ``Decom``: whether the large
-            kernel K and the small one k make stripes, K x k and k x K, or one dense K x K (``lkb_origin``). In the
-            dense form a small kernel that is None, or no smaller than K, is no branch.
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
-        norm_cfg: Norm layer config of the re-parameterised branches; SyncBN in the paper.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives; with ``Decom=False`` that of ``dense=True``.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='SLaK_tiny_checkpoint.pth')``.
+            ``width_factor`` (stage i has ``int(dims[i] * width_factor)`` channels) and ``Decom``: if True, the
+            sizes K (large) and k (small) give two kernels, K x k and k x K; otherwise one K x K (``lkb_origin``). In
+            the latter case there is no small branch if k is None or not smaller than K.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
+        norm_cfg: Norm layer config of the re-parameterized branches; SyncBN in the paper.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns; with ``Decom=False`` that of
+            ``dense=True``.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained',
+            checkpoint='SLaK_tiny_checkpoint.pth')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, channels[i], H // s, W // s), s = 4, 8, 16, 32: patches that do not
-        fit are cut off, as officially. H and W are at least the s of the last stage.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], H // s, W // s), s = 4, 8, 16, 32. Rows and
+        columns that do not fill a patch are cropped, as officially. H and W must be at least the s of the last stage.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     @staticmethod
@@ -90,7 +92,7 @@ class SLaK(ConvNeXt):
         return full
 
     def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> Block:
-        """Block ``index`` of a stage of the completed arch."""
+        """Returns block ``index`` of a stage. ``arch`` is what :meth:`complete` returns."""
         channels, kernel, small = arch['dims'][stage], arch['kernel_size'][stage], arch['kernel_size'][-1]
         if arch['Decom']:
             mixer = StripedLargeKernel(channels, kernel, small, self.norm_layer, merged)

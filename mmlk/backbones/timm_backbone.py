@@ -1,4 +1,4 @@
-"""Any model of timm (https://github.com/huggingface/pytorch-image-models), with the fast operator swapped in."""
+"""Models of timm (https://github.com/huggingface/pytorch-image-models) as backbones, with our depthwise operator."""
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
@@ -19,35 +19,42 @@ _LARGE_KERNEL = dict(min_kernel=7, kernel_size=None, stages=None)
 
 
 def _strip_prefix(module: nn.Module, state: Dict[str, Any], prefix: str, metadata: dict) -> None:
-    """State-dict hook: the keys as timm has them."""
+    """A state dict hook that removes the prefix of the wrapped model, so that the keys are those of timm."""
     for key in [key for key in state if key.startswith(prefix + _PREFIX)]:
         state[prefix + key[len(prefix + _PREFIX):]] = state.pop(key)
 
 
 def _add_prefix(module: nn.Module, state: Dict[str, Any], prefix: str, *args) -> None:
-    """The inverse, before loading."""
+    """The inverse of :func:`_strip_prefix`, before a state dict is loaded."""
     for key in [key for key in state if key.startswith(prefix)]:
         state[prefix + _PREFIX + key[len(prefix):]] = state.pop(key)
 
 
 def _layers_of(model: nn.Module) -> Dict[str, int]:
-    """Layer of every parameter, from 0 for the stem, as timm's own layer decay groups them."""
+    """Returns the layer id of every parameter, starting at 0 for the stem, as in timm's layer-wise decay."""
     if hasattr(model, 'group_matcher'):
         matcher = model.group_matcher(coarse=False)
-    else:  # MetaFormer and a few others, which have the usual names
+    else:  # MetaFormer and a few others, whose modules have the usual names
         matcher = dict(stem=r'^stem', blocks=[(r'^stages\.(\d+)\.downsample', (0, )),
                                               (r'^stages\.(\d+)\.blocks\.(\d+)', None)])
     return group_parameters(model, matcher, reverse=True)
 
 
 def _stages_of(layers: Dict[str, int], modules: List[str], first: int) -> Optional[Dict[str, int]]:
-    """Stage of every parameter, by the ``modules`` that make the features, of which ``first`` come before stage 0.
+    """Returns the stage id of every parameter.
 
-    None where one of them is not a module with parameters: a few models name an activation, or nothing they have.
+    Args:
+        layers: The layer id of every parameter.
+        modules: Names of the modules that compute the features, as timm gives them.
+        first: Number of features before stage 0.
+
+    Returns:
+        A dict from name to id. None if a module does not exist or has no parameters: for a few models, timm names an
+        activation or a module that they do not have.
     """
     ends = [max((layer for name, layer in layers.items() if name.startswith(f'{module}.')), default=None)
             for module in modules]
-    ends[0] = ends[0] or 0  # ResNet's first is the activation of its stem
+    ends[0] = ends[0] or 0  # the first feature of ResNet is the activation of the stem
     stem, ends = max([0, *filter(None, ends[:first])]), ends[first:]
     if None in ends:
         return None
@@ -56,11 +63,11 @@ def _stages_of(layers: Dict[str, int], modules: List[str], first: int) -> Option
 
 
 def _create(model_name: str, drop_path_rate: float = 0.0, **args) -> nn.Module:
-    try:  # said even if 0, for Swin's own is 0.1
+    try:  # passed even if it is 0, because the default of Swin is 0.1
         return timm.create_model(model_name, drop_path_rate=drop_path_rate, **args)
     except TypeError as error:
         if 'drop_path_rate' in str(error) and not drop_path_rate:
-            return _create(model_name, None, **args)  # timm leaves out what is None
+            return _create(model_name, None, **args)  # timm ignores arguments that are None
         raise ValueError(f'TimmBackbone: {model_name} does not take this: {error}') from error
     except RuntimeError as error:
         if timm.is_model(model_name):
@@ -71,7 +78,7 @@ def _create(model_name: str, drop_path_rate: float = 0.0, **args) -> nn.Module:
 
 def _choose(model_name: str, strides: List[int], out_indices: Optional[Sequence[int]],
             out_strides: Optional[Sequence[int]]) -> Tuple[int, Sequence[int]]:
-    """Which of a model's features is stage 0, and the stages to return."""
+    """Returns the index of the feature that is stage 0, and the indices of the stages to return."""
     if out_indices is not None and out_strides is not None:
         raise ValueError('TimmBackbone: give out_indices or out_strides, not both')
     if out_strides is None:
@@ -97,46 +104,46 @@ def _listed(numbers: Sequence[int]) -> str:
 class TimmBackbone(BaseBackbone):
     """A timm model as a feature extractor.
 
-    Keys of the state dict are timm's, so a file of timm's loads, and so does the backbone of a segmentor's or
-    detector's checkpoint. Stages are counted as elsewhere: stage 0 is the one at stride 4, whatever timm makes before.
+    The state dict keys are those of timm, so that files of timm can be loaded, and so can the backbone in a checkpoint
+    of a segmentor or detector. Stage 0 is the one with stride 4, as in all other backbones.
 
-    ``large_kernel`` is a dict that may have:
+    ``large_kernel`` is a dict with these keys, all of them optional:
 
-    - ``min_kernel`` (7): every depthwise convolution with stride 1, dilation 1, zero "same" padding and a longer side
-      of at least this is run by :func:`mmlk.ops.depthwise_conv2d`.
-    - ``stages`` (all, and the stem): indices of the stages whose convolutions are taken.
-    - ``kernel_size`` (None): odd, one number or one per entry of ``stages``, which the convolutions taken from those
-      stages grow to, axes of length 1 excepted; larger ones stay. A grown kernel starts as the old one with zeros
-      around: at first the network computes what it did, and it learns to look further.
+    - ``min_kernel``, default 7: depthwise convolutions with stride 1, dilation 1 and zero "same" padding, whose longer
+      side is at least this, are computed by :func:`mmlk.ops.depthwise_conv2d`.
+    - ``stages``, default all stages and the stem: indices of the stages in which this is done.
+    - ``kernel_size``, default None: an odd number, or one for each entry of ``stages``, to which the kernels of these
+      convolutions are enlarged. Axes of length 1 and larger kernels are not changed. A kernel is enlarged with zeros,
+      so the output is unchanged at first, and training can make use of the larger receptive field.
 
     Args:
-        model_name: As ``timm.create_model`` takes it, e.g. ``'convnext_tiny.fb_in1k'``.
-        in_channels: Channels of the image.
-        out_indices: Stages to return; by default all of them.
-        out_strides: Instead of ``out_indices``, strides of the maps to return; the last map at each. With a stride
-            below 4, stages are counted from the least one.
-        pretrained: Let ``init_weights`` fetch the weights that timm has for this name.
-        checkpoint: Instead, a file, URL or name for ``init_weights`` to load with :func:`mmlk.weights.load`; short for
-            ``init_cfg=dict(type='mmlk.Pretrained', checkpoint=checkpoint)``.
-        large_kernel: See above; None leaves timm's operators alone.
-        model_args: Further arguments of the timm model, e.g. ``dict(dynamic_img_size=True)`` for a Swin that is to
-            take any size.
-        drop_path_rate: Stochastic depth, in [0, 1), spread over the blocks as timm does.
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages.
-        sync_bn: Make each BatchNorm a SyncBN, and no other norm. (``sync_bn`` in a config's top level is not for timm's
-            models: it would drop the activations that some of them have inside their BatchNorm.)
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory, where timm says how.
-        merged: No effect: :func:`mmlk.reparam.merge` leaves timm's blocks alone.
-        init_cfg: Initialisation. As with ``checkpoint``, a file has the kernels as timm has them; one with grown
-            kernels is for a config's ``load_from``, or for :func:`mmlk.weights.load`.
+        model_name: Model name for ``timm.create_model``, for example ``'convnext_tiny.fb_in1k'``.
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned; all of them by default.
+        out_strides: Strides of the maps to return, in place of ``out_indices``; for each stride the last map that has
+            it. If one is below 4, stage 0 is the one with the smallest stride.
+        pretrained: If True, ``init_weights`` downloads timm's weights for this model.
+        checkpoint: A file, URL or name that ``init_weights`` loads with :func:`mmlk.weights.load`, in place of
+            ``pretrained``; short for ``init_cfg=dict(type='mmlk.Pretrained', checkpoint=checkpoint)``.
+        large_kernel: See above; None to keep timm's operators.
+        model_args: Further arguments of the timm model, for example ``dict(dynamic_img_size=True)`` for a Swin that
+            accepts images of any size.
+        drop_path_rate: Stochastic depth, in [0, 1), distributed over the blocks by timm.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
+        sync_bn: If True, replaces every BatchNorm with SyncBN. Do not use ``sync_bn`` at the top level of a config
+            with timm models: it would remove the activations that some of them have inside their BatchNorm.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory, if timm supports it for the model.
+        merged: Has no effect, because :func:`mmlk.reparam.merge` does not change the blocks of timm.
+        init_cfg: Initialization config. As for ``checkpoint``, the kernels in the file must have the sizes of timm. To
+            load a file with enlarged kernels, use ``load_from`` of a config or :func:`mmlk.weights.load`.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, channels[i], H', W'), where H' is H over the stride, rounded as the
-        model does, and any H and W that the model takes.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], H', W'), where H' is H over the stride,
+        rounded as the model does, and any H and W that the model takes.
 
     Raises:
-        ValueError: An argument does not fit this model; the message says which.
+        ValueError: An argument is not valid for this model; the message says which one.
     """
 
     def __init__(self, model_name: str, in_channels: int = 3, out_indices: Optional[Sequence[int]] = None,
@@ -170,9 +177,9 @@ class TimmBackbone(BaseBackbone):
         self._order = [sorted(indices).index(i) for i in indices]
         for module in model.modules():
             if isinstance(module, PatchEmbed):
-                module.dynamic_img_pad = True  # else it refuses what its patches do not divide
+                module.dynamic_img_pad = True  # otherwise it raises an error for sizes that patches do not divide
         self.model = model
-        self.model.is_init = True  # by its constructor; mmengine would start it anew, over loaded weights
+        self.model.is_init = True  # timm has initialized it; mmengine would do so again and overwrite loaded weights
         self.register_state_dict_post_hook(_strip_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
         self._layers = _layers_of(model)
@@ -198,7 +205,7 @@ class TimmBackbone(BaseBackbone):
         return self._stage_table
 
     def _swap(self, large_kernel: dict) -> None:
-        """Put the fast operator in, and grow kernels, as ``large_kernel`` says."""
+        """Replaces depthwise convolutions and enlarges kernels, as ``large_kernel`` says."""
         unknown = sorted(set(large_kernel) - set(_LARGE_KERNEL))
         if unknown:
             raise ValueError(f"TimmBackbone: unknown keys in large_kernel: {', '.join(unknown)}; "
@@ -215,7 +222,7 @@ class TimmBackbone(BaseBackbone):
         check_kernels(dict(kernel_size=[size for size in sizes if size is not None]), 'kernel_size')
         size_of = dict(zip(stages, sizes))
         if cfg['stages'] is None:
-            size_of[-1] = None  # the stem, whose kernels are not to grow
+            size_of[-1] = None  # the stem, whose kernels are not enlarged
         convs = {name: m for name, m in self.model.named_modules()
                  if isinstance(m, nn.Conv2d) and self._stages[f'{name}.weight'] - 1 in size_of}
         try:
@@ -237,7 +244,7 @@ class TimmBackbone(BaseBackbone):
 
     @contextmanager
     def _own_kernels(self) -> Iterator[None]:
-        """Kernels of the sizes that timm's files hold; on leaving, they grow again."""
+        """A context manager in which the kernels have the sizes of timm's files; at the end they are enlarged again."""
         convs = [(self.model.get_submodule(name), size) for name, size in self._own_sizes.items()]
         for conv, size in convs:
             top, left = ((k - s) // 2 for k, s in zip(conv.kernel_size, size))
@@ -249,10 +256,11 @@ class TimmBackbone(BaseBackbone):
                 conv.weight.data = pad_kernel(conv.weight.data, conv.kernel_size)
 
     def init_weights(self) -> None:
-        """Load what ``pretrained``, ``checkpoint`` or ``init_cfg`` name; without them timm's initialisation stands.
+        """Loads the weights of ``pretrained``, ``checkpoint`` or ``init_cfg``; without them, keeps timm's
+        initialization.
 
         Raises:
-            WeightsError: As :func:`mmlk.weights.load`; a file must fill every parameter and buffer.
+            WeightsError: See :func:`mmlk.weights.load`. A file must have all parameters and buffers.
         """
         if self.is_init or not (self.pretrained or self.init_cfg):
             super().init_weights()
@@ -264,7 +272,7 @@ class TimmBackbone(BaseBackbone):
             super().init_weights()
 
     def _told(self, key: str) -> Tuple[str, ...]:
-        """Modules that timm names in the model's settings, of which there may be none, one or several."""
+        """Returns the names of modules that timm gives for ``key`` in the model's settings: none, one or several."""
         names = self.model.pretrained_cfg.get(key) or ()
         return (names, ) if isinstance(names, str) else tuple(names)
 
@@ -287,7 +295,7 @@ class TimmBackbone(BaseBackbone):
                 norm.register_forward_pre_hook(self._before_norm)
                 norm.register_forward_hook(self._after_norm, always_call=True)
 
-    # What runs outside of forward is a recomputation in backward, which must not count its batch twice.
+    # A call outside of forward is a recomputation in the backward pass, which must not count its batch twice.
     def _before_norm(self, norm: nn.Module, args: tuple) -> None:
         if norm.training and not self._in_forward:
             self._held[norm] = StatisticsKept(norm)
@@ -306,7 +314,7 @@ class TimmBackbone(BaseBackbone):
         return tuple(maps[i] for i in self._order)
 
     def _frozen_modules(self) -> List[nn.Module]:
-        """The largest modules all of whose parameters are frozen, so that their dropout is off as well."""
+        """Returns the largest modules of which all parameters are frozen, so that their dropout can be disabled too."""
         def within(module: nn.Module, prefix: str) -> List[nn.Module]:
             stages = [self._stages[prefix + name] for name, _ in module.named_parameters()]
             if stages and max(stages) <= self.frozen_stages:
@@ -321,11 +329,11 @@ class TimmBackbone(BaseBackbone):
         return table[name[len(_PREFIX):]]
 
     def stage_id(self, name: str) -> int:
-        """Depth of a parameter for stage-wise decay: 0 for the stem, i + 1 for stage i.
+        """Returns the stage id of a parameter, for stage-wise decay: 0 for the stem, i + 1 for stage i.
 
         Raises:
             KeyError: The backbone has no such parameter.
-            ValueError: timm does not say where the stages of this model end.
+            ValueError: timm does not provide the ends of the stages of this model.
         """
         return self._look_up(self._stages, name)
 
@@ -338,5 +346,5 @@ class TimmBackbone(BaseBackbone):
         return max(self._layers.values())
 
     def layer_id(self, name: str) -> int:
-        """The groups of timm's own layer decay, its ``group_matcher``."""
+        """Returns the layer id of a parameter, according to ``group_matcher`` of the timm model."""
         return self._look_up(self._layers, name)

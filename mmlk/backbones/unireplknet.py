@@ -25,7 +25,8 @@ def _kernels(third_stage: Sequence[int], others: int) -> Tuple[Tuple[int, ...], 
     return (3, ) * others, (13, ) * others, tuple(third_stage), (13, ) * others
 
 
-# By depths, as in the official code: 3x3 in the first stage, 13x13 after it, with 3x3 between in a long third one.
+# Kernel sizes by depths, as in the official code: 3x3 in the first stage and 13x13 in the others. A long third stage
+# alternates with 3x3.
 _KERNELS = {
     (2, 2, 6, 2): _kernels((13, ) * 6, 2),
     (2, 2, 8, 2): _kernels((13, ) * 8, 2),
@@ -38,7 +39,7 @@ def _arch(depths: Sequence[int], width: int) -> Dict[str, Any]:
     return dict(depths=tuple(depths), dims=tuple(width * 2**stage for stage in range(4)))
 
 
-# The instances of the paper; the official code has their sizes.
+# The variants of the paper, with the sizes from the official code.
 ARCHS = {
     'A': _arch((2, 2, 6, 2), 40),
     'F': _arch((2, 2, 6, 2), 48),
@@ -53,13 +54,13 @@ ARCHS = {
 
 _DEFAULTS = dict(kernel_sizes=None, layer_scale_init_value=1e-6)
 _REQUIRED = ('depths', 'dims')
-_PLAIN = (3, 5)  # kernels of convolutions without dilated branches
+_PLAIN = (3, 5)  # sizes of kernels without dilated branches
 _BRANCHED = tuple(kernel for kernel in DILATED_BRANCHES if kernel not in _PLAIN)
 _SE_RATIO = 4
 
 
 class Permute(nn.Module):
-    """``x.permute(dims)``."""
+    """A module that returns ``x.permute(dims)``."""
 
     def __init__(self, *dims: int):
         super().__init__()
@@ -70,22 +71,23 @@ class Permute(nn.Module):
 
 
 class UniRepLKNetBlock(MergeableBranches):
-    """Token mixer, norm, SE block, and two pointwise layers with GELU and GRN between, around a shortcut; figure 3 of
-    the paper: LarK block, or SmaK block with a 3x3 kernel.
+    """The block of UniRepLKNet, figure 3 of the paper: LarK block, or SmaK block if the kernel is 3x3.
 
-    Merging folds the dilated branches and ``norm`` into one convolution, and what follows GRN, its bias, norm and
-    layer scale, into the last linear layer.
+    It has a token mixer, norm, SE block, linear layer, GELU, GRN, linear layer, norm, and a shortcut. Merging folds the
+    dilated branches and ``norm`` into one convolution. It also folds the bias of GRN, the second norm and layer scale
+    into the last linear layer.
 
     Args:
-        channels: Channels of the map.
-        kernel_size: 3 or 5, a plain depthwise convolution; 7 to 17, one with dilated branches; 0, none at all.
-        drop_path: Stochastic depth.
-        layer_scale_init_value: Initial factor of the residual; 0 for a residual without factor.
-        norm_layer: Builds a norm for a number of channels.
-        merged: Build the merged form.
+        channels: Number of channels of the map.
+        kernel_size: 3 or 5 for a plain depthwise convolution, 7 to 17 for one with dilated branches, 0 for no token
+            mixer.
+        drop_path: Drop rate of stochastic depth.
+        layer_scale_init_value: Initial value of layer scale; 0 for no layer scale.
+        norm_layer: A function that takes a number of channels and returns a norm layer.
+        merged: If True, builds the merged form.
 
     Shape:
-        (N, C, H, W) to the same.
+        Input and output: (N, C, H, W).
     """
 
     def __init__(self, channels: int, kernel_size: int, drop_path: float, layer_scale_init_value: float,
@@ -132,7 +134,7 @@ class UniRepLKNetBlock(MergeableBranches):
         self.act[1].beta = self.gamma = None
 
     def _merge_mixer(self) -> None:
-        """One convolution in place of the token mixer and ``norm``."""
+        """Replaces the token mixer and ``norm`` with one convolution."""
         if not isinstance(self.dwconv, DilatedReparamBlock):
             self.dwconv = biased(fold_bn(self.dwconv, self.norm), self.dwconv)
         else:
@@ -150,7 +152,7 @@ class UniRepLKNetBlock(MergeableBranches):
 
 
 def _halve(in_channels: int, out_channels: int) -> Tuple[nn.Module, nn.Module]:
-    """Convolution of stride 2 and its norm."""
+    """Returns a convolution with stride 2 and a norm."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1), ChannelNorm(out_channels)
 
 
@@ -160,29 +162,31 @@ class UniRepLKNet(ConvNeXt):
 
     Args:
         arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
-            ``kernel_sizes`` (for each stage the kernel of each block, see :class:`UniRepLKNetBlock`; None: those of the
-            named arch with these depths) and ``layer_scale_init_value`` (0: no layer scale).
-        in_channels: Channels of the image.
-        out_indices: Stages to return.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        frozen_stages: -1 nothing, 0 the stem, k the stem and the first k stages with their output norms.
+            ``kernel_sizes`` (for each stage the kernel size of each block, see :class:`UniRepLKNetBlock`; None for
+            those of the named arch with the same depths) and ``layer_scale_init_value`` (0: no layer scale).
+        in_channels: Number of channels of the image.
+        out_indices: Indices of the stages whose maps are returned.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
         norm_cfg: Norm layer config of the blocks; SyncBN in the official downstream training. The norms of the stem,
-            the downsampling and the outputs are LayerNorm, whatever it says: published weights hold no other.
-        norm_eval: Keep running statistics fixed in training.
-        with_cp: Trade compute for memory, as the official downstream training did.
-        merged: Build the form that :func:`mmlk.reparam.merge` gives, which is the official deploy form.
-        init_cfg: Initialisation, e.g. ``dict(type='mmlk.Pretrained', checkpoint='unireplknet-t_in1k')``.
+            the downsampling and the outputs are always LayerNorms, as in the published weights.
+        norm_eval: If True, BatchNorm's running statistics are not changed in training.
+        with_cp: If True, recomputes blocks in the backward pass to save memory, as the official downstream training
+            did.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns, which is the official deploy form.
+        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='unireplknet-t_in1k')``.
 
     Shape:
-        (N, in_channels, H, W) to a tuple of (N, dims[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32; any H and W.
+        Input: (N, in_channels, H, W). Output: a tuple of (N, dims[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32. H
+        and W may have any value.
 
     Raises:
-        ValueError: An argument does not fit; the message says which.
+        ValueError: An argument is not valid; the message says which one and what is allowed.
     """
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:
-        """The arch as a full, checked dict."""
+        """Checks the arch and returns it as a dict with all default values."""
         full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'UniRepLKNet')
         check_per_stage(full, *_REQUIRED)
         check_positive(full, *_REQUIRED)

@@ -1,4 +1,4 @@
-"""Operators, in pure torch: importing them needs no OpenMMLab package."""
+"""Operators for large kernels in pure PyTorch. Importing them needs no OpenMMLab package."""
 from .backends import list_backends
 from .choice import use_backend
 from .circular import circular_conv

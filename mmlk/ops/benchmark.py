@@ -1,7 +1,7 @@
-"""Time and memory of the operator's backends, against PyTorch's own convolution in the same run.
+"""Measures time and memory of the backends and compares them with PyTorch's own convolution in the same run.
 
-Pure torch, so that it runs where no OpenMMLab package is. Every figure is a median of calls that take turns, so that a
-machine whose speed drifts slows all of them alike.
+It needs PyTorch only, no OpenMMLab package. All times are medians. The calls that are compared are timed in turns, so
+that changes in the speed of the machine affect all of them equally.
 """
 import ctypes
 import platform
@@ -26,7 +26,7 @@ Call = Callable[[], object]
 
 
 class Case(NamedTuple):
-    """One row: the shape of the input and the kernel, the type, and whether the backward pass is included."""
+    """One case: the shape of the input, the size of the square kernel, the dtype, and whether to include backward."""
 
     batch: int
     channels: int
@@ -38,29 +38,40 @@ class Case(NamedTuple):
 
     @property
     def label(self) -> str:
+        """The shapes as text."""
         return f'({self.batch},{self.channels},{self.height},{self.width}) k {self.kernel}'
 
     @property
     def flops(self) -> int:
-        """Operations of the direct method; the backward pass is two more of them."""
+        """Operations (two per multiply-add) of the direct method. A backward pass counts as two forward passes."""
         passes = 3 if self.backward else 1
         return passes * 2 * self.batch * self.channels * self.height * self.width * self.kernel**2
 
 
     @property
     def bytes(self) -> int:
-        """What must move at least: two maps a pass, for taps are few."""
+        """Minimum number of bytes to read and write: two maps per pass. The kernels are small and not counted."""
         return (6 if self.backward else 2) * self.batch * self.channels * self.height * self.width * self.dtype.itemsize
 
     @property
     def toeplitz_flops(self) -> int:
-        """Operations as products with banded matrices, 16 outputs wide: what tensor cores have to do at least."""
+        """Operations by banded matrices for 16 outputs, the minimum for tensor cores; see :mod:`.backends.triton`."""
         return self.flops * (self.kernel + 15) // self.kernel
 
 
 @dataclass
 class OperatorRow:
-    """What was measured of one case; seconds turn by turn, memory in bytes beyond what stood before the call."""
+    """The measurements of one case.
+
+    Attributes:
+        case: The case.
+        samples: Seconds of each call, by name: ``'stock'`` for PyTorch, names of backends, ``'chosen'`` for automatic
+            choice.
+        memory: Peak memory of each call, by name, in bytes beyond what was used before; None if unknown.
+        reasons: Why a backend cannot run, by its name.
+        chosen: The chosen backends: one for inference; with backward, for forward, gradient of the input and gradient
+            of the weight.
+    """
 
     case: Case
     samples: Dict[str, List[float]]
@@ -70,27 +81,28 @@ class OperatorRow:
 
     @property
     def times(self) -> Dict[str, float]:
-        """Median seconds."""
+        """Median seconds by name."""
         return {name: statistics.median(samples) for name, samples in self.samples.items()}
 
     @property
     def excess(self) -> float:
-        """Automatic choice over the fastest named backend, the median over the turns, which are too noisy apart."""
+        """Time of automatic choice divided by that of the fastest backend: the median of the ratios of all rounds."""
         pairs = list(zip(self.samples['chosen'], self.samples[self.best]))
         return statistics.median(chosen / best for chosen, best in pairs)
 
     @property
     def stock(self) -> float:
-        """PyTorch's convolution in the better of its layouts on a GPU, and as it comes on a CPU."""
+        """Median seconds of PyTorch's convolution; on a GPU in the faster memory format."""
         return min(seconds for name, seconds in self.times.items() if name.startswith('stock'))
 
     @property
     def best(self) -> str:
-        """The fastest named backend."""
+        """Name of the fastest backend."""
         return min((b.name for b in TABLE if b.name in self.times), key=self.times.__getitem__)
 
 
 def _inputs(case: Case, device: torch.device) -> Tuple[Tensor, Tensor, Tensor]:
+    """Returns random input, weight and gradient of the output."""
     generator = torch.Generator().manual_seed(0)
     shape = case[:4]
     x, grad = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
@@ -100,6 +112,7 @@ def _inputs(case: Case, device: torch.device) -> Tuple[Tensor, Tensor, Tensor]:
 
 
 def _call(case: Case, convolve: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, grad: Tensor) -> Call:
+    """Returns a function that runs ``convolve`` once, with its backward pass if the case includes it."""
     if not case.backward:
         def forward() -> object:
             with torch.no_grad():
@@ -113,7 +126,7 @@ def _call(case: Case, convolve: Callable[[Tensor, Tensor], Tensor], x: Tensor, w
 
 
 def calls_of(case: Case, device: torch.device) -> Tuple[ConvProblem, Dict[str, Call], Dict[str, str]]:
-    """The calls to compare, by name, and of the backends that cannot run, why."""
+    """Returns the problem, the calls to compare by name, and the reasons of backends that cannot run by name."""
     x, weight, grad = _inputs(case, device)
     problem = ConvProblem.of(x, weight)
 
@@ -136,10 +149,10 @@ def calls_of(case: Case, device: torch.device) -> Tuple[ConvProblem, Dict[str, C
 
 
 def _chosen(case: Case, problem: ConvProblem) -> List[str]:
-    """The backends that automatic choice has settled on, pass by pass."""
+    """Returns the names of the backends that automatic choice uses now; see :class:`OperatorRow`."""
     if not case.backward:
         backend, _ = choose('inference', problem)
-        assert backend is not None  # native runs everything
+        assert backend is not None  # native can run every problem
         return [backend.name]
     methods = choose_training(problem)
     return [(methods.get(step) or methods.get('training') or methods['gradients']).name
@@ -147,33 +160,41 @@ def _chosen(case: Case, problem: ConvProblem) -> List[str]:
 
 
 def turns(calls: Dict[str, Call], device: torch.device, budget: float = 3.0, most: int = 15) -> Dict[str, List[float]]:
-    """Seconds of each call, taken in turns; ``budget`` bounds the seconds spent on one of them, roughly."""
-    first = {name: timed(call, device) for name, call in calls.items()}  # not counted: says how many fit
+    """Times the calls in turns and returns the seconds of every round, by name.
+
+    Args:
+        calls: The calls by name.
+        device: The device on which they run.
+        budget: Approximate maximum of seconds for each call. It is called at least three times.
+        most: Maximum number of rounds.
+    """
+    first = {name: timed(call, device) for name, call in calls.items()}  # warm-up, and an estimate
     counts = {name: max(3, min(most, int(budget / seconds))) for name, seconds in first.items()}
     samples: Dict[str, List[float]] = {name: [] for name in calls}
     for turn in range(most):
         for name, call in calls.items():
             if turn < counts[name]:
-                if first[name] < 2:  # the call before it has taken the caches and rearranged the heap
+                if first[name] < 2:  # warm-up: the previous call has filled the CPU caches with other data
                     call()
                 samples[name].append(timed(call, device))
     return samples
 
 
 def _resident(field: str) -> int:
+    """Returns a field of /proc/self/status in bytes."""
     with open('/proc/self/status') as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
 def peak_memory(call: Call, device: torch.device) -> Optional[int]:
-    """Bytes that one call holds at most beyond what was held before; None where the system does not tell."""
+    """Returns the peak memory of a call in bytes, beyond what was used before; None if it cannot be measured."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
-    try:  # give back what the allocator keeps, then let Linux count the high-water mark anew
+    try:  # return unused memory to the system, then reset the peak that Linux counts
         ctypes.CDLL('libc.so.6').malloc_trim(0)
         with open('/proc/self/clear_refs', 'w') as reset:
             reset.write('5')
@@ -185,9 +206,9 @@ def peak_memory(call: Call, device: torch.device) -> Optional[int]:
 
 
 def measure(case: Case, device: torch.device, budget: float = 3.0) -> OperatorRow:
-    """One row: every backend that can run, automatic choice, and stock."""
+    """Measures all backends that can run the case, automatic choice, and PyTorch. ``budget`` as in :func:`turns`."""
     problem, calls, reasons = calls_of(case, device)
-    for _ in range(4):  # automatic choice measures at the third meeting with a problem
+    for _ in range(4):  # automatic choice measures in the third call
         calls['chosen']()
     samples = turns(calls, device, budget)
     memory = {name: peak_memory(call, device) for name, call in calls.items()}
@@ -196,10 +217,10 @@ def measure(case: Case, device: torch.device, budget: float = 3.0) -> OperatorRo
 
 @contextmanager
 def busy_process() -> Iterator[None]:
-    """A context beside which one other process takes all the time of a core that it can get."""
+    """A context manager in which another process keeps one core busy."""
     with subprocess.Popen([sys.executable, '-S', '-c', 'while True: pass']) as process:
         try:
-            time.sleep(0.1)  # until it runs
+            time.sleep(0.1)  # wait until it runs
             yield
         finally:
             process.kill()
@@ -207,7 +228,13 @@ def busy_process() -> Iterator[None]:
 
 def contention(case: Case, device: torch.device, budget: float = 3.0,
                rounds: int = 5) -> Dict[str, Tuple[float, float]]:
-    """Median seconds of every call of :func:`calls_of`, alone and beside one busy process, which comes and goes."""
+    """Measures every call of :func:`calls_of` on an idle machine, and while another process keeps one core busy.
+
+    The two conditions alternate ``rounds`` times. ``budget`` as in :func:`turns`.
+
+    Returns:
+        Median seconds (idle, busy) by name.
+    """
     _, calls, _ = calls_of(case, device)
     samples: Tuple[Dict[str, List[float]], ...] = ({name: [] for name in calls}, {name: [] for name in calls})
     for _ in range(rounds):
@@ -221,7 +248,7 @@ def contention(case: Case, device: torch.device, budget: float = 3.0,
 
 
 def machine_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large square matrix product, the machine's measured peak."""
+    """Returns the operations per second of a large square matrix product, as a measure of the machine's peak."""
     size = 8192 if device.type == 'cuda' else 2048
     a = torch.randn(size, size, device=device).to(dtype)
     a @ a
@@ -229,14 +256,14 @@ def machine_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def machine_bandwidth(device: torch.device) -> float:
-    """Bytes per second of copying a large tensor, read and written."""
+    """Returns the bytes per second, read and written, of copying a large tensor."""
     a = torch.ones(1 << (28 if device.type == 'cuda' else 26), device=device)
     b = a.clone()
     return 2 * a.numel() * a.element_size() / min(timed(lambda: b.copy_(a), device) for _ in range(5))
 
 
 def describe(device: torch.device) -> str:
-    """The machine and the versions, in a line."""
+    """Returns a line with the device and the versions of PyTorch and Python."""
     if device.type == 'cuda':
         name = torch.cuda.get_device_name(device)
     else:
@@ -251,11 +278,16 @@ def describe(device: torch.device) -> str:
 
 
 def table(rows: Sequence[OperatorRow], peaks: Dict[torch.dtype, float], bandwidth: Optional[float] = None) -> str:
-    """Markdown: a line per row, times in ms and peak memory in MiB in brackets.
+    """Returns a Markdown table with one line per row: times in ms, with peak memory in MiB in brackets.
 
-    ``against stock`` is stock's time over that of automatic choice. ``of peak`` may pass 100 %, for the rate counts the
-    direct method's operations and a spectrum needs fewer. With a GPU's ``bandwidth`` in bytes per second, the shares
-    reached of its two floors as well: moving the maps once, and the banded products at the measured peak.
+    ``against stock`` is the speedup of automatic choice over PyTorch. ``of peak`` may be more than 100 %, because the
+    operations of the direct method are counted, and spectral backends need fewer.
+
+    Args:
+        rows: The measurements.
+        peaks: Operations per second of :func:`machine_peak` by dtype.
+        bandwidth: Bytes per second of :func:`machine_bandwidth`. If given, two more columns compare the time with two
+            lower bounds: moving all maps once, and the banded matrix products at the peak.
     """
     names = [b.name for b in TABLE if any(b.name in row.times for row in rows)]
     stocks = [name for name in ('stock', 'stock, channels_last') if any(name in row.times for row in rows)]
@@ -277,7 +309,7 @@ def table(rows: Sequence[OperatorRow], peaks: Dict[torch.dtype, float], bandwidt
 
 
 def _cell(row: OperatorRow, name: str) -> str:
-    """Milliseconds, and MiB in brackets."""
+    """Returns the milliseconds of a call, with MiB in brackets; empty if it was not measured."""
     if name not in row.times:
         return ''
     milliseconds, memory = row.times[name] * 1e3, row.memory.get(name)

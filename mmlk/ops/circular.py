@@ -1,5 +1,17 @@
-"""Global circular convolution: the kernel is as long as the map and goes round it; ParC-Net, Zhang et al., ECCV 2022,
-arXiv:2203.03952, and Fast-ParC, Yang et al., arXiv:2210.04020."""
+"""Global circular convolution: a kernel as long as the map, which wraps around at the map's end.
+
+Each output along one axis is a weighted sum of all H (or W) inputs along that axis, so one layer sees the whole map.
+When the kernel reaches the end of the map, it continues at the beginning, as if the map were repeated periodically. No
+zeros are padded, and every output uses every tap of the kernel.
+
+There are two ways to compute it. The direct form appends the map, without its last element, to itself and runs an
+ordinary convolution without padding: O(n^2) for an axis of n elements. The FFT form uses the convolution theorem, which
+holds for circular convolutions exactly: transform map and kernel, multiply the spectra, transform back: O(n log n).
+The kernel is not flipped (it is a correlation, as in all of PyTorch), so its spectrum is conjugated.
+
+ParC-Net, Zhang et al., ECCV 2022, arXiv:2203.03952, and Fast-ParC, Yang et al., arXiv:2210.04020, which
+introduced the FFT form.
+"""
 from typing import NamedTuple, Optional
 
 import torch
@@ -13,20 +25,21 @@ METHODS = ('direct', 'fft')
 
 
 class _Rates(NamedTuple):
-    """What a device does in a second, for the estimates."""
+    """The speed of a device, for estimates of the time."""
 
-    call: float  #: seconds that the FFT form takes at any size
+    call: float  #: fixed seconds of the FFT form
     element: float  #: seconds per element of the map or the kernel that is transformed
-    depthwise: float  #: multiply-adds per second of the direct form, one channel a group
-    dense: float  #: the same with more channels a group, and of the product of spectra
-    depthwise_w: float  #: ``depthwise`` along W where gradients are recorded
-    channels_last: float  #: how often as fast the depthwise convolution is on such maps, and as slow the transforms
+    depthwise: float  #: multiply-adds per second of the direct form, depthwise
+    dense: float  #: the same with several channels per group, and of the product of spectra
+    depthwise_w: float  #: the same, depthwise along W in training
+    channels_last: float  #: in channels_last: factor by which ``depthwise`` is faster and transforms are slower
 
 
-# The CPU's are fitted to measurements on one core. Of 126 cases (axes of 7 to 168, depthwise and dense, both memory
-# formats, inference and training) the estimate takes the faster form in 106, and in the others one within 1.4 of it.
-# oneDNN's weight gradient along W is what makes training there slow. More threads are taken to speed up both alike. The
-# GPU's are like those of the two-dimensional backends, and not measured.
+# The rates of the CPU are fitted to measurements on one core. Of 126 cases (axes of 7 to 168, depthwise and dense, both
+# memory formats, inference and training) the estimate chooses the faster form in 106. In the others, its choice takes
+# at most 1.4 times as long. Training along W is slow because of oneDNN's gradient of the weight. More threads are
+# assumed to speed up both forms equally. The rates of the GPU are taken from the two-dimensional backends and have not
+# been measured.
 _RATES = {
     'cpu': _Rates(6e-5, 1.4e-9, 9e9, 5e10, 2.5e9, 1.6),
     'cuda': _Rates(5e-5, 2.5e-11, 2e12, 1e13, 2e12, 1.0),
@@ -36,12 +49,12 @@ if not torch.backends.mkl.is_available():
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of (N, C, H, W) lie side by side, as in half the channels of a channels_last map too."""
+    """Returns whether the channels of ``x``, (N, C, H, W), are adjacent in memory (channels_last, or a slice of it)."""
     return x.stride(1) == 1 and not x.is_contiguous()
 
 
 def _axis(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> int:
-    """The dimension along which the kernel lies; checks the shapes."""
+    """Checks the shapes and returns the dimension of the kernel, 2 (H) or 3 (W). Raises ValueError."""
     if x.dim() != 4 or weight.dim() != 4:
         raise ValueError('circular_conv takes input (N, C, H, W) and weight (O, C / groups, H, 1) or '
                          f'(O, C / groups, 1, W), got {tuple(x.shape)} and {tuple(weight.shape)}')
@@ -59,14 +72,16 @@ def _axis(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> int:
 
 
 def _direct(x: Tensor, weight: Tensor, bias: Optional[Tensor], axis: int, groups: int) -> Tensor:
+    """Computes the convolution of the map, appended to itself, without padding."""
     length = x.shape[axis]
     return F.conv2d(torch.cat((x, x.narrow(axis, 0, length - 1)), axis), weight, bias, groups=groups)
 
 
 def _fft(x: Tensor, weight: Tensor, bias: Optional[Tensor], axis: int, groups: int) -> Tensor:
+    """Computes the convolution by the product of spectra."""
     (batch, channels, *_), outputs = x.shape, weight.shape[0]
     spectrum = torch.fft.rfft(x, dim=axis)
-    taps = torch.fft.rfft(weight, dim=axis).conj()  # conjugate: the kernel is not flipped
+    taps = torch.fft.rfft(weight, dim=axis).conj()  # conjugated, because the kernel is not flipped
     if groups == channels == outputs:
         product = spectrum * taps.squeeze(1)
     else:  # for each frequency, a matrix product over the channels of each group
@@ -79,17 +94,22 @@ def _fft(x: Tensor, weight: Tensor, bias: Optional[Tensor], axis: int, groups: i
 
 
 def cheapest(x: Tensor, weight: Tensor, axis: int) -> str:
-    """The form that is estimated to take less time.
+    """Returns the method that is estimated to be faster, ``'direct'`` or ``'fft'``.
 
-    On a CPU that is the FFT's for axes from about 30 elements on, 70 on channels_last maps, 10 along W in training; for
-    dense kernels from about 15 on.
+    On a CPU, ``'fft'`` is faster from about 30 elements along the axis, with maps in channels_last from about 70, along
+    W in training from about 10, and with dense kernels from about 15.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (O, C / groups, H, 1) or (O, C / groups, 1, W).
+        axis: Dimension of the kernel, 2 or 3.
     """
     kind = x.device.type
     if kind not in _RATES:
         return 'direct'
     rates, length = _RATES[kind], x.shape[axis]
     pixels, outputs = x.numel() // x.shape[1], weight.shape[0]
-    products = pixels * weight[..., :1, :1].numel()  # of pixels with one tap
+    products = pixels * weight[..., :1, :1].numel()  # of all pixels with a single tap
     learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     slower = rates.channels_last if is_channels_last(x) else 1.0
     if weight.shape[1] > 1:
@@ -99,38 +119,38 @@ def cheapest(x: Tensor, weight: Tensor, axis: int) -> str:
     else:
         rate = rates.depthwise * slower
     transformed = x.numel() + pixels * outputs + weight.numel()
-    # a complex product is four real ones, and half of the spectrum is kept
+    # a complex product is four real ones; half of the spectrum is computed
     fft = rates.call + rates.element * slower * transformed + 4 * products * (length // 2 + 1) / length / rates.dense
     return 'fft' if fft < products * length / rate else 'direct'
 
 
 def circular_conv(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, *,
                   method: Optional[str] = None) -> Tensor:
-    """Convolution along H or W with a kernel as long as the map, which goes on at the other end.
+    """Circular convolution along H or W with a kernel as long as the map.
 
-    ``out[..., i, :] = bias + sum over k of weight[..., k, 0] * input[..., (i + k) % H, :]``, or the same along W: which
-    of the two, the kernel's shape says. Half precision is computed in float32, under autocast too.
+    ``out[..., i, :] = bias + sum over k of weight[..., k, 0] * input[..., (i + k) % H, :]``, or the same along W. The
+    shape of the kernel determines the axis. Half precision is computed in float32, also under autocast.
 
     Args:
         input: (N, C, H, W), any H and W.
         weight: (O, C / groups, H, 1) or (O, C / groups, 1, W); (C, 1, H, 1) is depthwise.
         bias: (O,) or None.
-        method: ``'direct'``, O(n^2): the map beside itself, and one plain convolution. ``'fft'``, O(n log n): a product
-            of spectra. None takes the one that is estimated to be faster (:func:`cheapest`). Exported graphs
-            (``torch.export``, ONNX, TorchScript) hold the direct form either way.
+        method: ``'direct'``, one ordinary convolution in O(n^2), or ``'fft'``, a product of spectra in O(n log n). None
+            uses the one that is estimated to be faster (:func:`cheapest`). Exported graphs (``torch.export``, ONNX,
+            TorchScript) always have the direct form.
 
     Returns:
         (N, O, H, W) in the input's dtype and memory format.
 
     Raises:
-        ValueError: Shapes do not fit, or there is no such method.
+        ValueError: The shapes do not match, or there is no such method.
     """
     if method is not None and method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)} or None, got '{method}'")
     axis = _axis(input, weight, bias)
     dtype = compute_dtype(input.dtype)
     x, w, b = input.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
-    if exporting() or not x.numel():  # there is no FFT of nothing
+    if exporting() or not x.numel():  # an FFT of an empty tensor is an error
         method = 'direct'
     run = _fft if (method or cheapest(x, w, axis)) == 'fft' else _direct
     with given_dtypes(input.device):

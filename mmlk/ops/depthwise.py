@@ -1,4 +1,9 @@
-"""Depthwise convolution with large kernels: a function, a module that is an ``nn.Conv2d``, a verb to swap it in."""
+"""Depthwise convolution with large kernels: a function, a module, and a function that replaces modules by it.
+
+In eager mode the operator is a ``torch.autograd.Function`` that chooses a backend for each step (:mod:`.choice`). Under
+``torch.compile`` the same code is a pair of custom operators, which the compiler treats as opaque. In exported graphs
+and under the transforms of ``torch.func`` it is PyTorch's ordinary convolution.
+"""
 from functools import partial, wraps
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union, cast
 
@@ -14,12 +19,26 @@ from .choice import attempt, choose, choose_gradients, choose_training, insisted
 from .layout import exporting
 
 _Function = TypeVar('_Function', bound=Callable[..., Any])
-_Gradients = Tuple[Optional[Tensor], ...]  # of each input, None for those that are no tensors
+_Gradients = Tuple[Optional[Tensor], ...]  # one for each input; None for inputs that are not tensors
 
 
 def _run(step: str, method: Any, problem: ConvProblem, x: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
          grad: Optional[Tensor] = None, owner: Optional[Tensor] = None) -> Any:
-    """One step (one of ``STEPS``) by one backend: a tensor, a pair of gradients, or the output and this pair."""
+    """Runs one step with one backend.
+
+    Args:
+        step: One of ``STEPS``.
+        method: The backend.
+        problem: The problem of ``x`` and ``weight``.
+        x: (N, C, H, W).
+        weight: (C, 1, kh, kw).
+        bias: (C,) or None.
+        grad: Gradient of the output, (N, C, H, W), if the step needs it.
+        owner: See :meth:`.backends.Backend.inference`.
+
+    Returns:
+        The output or a gradient; for ``'gradients'`` both gradients; for ``'training'`` the output and both gradients.
+    """
     if step == 'inference':
         return method.inference(x, weight, bias, problem, owner)
     if step == 'forward':
@@ -35,8 +54,10 @@ def _run(step: str, method: Any, problem: ConvProblem, x: Tensor, weight: Tensor
 
 
 def _in_given_dtypes(function: _Function) -> _Function:
-    """Let a function whose first argument is a tensor compute in its tensors' dtypes under autocast, whose casts are
-    done by then."""
+    """A decorator that disables autocast in a function, which has been given tensors that are cast already.
+
+    The first argument of the function must be a tensor.
+    """
 
     @wraps(function)
     def wrapped(tensor: Tensor, *args: Any) -> Any:
@@ -46,12 +67,12 @@ def _in_given_dtypes(function: _Function) -> _Function:
     return cast(_Function, wrapped)
 
 
-# ``owner`` is the parameter of which autocast has made a weight, or the weight itself; its address tells whose meeting
-# with a problem this is.
+# ``owner`` is the parameter of which autocast has made a weight, or the weight itself. Its address identifies the
+# weight whose calls are counted (:func:`.choice.choose`).
 @_in_given_dtypes
 def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str], owner: Tensor,
              step: str = 'forward') -> Tensor:
-    """The output, by ``step`` 'inference' or 'forward'."""
+    """Computes the output by the step ``'inference'`` or ``'forward'``. If ``backend`` is None, chooses one."""
     problem = ConvProblem.of(x, weight)
 
     def run(method: Backend) -> Any:
@@ -60,14 +81,19 @@ def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optiona
     if backend:
         return run(get(backend, problem))
     method, _ = choose(step, problem, run, weight=owner.data_ptr())
-    assert method is not None  # native runs everything
+    assert method is not None  # native can run every problem
     return attempt(run, method, problem)
 
 
 @_in_given_dtypes
 def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str],
               owner: Tensor) -> Tuple[Tensor, Dict[str, Backend], List[Tensor]]:
-    """The output, the backends of each step, and what one of them left for its gradients."""
+    """Computes the output when both gradients will be needed.
+
+    Returns:
+        The output, the backends by step (see :func:`.choice.choose_training`), and the intermediate results that the
+        backend saved for the gradients.
+    """
     problem = ConvProblem.of(x, weight)
     kept: List[Tensor] = []
     if backend:
@@ -75,7 +101,7 @@ def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Option
         if not method.keeps:
             return method.forward(x, weight, bias, problem), {'forward': method, 'gradients': method}, kept
         return method.forward(x, weight, bias, problem, kept), {'training': method}, kept
-    # how long the gradients take does not depend on the values of the output's, which are still to come
+    # The gradient of the output is not known yet. Its values do not influence the time, so x is used in its place.
     methods = choose_training(problem, lambda step, method: _run(step, method, problem, x, weight, bias, grad=x),
                               owner.data_ptr())
 
@@ -86,7 +112,7 @@ def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Option
         return method.forward(x, weight, bias, problem)
 
     out = attempt(run, methods.get('training') or methods['forward'], problem)
-    if 'training' in methods and not kept:  # it failed
+    if 'training' in methods and not kept:  # the backend failed and native was used
         methods = {'gradients': get('native', problem)}
     return out, methods, kept
 
@@ -94,7 +120,19 @@ def _training(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Option
 @_in_given_dtypes
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, methods: Dict[str, Backend], kept: Sequence[Tensor] = (),
                insisted: bool = False) -> Tuple[Optional[Tensor], Optional[Tensor]]:
-    """Those of the steps among ``methods``; where these were not ``insisted`` on, another may step in."""
+    """Computes the gradients of the steps in ``methods``.
+
+    Args:
+        grad: Gradient of the output, (N, C, H, W).
+        x: (N, C, H, W).
+        weight: (C, 1, kh, kw).
+        methods: The backends by step.
+        kept: The intermediate results that the forward pass saved.
+        insisted: Whether the user has chosen the backend. If not, ``native`` is the fallback if a backend fails.
+
+    Returns:
+        The gradients of input and weight; None for one that is not needed.
+    """
     problem = ConvProblem.of(x, weight)
 
     def by(step: str) -> Any:
@@ -115,7 +153,19 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, methods: Dict[str, Backe
 @_in_given_dtypes
 def _gradient_methods(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input: bool,
                       for_weight: bool, owner: int) -> Dict[str, Backend]:
-    """The backends for a backward pass of which the forward pass knew nothing; ``owner`` is an address here."""
+    """Chooses the backends of a backward pass for which the forward pass has not chosen them.
+
+    Args:
+        grad: Gradient of the output, (N, C, H, W).
+        x: (N, C, H, W).
+        weight: (C, 1, kh, kw).
+        backend: Name of the backend, or None to choose it.
+        for_input, for_weight: Which gradients are needed.
+        owner: Address of the weight.
+
+    Returns:
+        A dict from step to backend.
+    """
     problem = ConvProblem.of(x, weight)
 
     def run(step: str, method: Backend) -> Any:
@@ -129,28 +179,30 @@ def _gradient_methods(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional
 
 
 def _bias_gradient(grad: Tensor) -> Tensor:
+    """Returns the gradient of the bias, (C,)."""
     return grad.sum((0, 2, 3))
 
 
 def _batched(grad: Tensor) -> bool:
-    """Whether it stands for several gradients, which ``is_grads_batched`` and ``torch.vmap`` put into one tensor."""
+    """Returns whether ``grad`` is a batch of gradients, made by ``is_grads_batched`` or ``torch.vmap``."""
     return _transformed(grad) or is_legacy_batched(grad)
 
 
 class _Owner(NamedTuple):
-    """Keeps a tensor from becoming an input of the function."""
+    """Hides a tensor from autograd, which would otherwise treat it as an input of the function."""
 
     tensor: Tensor
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
+    """The operator in eager mode, if gradients are needed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str],
                 owner: _Owner) -> Tensor:
         learns = ctx.needs_input_grad[0] and ctx.needs_input_grad[1]
-        # Where something packs what is saved, spectra are not: checkpointing is there to save memory, and asks that the
-        # recomputation saves the same tensors, while the method may have been measured, and changed, in between.
+        # With saved_tensors_hooks no spectra are saved. Activation checkpointing, which uses these hooks, should save
+        # memory, and requires that the recomputation saves the same tensors; but the backend may change in between.
         if learns and not packs_saved_tensors():
             out, ctx.methods, kept = _training(x, weight, bias, backend, owner.tensor)
         else:
@@ -163,7 +215,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> _Gradients:
         x, weight, *kept = ctx.saved_tensors
         for_input, for_weight, for_bias, *_ = ctx.needs_input_grad
-        # create_graph, is_grads_batched: only PyTorch's own gradients can be differentiated again, or mapped over
+        # with create_graph or is_grads_batched: only PyTorch's own gradients support these
         if torch.is_grad_enabled() or _batched(grad):
             grad_x, grad_w = plain_gradients(grad, x if for_weight else None, weight if for_input else None,
                                              ConvProblem.of(x, weight))
@@ -173,7 +225,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         return grad_x, grad_w, _bias_gradient(grad) if for_bias else None, None, None
 
 
-# Under torch.compile the same two functions stand as operators of their own, which the compiler does not look into.
+# Under torch.compile, the forward and the backward pass are custom operators, which the compiler does not trace into.
 @torch.library.custom_op('mmlk::depthwise_conv2d', mutates_args=())
 def _operator(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: Optional[str]) -> Tensor:
     return _forward(x, weight, bias, backend or insisted_backend(), weight)
@@ -201,13 +253,17 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, backend: Optional[str], for_input
 
 
 def _setup_backward_context(ctx: Any, inputs: Tuple[Any, ...], output: Any) -> None:
+    """Saves what :func:`_operator_second_backward` needs."""
     grad, x, weight, ctx.backend, *ctx.taken = inputs
     ctx.save_for_backward(grad, x, weight)
 
 
 def _operator_second_backward(ctx: Any, for_grad_x: Optional[Tensor], for_grad_w: Optional[Tensor]) -> _Gradients:
-    """The input's gradient is linear in grad and weight, the weight's in grad and x, and each is the adjoint of the
-    forward pass in one of them: so are their own gradients."""
+    """Computes the gradients of the two gradients (double backward), with respect to grad, x and weight.
+
+    The gradient of the input is linear in grad and weight, the gradient of the weight in grad and x. Each is the
+    adjoint of the forward pass in one argument, so their derivatives are again forward passes and gradients.
+    """
     grad, x, weight = ctx.saved_tensors
     u, v = (t if taken else None for t, taken in zip((for_grad_x, for_grad_w), ctx.taken))
     of_grad, of_x, of_weight, *_ = ctx.needs_input_grad
@@ -227,11 +283,13 @@ _backward_operator.register_autograd(_operator_second_backward, setup_context=_s
 
 
 def _setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Any) -> None:
+    """Saves what :func:`_operator_backward` needs."""
     x, weight, _, ctx.backend = inputs
     ctx.save_for_backward(x, weight)
 
 
 def _operator_backward(ctx: Any, grad: Tensor) -> _Gradients:
+    """Computes the gradients of input, weight and bias."""
     for_input, for_weight, for_bias, _ = ctx.needs_input_grad
     grad_x, grad_w = _backward_operator(grad, *ctx.saved_tensors, ctx.backend, for_input, for_weight)
     return (grad_x if for_input else None, grad_w if for_weight else None,
@@ -242,6 +300,7 @@ _operator.register_autograd(_operator_backward, setup_context=_setup_context)
 
 
 def _check(input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> None:
+    """Raises a ValueError if shapes, dtypes or devices do not match."""
     if input.dim() != 4 or weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] != input.shape[1]:
         raise ValueError(
             'depthwise_conv2d takes input (N, C, H, W) and weight (C, 1, kh, kw), '
@@ -255,33 +314,39 @@ def _check(input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> None:
 
 
 def _transformed(*tensors: Optional[Tensor]) -> bool:
-    """Whether ``torch.func``'s transforms or forward-mode differentiation follow the tensors, which they can through
-    PyTorch's own convolution only."""
+    """Returns whether ``torch.func`` transforms or forward-mode differentiation are applied to one of the tensors.
+
+    Only PyTorch's own convolution supports these.
+    """
     return transforms_active() or any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = None, *,
                      backend: Optional[str] = None) -> Tensor:
-    """Depthwise convolution, stride 1, dilation 1, output as large as the input.
+    """Depthwise convolution with stride 1, dilation 1 and "same" padding.
 
-    Backends that go through a spectrum (``dft``, ``fft``, ``fft_pairs``) round relative to the largest value of a map:
-    one pixel of 1e5 in a map of N(0, 1) puts an error of 4e-4 everywhere else. For inputs that are scaled like this
-    take a direct one: ``with mmlk.ops.use_backend('padded'):`` (``'native'`` on a GPU), or ``MMLK_BACKEND=padded``.
-    Without gradients the images of a batch do not touch each other, except by ``backend='fft_pairs'``.
+    The rounding errors of backends that compute in the frequency domain (``dft``, ``fft``, ``fft_pairs``) are relative
+    to the largest value of a map. For example, if a map of standard normal values has one pixel of 1e5, the error of
+    all other pixels is about 4e-4. For such inputs choose a direct backend: ``with mmlk.ops.use_backend('padded'):`` on
+    a CPU (``'native'`` on a GPU), or ``MMLK_BACKEND=padded``. Without gradients, the images of a batch do not influence
+    each other's rounding errors, except with ``backend='fft_pairs'``.
 
     Args:
         input: (N, C, H, W).
-        weight: (C, 1, kh, kw); odd, even and rectangular kernels, larger than the map too.
+        weight: (C, 1, kh, kw). Kernels may be odd, even or rectangular, and larger than the map.
         bias: (C,) or None.
-        backend: Name of the backend for all passes; None takes that of :func:`use_backend` or ``MMLK_BACKEND``, or else
-            the fastest for each (:mod:`mmlk.ops.choice`). In exported graphs (``torch.export``, ONNX, TorchScript) and
-            under ``torch.func``'s transforms it is one plain convolution either way.
+        backend: Name of the backend for the forward and the backward pass. None uses that of :func:`use_backend` or
+            ``MMLK_BACKEND`` if there is one, otherwise the fastest for each step (:mod:`mmlk.ops.choice`). Exported
+            graphs (``torch.export``, ONNX, TorchScript) and ``torch.func`` transforms always use an ordinary
+            convolution.
 
     Returns:
-        (N, C, H, W) in the input's memory format and dtype (autocast's under autocast).
+        (N, C, H, W), with the memory format of the input. The dtype is that of the input, under autocast that of
+        autocast.
 
     Raises:
-        ValueError: Shapes, dtypes or devices do not fit, or the named backend cannot run here (with its reason).
+        ValueError: Shapes, dtypes or devices do not match, or the backend cannot run the problem; the message gives the
+            reason.
     """
     kind, owner = input.device.type, weight
     if kind != 'meta' and torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
@@ -291,9 +356,10 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
     _check(input, weight, bias)
     compiling = torch.compiler.is_compiling()
     plain = kind == 'meta' or not compiling and (
-        type(input) not in (Tensor, nn.Parameter) or _transformed(input, weight, bias))  # fake tensors, among others
+        type(input) not in (Tensor, nn.Parameter) or _transformed(input, weight, bias))  # for example fake tensors
     if plain or exporting() or not (input.numel() and weight.numel()):
-        problem = ConvProblem(input.device, input.dtype, *input.shape, *weight.shape[-2:])  # of any layout
+        # the memory format is left out, because it does not matter for an ordinary convolution
+        problem = ConvProblem(input.device, input.dtype, *input.shape, *weight.shape[-2:])
         if backend is not None:
             get(backend, problem)
         return conv2d_same(input, weight, bias, problem)
@@ -308,14 +374,17 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Optional[Tensor] = Non
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with groups = channels, stride 1 and "same" padding, run by :func:`depthwise_conv2d`.
+    """A depthwise ``nn.Conv2d`` with stride 1 and "same" padding that is computed by :func:`depthwise_conv2d`.
 
-    Its geometry attributes are true and its state dict is that of the ``nn.Conv2d`` it stands for.
+    Its attributes (``kernel_size``, ``padding``, ...) and its state dict are those of the ``nn.Conv2d``.
 
     Args:
-        channels: Input and output channels.
-        kernel_size: One size, or (kh, kw).
-        bias: Whether it has a bias (channels,).
+        channels: Number of input and output channels.
+        kernel_size: Size of the kernel, an integer or (kh, kw).
+        bias: Whether to add a bias, (channels,).
+
+    Shape:
+        Input and output: (N, C, H, W).
     """
 
     def __init__(self, channels: int, kernel_size: Union[int, Tuple[int, int]], bias: bool = True):
@@ -328,6 +397,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def _replaceable(conv: nn.Module, min_kernel: int) -> bool:
+    """Returns whether :func:`replace_depthwise` replaces the module."""
     if type(conv) is not nn.Conv2d or max(conv.kernel_size) < min_kernel:
         return False
     same = conv.padding == 'same' or (all(k % 2 for k in conv.kernel_size) and
@@ -337,17 +407,17 @@ def _replaceable(conv: nn.Module, min_kernel: int) -> bool:
 
 
 def replace_depthwise(model: nn.Module, min_kernel: int = 7) -> nn.Module:
-    """Let every depthwise convolution of a model run by :func:`depthwise_conv2d`, in place.
+    """Makes a :class:`DepthwiseConv2d` of every suitable depthwise convolution of a model, in-place.
 
-    The modules stay the same objects, with their parameters, hooks and state dict; only their class changes. It takes
-    each ``nn.Conv2d`` (not a subclass) with groups = channels, stride 1, dilation 1, zero "same" padding.
+    Each ``nn.Conv2d`` (but no subclass) with groups = channels, stride 1, dilation 1 and zero "same" padding is
+    suitable. The modules stay the same objects, with their parameters, hooks and state dict; only their class changes.
 
     Args:
-        model: Any model, timm's ConvNeXt for example.
-        min_kernel: Least longer side of the kernels to take.
+        model: Any model, for example a ConvNeXt of timm.
+        min_kernel: Minimum of the longer side of the kernels to replace.
 
     Returns:
-        The model.
+        ``model``.
 
     Raises:
         ValueError: The model has no such convolution.

@@ -1,7 +1,15 @@
-"""Global filters: a learned filter for each channel, as large as the map, applied in the frequency domain.
+"""Global filters: each channel is multiplied by a learned filter in the frequency domain.
 
-GFNet, Rao et al., NeurIPS 2021, arXiv:2107.00645, section 3.2; HorNet's (arXiv:2207.14284) is the same on half the
-channels.
+The layer computes the two-dimensional Fourier transform of a map, multiplies each frequency by a learned complex
+number, and transforms back. By the convolution theorem this is a circular convolution with a kernel as large as the
+map, so one layer sees the whole map, in O(HW log HW) per channel. The parameters are the spectrum of that kernel, not
+the kernel.
+
+The spectrum of a real map is symmetric (the value at -f is the conjugate of that at f), so only half of it, H x (W // 2
++ 1), is computed and has parameters. A filter belongs to one map size; for another one it is interpolated.
+
+GFNet, Rao et al., NeurIPS 2021, arXiv:2107.00645, section 3.2. HorNet (arXiv:2207.14284) has the same operator on half
+of its channels.
 """
 import math
 from typing import Sequence, Tuple
@@ -14,15 +22,15 @@ from .layout import symbolic
 
 
 def spectrum_size(size: Tuple[int, int]) -> Tuple[int, int]:
-    """Height and width of the half spectrum that a real (H, W) map has: the rest mirrors it."""
+    """Returns the height and the width of the half spectrum of a real map of size (H, W)."""
     return size[0], size[1] // 2 + 1
 
 
 def resize_filter(weight: Tensor, size: Tuple[int, int]) -> Tensor:
-    """A filter (C, h, w, 2) at another size of the half spectrum: (C, *size, 2), bilinear with aligned corners.
+    """Resizes a filter (C, h, w, 2) to another size of the half spectrum; returns (C, *size, 2).
 
-    The first row and column, which hold the lowest frequencies, and the last stay where they are. A filter that has
-    the size is returned as it is.
+    The interpolation is bilinear with aligned corners, so the first and the last row and column keep their values. A
+    filter that has the size already is returned unchanged.
     """
     if not symbolic(*size) and tuple(weight.shape[1:3]) == tuple(size):
         return weight
@@ -31,18 +39,26 @@ def resize_filter(weight: Tensor, size: Tuple[int, int]) -> Tensor:
 
 
 def _symmetric(response: Tensor, width: int) -> Tensor:
-    """The filter (C, H, W // 2 + 1), complex, of which nothing is left to the FFT library to drop.
+    """Makes a filter symmetric where the half spectrum of a real map is.
 
-    A real map of this width has conjugate pairs (row k, row -k) in the first column of its half spectrum and, when the
-    width is even, in the last. Learned filters break them. CPU libraries then take the part that keeps the pairs, which
-    is what the official results rest on; cuFFT and rocFFT promise nothing. This is that part.
+    In the first column of the half spectrum of a real map, and in the last one if the width is even, the rows k and -k
+    are conjugates. Learned filters do not keep this symmetry, so the inverse transform of the product is not defined.
+    The FFT libraries for CPUs use the symmetric part, and so do the official results; cuFFT and rocFFT do not specify
+    what they do. Taking the symmetric part first gives the same result everywhere.
+
+    Args:
+        response: The filter, (C, H, W // 2 + 1), complex.
+        width: W.
+
+    Returns:
+        (C, H, W // 2 + 1), complex.
     """
     def part(column: Tensor) -> Tensor:
         return (column + column.flip(1).roll(1, 1).conj()) / 2
 
     if symbolic(width):
         column = torch.arange(response.shape[2], device=response.device)[:, None]
-        both = map(torch.view_as_real, (part(response), response))  # ONNX does not choose between complex numbers
+        both = map(torch.view_as_real, (part(response), response))  # ONNX has no torch.where of complex numbers
         return torch.view_as_complex(torch.where((column == 0) | (2 * column == width), *both))
     if width % 2:
         return torch.cat((part(response[..., :1]), response[..., 1:]), 2)
@@ -50,26 +66,26 @@ def _symmetric(response: Tensor, width: int) -> Tensor:
 
 
 def global_filter2d(x: Tensor, weight: Tensor) -> Tensor:
-    """Circular convolution of each channel with a filter given in the frequency domain.
+    """Circular convolution of each channel with a filter that is given in the frequency domain.
 
-    Everything between input and output is computed in float32 (float64 for float64), for half precision has no FFT of
-    most sizes; autocast does not change that.
+    It is computed in float32, or float64 for float64, also under autocast, because most sizes have no FFT in half
+    precision.
 
     Args:
         x: Map (N, C, H, W).
-        weight: Filter (C, h, w, 2), real and imaginary part, of the half spectrum of some map size; at another than
-            (H, W // 2 + 1) it is resized.
+        weight: Filter (C, h, w, 2), with real and imaginary part. If (h, w) is not (H, W // 2 + 1), it is resized by
+            :func:`resize_filter`.
 
     Returns:
         (N, C, H, W) in the dtype of ``x``.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes do not match.
     """
     if x.dim() != 4 or weight.dim() != 4 or weight.shape[0] != x.shape[1] or weight.shape[3] != 2:
         raise ValueError('global_filter2d takes a map (N, C, H, W) and a filter (C, h, w, 2), '
                          f'got {tuple(x.shape)} and {tuple(weight.shape)}')
-    if not symbolic(*x.shape) and not x.numel():  # there is no FFT of nothing; its gradients are zeros
+    if not symbolic(*x.shape) and not x.numel():  # an FFT of an empty tensor is an error; gradients are zeros
         return x * weight.sum().to(x.dtype)
     size = tuple(x.shape[2:])
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -79,11 +95,15 @@ def global_filter2d(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def multiply_adds(shape: Sequence[int], dim: Sequence[int] = (-2, -1)) -> int:
-    """Multiply-adds of one Fourier transform of a real map, or of the inverse that gives it, over ``dim``.
+    """Returns the multiply-adds of a Fourier transform of real maps over ``dim``, or of its inverse.
 
-    n ceil(log2(n)) for each map of n values, which is how GFNet's and HorNet's authors count (GFNet's issue 15 and
-    ``calc_flops.py`` of HorNet). A global filter takes two; the product between them is not counted, as no product of
-    maps is.
+    It is n * ceil(log2(n)) for each map of n values, as the authors of GFNet and HorNet count (GFNet's issue 15 and
+    ``calc_flops.py`` of HorNet). A global filter needs two transforms. The product between them is not counted, like
+    all element-wise products.
+
+    Args:
+        shape: Shape of the real maps.
+        dim: The transformed dimensions.
     """
     values = math.prod(shape[d] for d in dim)
     return math.prod(shape) * math.ceil(math.log2(values))

@@ -1,4 +1,4 @@
-"""The memory format in which a convolutional network runs fastest, set at its input: from there it spreads."""
+"""The memory format in which a network runs fastest. It is set at the input, and convolutions keep it from there on."""
 from typing import Any, Optional, Tuple
 
 import torch
@@ -8,11 +8,11 @@ MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.
 
 
 def fastest_memory_format(x: Tensor) -> torch.memory_format:
-    """The memory format for a map that a network is about to take.
+    """Returns the memory format in which a network with the input ``x``, (N, C, H, W), is expected to be fastest.
 
-    On a CPU, channels_last for inference, where RepLKNet-31B takes 0.90 of the time, and contiguous where gradients are
-    recorded, for BatchNorm's and GELU's backward passes are slow in channels_last (1.26 of the time). On a GPU, cuDNN's
-    half-precision kernels are written for channels_last, its float32 ones for contiguous maps.
+    On a CPU that is channels_last in inference, in which RepLKNet-31B takes 0.90 of the time. With gradients it is
+    contiguous: the backward passes of BatchNorm and GELU are slow in channels_last (1.26 of the time). On a GPU it is
+    channels_last for half precision and contiguous for float32, as cuDNN's kernels are written.
     """
     if x.device.type == 'cpu':
         return torch.contiguous_format if torch.is_grad_enabled() else torch.channels_last
@@ -21,20 +21,20 @@ def fastest_memory_format(x: Tensor) -> torch.memory_format:
 
 
 class _InputFormat:
-    """Forward pre-hook that lays the first input out anew."""
+    """A forward pre-hook that converts the first argument to a memory format; None for the fastest one."""
 
     def __init__(self, memory_format: Optional[torch.memory_format]):
         self.memory_format = memory_format
 
     def __call__(self, module: nn.Module, args: Tuple[Any, ...]) -> Tuple[Any, ...]:
-        x = args[0] if args else None  # one that is given by keyword is left as it is
+        x = args[0] if args else None  # an input that is passed by keyword is not converted
         if not isinstance(x, Tensor) or x.dim() != 4 or x.device.type == 'meta' or exporting():
             return args
         return x.contiguous(memory_format=self.memory_format or fastest_memory_format(x)), *args[1:]
 
 
 class _OutputFormat:
-    """Forward hook that lays out the maps among the outputs anew: a tensor, or tuples, lists and dicts of them."""
+    """A forward hook that converts the maps (N, C, H, W) in the output, also inside tuples, lists and dicts."""
 
     def __init__(self, memory_format: torch.memory_format):
         self.memory_format = memory_format
@@ -43,6 +43,7 @@ class _OutputFormat:
         return output if exporting() else self._laid_out(output)
 
     def _laid_out(self, output: Any) -> Any:
+        """Returns the output with all maps converted."""
         if isinstance(output, Tensor):
             if output.dim() != 4 or output.device.type == 'meta':
                 return output
@@ -55,18 +56,18 @@ class _OutputFormat:
 
 
 def set_memory_format(module: nn.Module, memory_format: str = 'fastest', output_format: str = 'contiguous') -> None:
-    """Set the memory format in which a module computes, whatever its caller passes in. The last call holds.
+    """Sets the memory format in which a module computes, independent of that of its input. A second call replaces it.
 
-    Outputs are contiguous unless the caller asks for something else, because what consumes them may read memory as
-    contiguous whatever the strides say: the compiled operators of mmcv do, RoIAlign among them.
+    The conversions are done by forward hooks. By default the outputs are contiguous, because some operators ignore the
+    strides of their inputs and read them as contiguous, among them the compiled RoIAlign of mmcv.
 
     Args:
-        module: A backbone, for example. Its first argument, a map (N, C, H, W), is converted before each forward.
+        module: A module, for example a backbone. Its first argument must be a map, (N, C, H, W).
         memory_format: ``'contiguous'``, ``'channels_last'``, or ``'fastest'`` for :func:`fastest_memory_format`.
-        output_format: Memory format of the maps that the module returns: ``'contiguous'`` or ``'channels_last'``.
+        output_format: Memory format of the returned maps, ``'contiguous'`` or ``'channels_last'``.
 
     Raises:
-        ValueError: Another memory format.
+        ValueError: There is no such memory format.
     """
     if memory_format not in (*MEMORY_FORMATS, 'fastest'):
         raise ValueError(f"memory_format must be one of {', '.join(MEMORY_FORMATS)} or fastest, got '{memory_format}'")
@@ -83,15 +84,18 @@ def set_memory_format(module: nn.Module, memory_format: str = 'fastest', output_
 
 
 def symbolic(*sizes: object) -> bool:
-    """Whether one of these sizes of a map is not a number but a value of a graph being written, which holds for maps of
-    other sizes too: nothing may be decided by it."""
+    """Returns whether one of the sizes is symbolic, that is, a value of a graph that is being exported.
+
+    The graph must be valid for other sizes too, so no decision may depend on it.
+    """
     return any(type(size) is not int for size in sizes)
 
 
 def exporting() -> bool:
-    """Whether a graph for elsewhere is being written, which holds plain convolutions in no particular layout.
+    """Returns whether a graph is being exported (``torch.export``, ONNX, TorchScript).
 
-    Before torch 2.7 a strict ``torch.export`` cannot be told from ``torch.compile``; a non-strict one can.
+    An exported graph has plain convolutions and no conversions of the memory format. Before torch 2.7, a strict
+    ``torch.export`` cannot be distinguished from ``torch.compile``, and this returns False.
     """
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return True

@@ -1,6 +1,14 @@
-"""ParC, position-aware global circular convolution: ParC-Net, Zhang et al., ECCV 2022, arXiv:2203.03952.
+"""ParC, the position-aware circular convolution of ParC-Net, Zhang et al., ECCV 2022, arXiv:2203.03952.
 
-Official code: https://github.com/hkzhang91/ParC-Net (no licence: only its parameter names and shapes are followed).
+Every output of ParC depends on the whole map, like that of self-attention, at the cost of a convolution. One half of
+the channels is convolved along H, the other half along W, each with a kernel as long as the map that wraps around at
+its end (:mod:`.circular`). A circular convolution treats all positions alike, so a learned position embedding is added
+to the
+map first: with it, the layer can distinguish them ("position-aware").
+
+Kernels and embeddings are learned for one map size, the native size. For other sizes they are interpolated.
+
+Official code: https://github.com/hkzhang91/ParC-Net (no licence: only its parameter names and shapes are used).
 """
 import math
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
@@ -16,9 +24,10 @@ Size = Union[int, Tuple[int, int]]
 
 
 def resized(tensor: Tensor, size: Sequence[int]) -> Tensor:
-    """A kernel or embedding (A, B, h, w) at another size, bilinear with aligned corners, in float32 or float64.
+    """Resizes a kernel or embedding (A, B, h, w); returns (A, B, *size).
 
-    At its own size it is the tensor itself.
+    The interpolation is bilinear with aligned corners, in float32 or, for float64, in float64, which is also the dtype
+    of the result. If the tensor has the size already, it is returned unchanged.
     """
     if not symbolic(*size) and tuple(tensor.shape[-2:]) == tuple(size):
         return tensor
@@ -27,25 +36,37 @@ def resized(tensor: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def fitted(tensor: Tensor, x: Tensor, axis: str) -> Tensor:
-    """A kernel or embedding along H (``'h'``) or W (``'w'``), :func:`resized` to the length that ``x`` has there."""
+    """Resizes a kernel or embedding along one axis to the length of the map (:func:`resized`).
+
+    Args:
+        tensor: (A, B, h, 1) or (A, B, 1, w).
+        x: Map, (N, C, H, W).
+        axis: ``'h'`` or ``'w'``.
+
+    Returns:
+        (A, B, H, 1) or (A, B, 1, W).
+    """
     size = (x.shape[2], 1) if axis == 'h' else (1, x.shape[3])
     if torch.onnx.is_in_onnx_export() and torch.jit.is_tracing():
-        # that exporter wants to know the kernel's shape, and a traced length is no number
+        # this exporter needs the shape of the kernel as numbers, and a traced length is not one
         size = int(size[0]), int(size[1])
     return resized(tensor, size)
 
 
 class GlobalConv(nn.Module):
-    """Convolution with a global kernel along one axis, which is interpolated to the map's own length.
+    """Circular convolution along one axis with a kernel that is interpolated to the length of the map.
 
     Args:
-        channels: Channels in and out.
-        size: Length of the kernel: the map's, natively.
+        channels: Number of input and output channels.
+        size: Length of the kernel, which is the native length of the map.
         axis: ``'h'`` or ``'w'``.
-        groups: Groups of channels; None for depthwise.
+        groups: Number of groups of channels; None for a depthwise convolution.
 
     Shape:
-        (N, C, H, W) to the same, any H and W.
+        Input and output: (N, C, H, W), for any H and W.
+
+    Raises:
+        ValueError: There is no such axis, or ``groups`` does not divide ``channels``.
     """
 
     def __init__(self, channels: int, size: int, axis: str, groups: Optional[int] = None):
@@ -58,7 +79,7 @@ class GlobalConv(nn.Module):
         self.axis = axis
         self.weight = nn.Parameter(torch.empty(channels, per_group, *((size, 1) if axis == 'h' else (1, size))))
         self.bias = nn.Parameter(torch.empty(channels))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv2d does, bias too
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # the initialization of nn.Conv2d, also for the bias
         bound = 1 / math.sqrt(per_group * size)
         nn.init.uniform_(self.bias, -bound, bound)
 
@@ -70,19 +91,19 @@ class GlobalConv(nn.Module):
 
 
 class ParCOperator(nn.Module):
-    """ParC along one axis: an embedding of the position on that axis is added, then a global convolution.
+    """ParC along one axis: adds a position embedding, then applies :class:`GlobalConv`.
 
-    Keys, as the official ones: ``gcc_conv.{weight,bias}`` and ``pe``.
+    The state dict keys are the official ones: ``gcc_conv.{weight,bias}`` and ``pe``.
 
     Args:
-        channels: Channels in and out.
-        size: Native length of the axis; kernel and embedding are interpolated to others.
+        channels: Number of input and output channels.
+        size: Native length of the axis. For other lengths, kernel and embedding are interpolated.
         axis: ``'h'`` or ``'w'``.
-        groups: Groups of channels; None for depthwise.
-        use_pe: Whether to add the embedding, without which the operator does not know where it is.
+        groups: Number of groups of channels; None for a depthwise convolution.
+        use_pe: Whether to add the position embedding. Without it, the operator cannot distinguish positions.
 
     Shape:
-        (N, C, H, W) to the same, any H and W.
+        Input and output: (N, C, H, W), for any H and W.
     """
 
     def __init__(self, channels: int, size: int, axis: str, groups: Optional[int] = None, use_pe: bool = True):
@@ -98,22 +119,27 @@ class ParCOperator(nn.Module):
 
 
 def parc(x: Tensor, along_h: nn.Module, along_w: nn.Module) -> Tensor:
-    """``along_h`` of the first half of the channels beside ``along_w`` of the second."""
+    """Returns ``along_h`` of the first half of the channels of ``x`` and ``along_w`` of the second, concatenated."""
     first, second = x.chunk(2, dim=1)
     return torch.cat((along_h(first), along_w(second)), dim=1)
 
 
 class ParC(nn.Module):
-    """ParC on a map: along H on the first half of the channels, along W on the second. Keys ``gcc_H`` and ``gcc_W``.
+    """ParC: :class:`ParCOperator` along H on the first half of the channels, along W on the second half.
+
+    The state dict keys are ``gcc_H`` and ``gcc_W``, each followed by those of :class:`ParCOperator`.
 
     Args:
-        channels: Channels in and out, even.
-        size: Native size of the map, one length or (H, W).
-        groups: Groups of channels of each half; None for depthwise, 1 for dense kernels.
+        channels: Number of input and output channels, even.
+        size: Native size of the map, an integer or (H, W).
+        groups: Number of groups of channels of each half; None for depthwise kernels, 1 for dense ones.
         use_pe: Whether to add position embeddings.
 
     Shape:
-        (N, C, H, W) to the same, any H and W.
+        Input and output: (N, C, H, W), for any H and W.
+
+    Raises:
+        ValueError: ``channels`` is odd.
     """
 
     def __init__(self, channels: int, size: Size, groups: Optional[int] = None, use_pe: bool = True):
@@ -129,7 +155,7 @@ class ParC(nn.Module):
 
 
 def _replaceable(module: nn.Module) -> bool:
-    """Whether it is a spatial convolution that keeps the map's shape, depthwise or with full kernels."""
+    """Returns whether the module is a spatial convolution, depthwise or dense, that keeps the shape of its input."""
     if not isinstance(module, nn.Conv2d) or module.stride != (1, 1) or max(module.kernel_size) == 1:
         return False
     same = module.padding == 'same' or all(
@@ -138,7 +164,19 @@ def _replaceable(module: nn.Module) -> bool:
 
 
 def _late_convs(model: nn.Module, stage: str, count: Optional[int]) -> List[Tuple[str, nn.Conv2d]]:
-    """Names and modules of the stage's last ``count`` convolutions that can be replaced, a third by default."""
+    """Finds the last convolutions of a stage that can be replaced.
+
+    Args:
+        model: The model.
+        stage: Name of the stage in the model.
+        count: Number of convolutions; None for a third of those that can be replaced, rounded up.
+
+    Returns:
+        Their names in the model, and the modules.
+
+    Raises:
+        ValueError: There is no such stage, or it does not have that many suitable convolutions.
+    """
     try:
         root = model.get_submodule(stage)
     except AttributeError:
@@ -161,7 +199,11 @@ def _late_convs(model: nn.Module, stage: str, count: Optional[int]) -> List[Tupl
 
 
 def _native_sizes(model: nn.Module, convs: Dict[str, nn.Conv2d], image_size: Size) -> Dict[str, Tuple[int, int]]:
-    """Size of each convolution's map when the model sees an image of that size."""
+    """Runs the model on an image of zeros and returns the size (H, W) of each convolution's output, by name.
+
+    Raises:
+        ValueError: The model does not run one of the convolutions.
+    """
     sizes, modes = {}, {module: module.training for module in model.modules()}
     hooks = [conv.register_forward_hook(lambda m, args, out, name=name: sizes.update({name: tuple(out.shape[-2:])}))
              for name, conv in convs.items()]
@@ -185,30 +227,31 @@ def _native_sizes(model: nn.Module, convs: Dict[str, nn.Conv2d], image_size: Siz
 
 def insert_parc(model: nn.Module, stages: Union[Sequence[str], Mapping[str, int]],
                 sizes: Optional[Mapping[str, Size]] = None, image_size: Size = 224) -> nn.Module:
-    """Put :class:`ParC` into the late blocks of a ConvNet, in place of their spatial convolutions.
+    """Replaces the spatial convolutions in the last blocks of a ConvNet's stages with :class:`ParC`, in-place.
 
-    In each stage it takes the depthwise convolutions of stride 1, and where there are none the dense ones (the 3x3 of a
-    ResNet's bottlenecks, whose ParC is dense too); the last of them are replaced, by freshly initialised operators. The
-    official networks have it at these places::
+    In each stage, the last depthwise convolutions with stride 1 are replaced. If a stage has no depthwise ones, its
+    dense ones are, for example the 3x3 convolutions in the bottlenecks of ResNet, by a dense ParC. The new operators
+    are newly initialized. The official networks correspond to these calls::
 
         insert_parc(convnext, ['stages.2', 'stages.3'])                    # timm's, or mmlk.ConvNeXt
         insert_parc(resnet50, {'layer3': 3, 'layer4': 1})                  # timm's or torchvision's
         insert_parc(mobilenetv2, {'blocks.3': 2, 'blocks.4': 1, 'blocks.5': 1})  # timm's
 
     Args:
-        model: The model, changed in place.
-        stages: Names of submodules: whole stages, or single blocks; with the number of convolutions to replace in each,
-            counted from its end, or without, for a third of them, rounded up.
-        sizes: Native size of the maps of each stage, one length or (H, W): what kernels and embeddings are made for.
-            None looks at a forward pass.
-        image_size: The image of that pass, one side or (H, W): the resolution of pretraining.
+        model: The model, which is changed.
+        stages: Names of submodules, which may be stages or blocks. A dict also gives the number of convolutions to
+            replace in each, counted from its end; the default is a third of them, rounded up.
+        sizes: Native size of the maps of each stage, an integer or (H, W), for which kernels and embeddings are made.
+            None finds them by a forward pass.
+        image_size: Size of the image of this forward pass, an integer or (H, W). It should be the image size of
+            pretraining.
 
     Returns:
-        The model.
+        ``model``.
 
     Raises:
-        ValueError: There is no such stage, it has nothing to replace, not that many, or sizes lacks it. Nothing has
-            been changed then.
+        ValueError: There is no such stage, it does not have that many convolutions to replace, or ``sizes`` lacks it.
+            The model has not been changed.
     """
     counts = stages if isinstance(stages, Mapping) else dict.fromkeys([stages] if isinstance(stages, str) else stages)
     if not counts:

@@ -1,14 +1,14 @@
-"""The operator written from its definition: slow, and obviously right."""
+"""The depthwise convolution written from its definition. It is slow, and is only used to check the others."""
 import torch
 from torch import Tensor
 
 
 def depthwise_conv2d_reference(input: Tensor, weight: Tensor, bias: Tensor = None) -> Tensor:
-    """Sum over kernel taps of shifted, scaled copies of a zero-padded input, in float64.
+    """Computes a depthwise convolution as the sum, over the kernel's taps, of shifted and scaled copies of the input.
 
     Args:
         input: (N, C, H, W).
-        weight: (C, 1, kh, kw). Tap (i, j) reads the pixel at offset (i - (kh - 1) // 2, j - (kw - 1) // 2).
+        weight: (C, 1, kh, kw). Tap (i, j) is multiplied by the pixel at offset (i - (kh - 1) // 2, j - (kw - 1) // 2).
         bias: (C,) or None.
 
     Returns:

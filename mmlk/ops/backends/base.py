@@ -46,7 +46,7 @@ class ConvProblem(NamedTuple):
 
     @property
     def padding(self) -> Tuple[int, int, int, int]:
-        """Padding (left, right, top, bottom), as for ``F.pad``. An even kernel has one more right and below."""
+        """Padding (left, right, top, bottom), as for ``F.pad``. For even kernels, right and bottom are larger by 1."""
         left, top = (self.kw - 1) // 2, (self.kh - 1) // 2
         return left, self.kw - 1 - left, top, self.kh - 1 - top
 
@@ -95,14 +95,10 @@ class Reach(NamedTuple):
 def channel_chunks(problem: ConvProblem, area: int, elements: int) -> List[slice]:
     """Returns slices that divide the channels into chunks of nearly equal size.
 
-    A chunk has at most ``elements`` elements, if each of its maps has ``area`` of them, and at least one channel. More
-    than two chunks are a multiple of 4 where the number of channels allows it, so that two or four threads get equally
-    many.
+    A chunk has at most ``elements`` elements, if each of its maps has ``area`` of them, and at least one channel.
     """
     most = max(1, elements // (max(1, problem.batch) * area))
-    count = -(-problem.channels // most)
-    count = count if count <= 2 else -(-count // 4) * 4
-    size = -(-problem.channels // count)
+    size = -(-problem.channels // -(-problem.channels // most))
     return [slice(c, min(c + size, problem.channels)) for c in range(0, problem.channels, size)]
 
 

@@ -1,10 +1,19 @@
-"""Convolution as a product of spectra whose transforms are matrix products: best where the map is too small for an FFT.
+"""Convolution in the frequency domain by matrix products; usually the fastest method for small maps.
 
-A matrix product runs near the machine's peak and an FFT far below it, so up to lengths of about 64 the cubic method
-wins. Channels stand last throughout, so that products are large and nothing is transposed between them. Along the
-height a real map becomes cosine and sine sums A, B, for A - iB at a frequency v; along the width these become
-Z+ = F(A - iB) and Z- = F(A + iB), the spectrum at (v, u) and at (-v, u). Any length will do, and where a row or a tap
-stands is a matter of phase, so nothing is padded, rolled or cropped.
+The discrete Fourier transform (DFT) of n samples is the product with the n x n matrix exp(-2 pi i u t / n). An FFT
+needs fewer operations, but a matrix product runs near the peak speed of a CPU and an FFT far below it. For lengths up
+to about 64 the matrix product is therefore faster. See Van Loan, Computational Frameworks for the Fast Fourier
+Transform, 1992, chapter 1, for the DFT as a matrix; :mod:`.spectral` explains convolution by spectra.
+
+A transform of real maps takes two products. The first, along the height, gives for each frequency v the sums with
+cosines, A, and with sines, B; the transform along the height is A - iB at frequency v, and A + iB at frequency -v. The
+second, along the width, gives Z+, the transform of A - iB, and Z-, the transform of A + iB: the two-dimensional
+spectrum at (v, u) and at (-v, u). Real maps have a symmetric spectrum, so frequencies from 0 to half the length are
+enough.
+
+The matrices need not be square. Their columns are the positions at which there are samples, so the zeros of a padding
+are never multiplied, and a shifted position is a factor of the matrix. Nothing is padded, shifted or cropped. Maps are
+in channels_last, which makes the products large, and no transposition is needed between the two.
 """
 from functools import lru_cache
 from typing import NamedTuple, Optional, Sequence, Tuple
@@ -15,20 +24,22 @@ from torch import Tensor
 from .base import ConvProblem, Reach, half_precision_and_up
 from .spectral import SpectralPlan, Spectral, pixels_to_planes
 
-_CHUNK_ELEMENTS = 1 << 21  # elements of one chunk's circles, for the caches
-_MAX_MATRICES = 48  # pairs that are kept of each kind, of at most 0.5 MiB in float32
-_MAX_LENGTH = 160  # of a transform; past that its time and its memory have lost to the FFT for good
+_CHUNK_ELEMENTS = 1 << 21  # maximum elements of one chunk of channels, so that it fits into the CPU caches
+_MAX_MATRICES = 48  # maximum number of cached pairs of matrices of each kind; a pair has at most 0.5 MiB in float32
+_MAX_LENGTH = 160  # of a transform; for larger ones the FFT always takes less time and less memory
 
 
 def full_speed_length(length: int) -> int:
-    """The smallest length >= ``length`` with a multiple of 4 frequencies: along the width they are the columns of the
-    products, which run at full speed then."""
+    """Returns the smallest length of at least ``length`` whose half spectrum has a multiple of 4 frequencies.
+
+    Along the width, the frequencies are the columns of the matrix products, which are fastest then.
+    """
     frequencies = -(-(length // 2 + 1) // 4) * 4
     return max(length, 2 * (frequencies - 1))
 
 
 class _Samples(NamedTuple):
-    """``count`` samples of one axis at positions ``start``, ``start + step``, ... of a circle of ``length``."""
+    """``count`` samples on one axis, at the positions ``start``, ``start + step``, ..., for a DFT of ``length``."""
 
     length: int
     start: int
@@ -38,7 +49,7 @@ class _Samples(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _waves(samples: _Samples) -> Tuple[Tensor, Tensor]:
-    """Cosines and sines, (frequencies, count) each, in float64."""
+    """Returns the cosines and the sines of the DFT matrix, (frequencies, count) each, float64."""
     frequencies = torch.arange(samples.length // 2 + 1, device='cpu')
     positions = samples.start + samples.step * torch.arange(samples.count, device='cpu')
     angles = (frequencies[:, None] * positions % samples.length).double() * (2 * torch.pi / samples.length)
@@ -46,7 +57,14 @@ def _waves(samples: _Samples) -> Tuple[Tensor, Tensor]:
 
 
 def _to_both(cos: Tensor, sin: Tensor) -> Tensor:
-    """(2 count, 4 frequencies): ``(A beside B) @`` this is Z+ beside Z-, real and imaginary parts interleaved."""
+    """Returns the matrix M for which ``[A, B] @ M`` is ``[Z+, Z-]``, with real and imaginary parts interleaved.
+
+    Args:
+        cos, sin: What :func:`_waves` returns, (frequencies, count) each.
+
+    Returns:
+        (2 * count, 4 * frequencies), float64.
+    """
     wave = torch.complex(cos, -sin).t()
     both = torch.cat([torch.cat([wave, wave], 1), torch.cat([-1j * wave, 1j * wave], 1)])
     return torch.view_as_real(both).flatten(1)
@@ -54,13 +72,26 @@ def _to_both(cos: Tensor, sin: Tensor) -> Tensor:
 
 @lru_cache(maxsize=_MAX_MATRICES)
 def _analysis(rows: _Samples, columns: _Samples, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
-    """(left, right): ``left @ map`` is A and B in turn for each frequency, ``(A beside B) @ right`` is Z+ beside Z-."""
+    """Returns the two matrices of the transform.
+
+    ``left @ map`` gives A and B, interleaved by frequency; ``[A, B] @ right`` gives ``[Z+, Z-]``.
+
+    Returns:
+        left, (2 * row frequencies, rows), and right, (2 * columns, 4 * column frequencies).
+    """
     return torch.stack(_waves(rows), 1).flatten(0, 1).to(dtype), _to_both(*_waves(columns)).to(dtype)
 
 
 @lru_cache(maxsize=_MAX_MATRICES)
 def _synthesis(rows: _Samples, columns: _Samples, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
-    """(left, right): ``right @ (Z+ above Z-)`` is A above B, ``left @ (A, B in turn)`` is the map at those samples."""
+    """Returns the two matrices of the inverse transform.
+
+    ``right @ [Z+, Z-].T`` gives ``[A, B].T``, and ``left @`` A and B, interleaved by frequency, gives the map at the
+    given samples.
+
+    Returns:
+        left, (rows, 2 * row frequencies), and right, (2 * columns, 4 * column frequencies).
+    """
     halves = []
     for samples in (rows, columns):
         share = torch.full((samples.length // 2 + 1, 1), 2 / samples.length, dtype=torch.float64, device='cpu')
@@ -73,8 +104,11 @@ def _synthesis(rows: _Samples, columns: _Samples, dtype: torch.dtype) -> Tuple[T
 
 
 class DftPlan(SpectralPlan):
-    """The samples of one problem: pixels where they stand, taps mirrored, each as a phase. A spectrum is (..., Fh, C,
-    2 Fw): at each frequency along the height Z+ and Z-."""
+    """The positions of the samples of one problem: pixels at their place, taps mirrored around the centre.
+
+    A spectrum is complex, (..., Fh, C, 2 * Fw), with Fh and Fw frequencies along the height and the width: for each
+    frequency along the height Z+ and Z-.
+    """
 
     channels_last = True
 
@@ -85,7 +119,7 @@ class DftPlan(SpectralPlan):
                      for length, reach in zip(self.lengths, self.reaches)]
 
     def _spectrum(self, x: Tensor, samples: Sequence[_Samples]) -> Tensor:
-        """(..., h, w, C) to its spectrum."""
+        """Returns the spectrum of ``x``, (..., h, w, C), whose pixels are at the given samples (rows, columns)."""
         left, right = _analysis(*samples, self.dtype)
         *outer, height, width, channels = x.shape
         half = torch.matmul(left, x.reshape(-1, height, width * channels).to(self.dtype))
@@ -94,11 +128,11 @@ class DftPlan(SpectralPlan):
 
     def _inverse(self, spectrum: Tensor, samples: Sequence[_Samples], out: Tensor,
                  bias: Optional[Tensor] = None) -> None:
-        """A spectrum to the map, into ``out`` (..., h, w, C)."""
+        """Writes the inverse transform at the given samples to ``out``, (..., h, w, C), plus ``bias`` (C,)."""
         left, right = _synthesis(*samples, self.dtype)
         *_, frequencies, channels, _ = spectrum.shape
         half = torch.matmul(right, torch.view_as_real(spectrum).view(-1, channels, right.shape[1]).mT)
-        if bias is not None:  # along the height a constant is A at frequency 0
+        if bias is not None:  # a constant map only has A at frequency 0
             half.view(-1, frequencies, 2, out.shape[-2], channels)[:, 0, 0].add_(bias, alpha=self.lengths[0])
         half = half.view(-1, 2 * frequencies, out.shape[-2] * channels)
         if out.is_contiguous() and out.dtype == self.dtype:
@@ -128,7 +162,7 @@ class DftPlan(SpectralPlan):
         self._inverse(spectrum, self.taps, out.permute(1, 2, 0))
 
 
-_plan = lru_cache(maxsize=1024)(DftPlan)  # it holds a few numbers
+_plan = lru_cache(maxsize=1024)(DftPlan)  # a plan has a few numbers, but no tensors
 
 
 class DFT(Spectral):

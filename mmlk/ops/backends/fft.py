@@ -1,8 +1,9 @@
-"""Convolution as a product of spectra, in chunks of channels that stay in the cache.
+"""Convolution in the frequency domain by fast Fourier transforms; see :mod:`.spectral` for the idea.
 
-A two-dimensional transform is two one-dimensional ones with a transposing copy between them, each over contiguous rows:
-less than half the time of ``rfft2`` and ``irfft2``, which run the long strides. Every temporary is small enough for the
-allocator to hand out again, for fresh pages cost more than the transforms on them.
+A two-dimensional transform is computed as two one-dimensional ones, along the width and along the height, with a
+transposing copy between them. Both then work on contiguous rows. This takes less than half the time of ``rfft2`` and
+``irfft2``, which read memory with large strides. Chunks of channels are small enough for temporary tensors to be reused
+by the memory allocator: new memory pages would take more time than the transforms.
 """
 from functools import lru_cache
 from math import log2
@@ -16,13 +17,16 @@ from torch.fft import fft, ifft, irfft, rfft
 from .base import ConvProblem, half_precision_and_up
 from .spectral import SpectralPlan, Spectral
 
-# Elements of one chunk's padded map, for the CPU's caches; a GPU only needs its memory bounded.
+# Maximum elements of one chunk's padded maps: on a CPU so that they fit into the caches, on a GPU to limit memory.
 _CHUNK_ELEMENTS = {'cpu': 1 << 18, 'cuda': 1 << 25}
 
 
 @lru_cache(maxsize=4096)
 def smooth_length(length: int) -> int:
-    """The smallest multiple of 4 >= length with no prime factor above 7: an odd length takes twice the time."""
+    """Returns the smallest multiple of 4 that is at least ``length`` and has no prime factor larger than 7.
+
+    FFTs of such lengths are fast. An odd length takes twice the time.
+    """
     length = -(-length // 4) * 4
     while True:
         rest = length
@@ -35,10 +39,11 @@ def smooth_length(length: int) -> int:
 
 
 class FftPlan(SpectralPlan):
-    """Zero-padded workspaces, and where things stand in them.
+    """Zero-padded buffers, and the positions of maps and kernels in them.
 
-    Nothing is rolled, for the windows that are read back say where things stood: the map and the flipped taps at 0, the
-    output's gradient at ``after``.
+    The map and the flipped kernel are at (0, 0), the gradient of the output is at ``after``. Their products are then
+    at known positions, so the result is a crop and nothing has to be shifted. A spectrum is complex,
+    (..., Lw // 2 + 1, Lh) for lengths Lh and Lw along the height and the width: transposed, and half along the width.
     """
 
     def __init__(self, problem: ConvProblem) -> None:
@@ -48,13 +53,14 @@ class FftPlan(SpectralPlan):
         self.after = self.reaches[0].after, self.reaches[1].after
 
     def _space(self, kind: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        key = get_ident(), kind, dtype, tuple(shape)  # each thread has its own
+        """Returns a buffer of this shape that is zero except where the same ``kind`` of data was written before."""
+        key = get_ident(), kind, dtype, tuple(shape)  # each thread has its own buffers
         if key not in self.spaces:
             self.spaces[key] = torch.zeros(shape, dtype=dtype, device=self.device)
         return self.spaces[key]
 
     def _spectrum(self, kind: str, x: Tensor, top: int = 0, left: int = 0) -> Tensor:
-        """Spectrum (..., Lw // 2 + 1, Lh) of ``x`` (..., h, w) set into zeros at row ``top``, column ``left``."""
+        """Returns the spectrum of ``x``, (..., h, w), placed at row ``top`` and column ``left`` in zeros."""
         *outer, height, width = x.shape
         padded = self._space(kind, (*outer, height, self.lengths[1]), self.dtype)
         padded[..., left:left + width] = x
@@ -64,7 +70,7 @@ class FftPlan(SpectralPlan):
         return fft(turned)
 
     def _window(self, spectrum: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
-        """That window of the inverse transform, (..., height, width)."""
+        """Returns a crop of the inverse transform, (..., height, width), that starts at (top, left)."""
         half = ifft(spectrum)[..., top:top + height].transpose(-1, -2).contiguous()
         return irfft(half, n=self.lengths[1])[..., left:left + width]
 
@@ -79,7 +85,7 @@ class FftPlan(SpectralPlan):
 
     def output(self, spectrum: Tensor, out: Tensor, bias: Optional[Tensor] = None) -> None:
         if bias is not None:
-            # the sum of all pixels, which is past the range of float16 on any large map
+            # frequency 0 is the sum of all pixels; in float16 it would overflow on large maps
             spectrum[..., 0, 0] += bias.to(self.dtype) * self.area
         out.copy_(self._window(spectrum, *self.after, *out.shape[-2:]))
 

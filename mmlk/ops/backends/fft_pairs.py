@@ -1,9 +1,15 @@
-"""Convolution as a product of spectra, two images of a batch as the real and imaginary parts of one complex map.
+"""Convolution in the frequency domain, for two images of a batch at a time; see :mod:`.spectral` for the idea.
 
-A real kernel leaves the parts apart, so one complex transform serves two images: no transposing copies, half as many
-passes over the memory as :mod:`.fft` takes. The price is that two images share their rounding errors, and what is not
-finite in one of them spoils the other: it is chosen for training alone, whose images share a loss anyway. Images left
-over are paired with zeros.
+Convolution with a real kernel k is linear, so for two real maps x and y it is k * (x + iy) = (k * x) + i (k * y). Two
+images are therefore stored as the real and the imaginary part of one complex map. One complex transform, one product
+with the kernel's spectrum and one inverse transform give both results, as real and imaginary part. No symmetry of the
+spectrum has to be used, so this needs no transposing copies and reads memory half as often as :mod:`.fft`. The
+technique is known as "two for the price of one": Press et al., Numerical Recipes, section 12.3, FFT of two real
+functions.
+
+The disadvantage: the two images of a pair share rounding errors, and a value of one that is not finite also makes the
+other one not finite. This backend is therefore only chosen for training, where all images of a batch share a loss
+anyway. If the number of images is odd, the last one is paired with zeros.
 """
 from math import log2
 from threading import get_ident
@@ -17,16 +23,21 @@ from .base import ConvProblem, half_precision_and_up
 from .fft import smooth_length
 from .spectral import SpectralPlan, Spectral
 
-_CHUNK_ELEMENTS = 3 << 18  # elements of one chunk's padded maps, for the caches
+_CHUNK_ELEMENTS = 3 << 18  # maximum elements of one chunk's padded maps, so that they fit into the CPU caches
 
 
 class FftPairsPlan(SpectralPlan):
-    """Zero-padded workspaces, and where things stand in them: as in :mod:`.fft`.
+    """Zero-padded buffers, and the positions of maps and kernels in them, as in :mod:`.fft`.
 
-    A pair of maps (x, y) is X = F(x + iy). A pair of gradients (g, h) is held as G = F^-1(h + ig), which is i times the
-    conjugate of F(g + ih), up to the circle's area. So a correlation, which wants one factor conjugated, is a plain
-    product and a forward transform: F(G K) = h' + ig' is the inputs' gradients, and the imaginary part of F(G X) the
-    taps' gradient, already summed over the pair.
+    F is the two-dimensional complex Fourier transform, K the spectrum of the kernel. The spectrum of a pair of maps
+    (x, y) is X = F(x + iy). The spectrum of a pair of output gradients (g, h) is stored as G = F^-1(h + ig), which is i
+    times the conjugate of F(g + ih), divided by the number of elements of the padded map.
+
+    The gradients are correlations, which need one of two spectra conjugated. G is conjugated already, so a product and
+    a forward transform are enough: F(G K) = h' + ig' has the gradients of both inputs, and the imaginary part of F(G X)
+    is the gradient of the taps, summed over the pair.
+
+    A spectrum is complex, (pairs, C, Lh, Lw); that of a kernel is (C, Lh, Lw).
     """
 
     def __init__(self, problem: ConvProblem) -> None:
@@ -36,14 +47,21 @@ class FftPairsPlan(SpectralPlan):
         self.after = self.reaches[0].after, self.reaches[1].after
 
     def _space(self, kind: str, outer: Tuple[int, ...]) -> Tuple[Tensor, Tensor]:
-        """A workspace (*outer, *lengths), and the same as real numbers (*outer, *lengths, 2)."""
-        key = get_ident(), kind, outer  # each thread has its own
+        """Returns a complex buffer (*outer, *lengths), and a real view of it, (*outer, *lengths, 2)."""
+        key = get_ident(), kind, outer  # each thread has its own buffers
         if key not in self.spaces:
             self.spaces[key] = torch.zeros(*outer, *self.lengths, dtype=self.dtype.to_complex(), device='cpu')
         return self.spaces[key], torch.view_as_real(self.spaces[key])
 
     def _pack(self, kind: str, x: Tensor, top: int, left: int, first: int) -> Tensor:
-        """Pairs of ``x`` (N, C, H, W) in a workspace, the earlier image as part ``first`` (0: real, 1: imaginary)."""
+        """Returns a buffer with pairs of images, ((N + 1) // 2, C, Lh, Lw).
+
+        Args:
+            kind: Name of the buffer.
+            x: (N, C, H, W).
+            top, left: Position of the maps in the buffer.
+            first: Part that takes the first image of each pair: 0 for the real one, 1 for the imaginary one.
+        """
         space, parts = self._space(kind, ((len(x) + 1) // 2, x.shape[1]))
         window = slice(top, top + x.shape[2]), slice(left, left + x.shape[3])
         x = x.to(self.dtype)
@@ -55,6 +73,7 @@ class FftPairsPlan(SpectralPlan):
         return space
 
     def _unpack(self, maps: Tensor, top: int, left: int, first: int, out: Tensor) -> None:
+        """Writes the crop of ``maps`` at (top, left) to ``out``, (N, C, H, W): the inverse of :meth:`_pack`."""
         parts = torch.view_as_real(maps)[..., top:top + out.shape[-2], left:left + out.shape[-1], :]
         out[0::2] = parts[..., first]
         out[1::2] = parts[:len(out) // 2, ..., 1 - first]
@@ -72,11 +91,12 @@ class FftPairsPlan(SpectralPlan):
         return fft2(space)
 
     def product(self, a: Tensor, b: Tensor, conjugate: bool = False, out: Optional[Tensor] = None) -> Tensor:
-        return torch.mul(a, b, out=out)  # what wants a conjugate comes as one
+        return torch.mul(a, b, out=out)  # the spectra of gradients are conjugated already
 
     def output(self, spectrum: Tensor, out: Tensor, bias: Optional[Tensor] = None) -> None:
         if bias is not None:
-            spectrum[..., 0, 0] += torch.complex(*[bias.to(self.dtype) * self.area] * 2)  # the sums of all pixels
+            # frequency 0 is the sum of all pixels
+            spectrum[..., 0, 0] += torch.complex(*[bias.to(self.dtype) * self.area] * 2)
         self._unpack(ifft2(spectrum), *self.after, 0, out)
 
     def grad_input(self, spectrum: Tensor, out: Tensor) -> None:

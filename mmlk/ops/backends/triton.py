@@ -1,12 +1,24 @@
-"""Direct convolution on a GPU's tensor cores, in Triton.
+"""Direct convolution on the tensor cores of a GPU, written in Triton.
 
-Rows of taps, laid out as banded matrices, turn strips of inputs into strips of outputs: matrix products with half of
-their numbers in use, on units that multiply 16 times as fast as those PyTorch's own kernel runs on. The gradient of the
-weight is the product of shifted inputs and shifted output gradients. Where tf32 is not allowed, float32 gains from the
-tiling only. What is laid out anew for the kernels, channels_last maps among it, is laid out once per training step.
+Tensor cores only multiply matrices, but do so about 16 times as fast as the units that PyTorch's own depthwise kernel
+uses. A depthwise convolution is not a matrix product as it stands: each channel has one kernel and one output. Its rows
+can be written as one, though. The 16 outputs y[0..15] of a strip depend on the inputs x[0..k + 14] by
 
-Sums are in float32, in an order that is fixed within a process, and everywhere where deterministic algorithms are asked
-for. The zeros of a band meet inputs too: what is not finite spreads up to 15 columns and 7 rows further than it should.
+    y[p] = sum over j of t[j - p] x[j]
+
+so y = T x with a 16 x (k + 15) matrix T[p, j] = t[j - p]. T is a banded (Toeplitz) matrix: each row has the k taps t,
+shifted by one from row to row, and zeros elsewhere. T is the same for all strips of a channel, so the strips become the
+columns of one matrix product. About half of the numbers in T are zeros, depending on k, and are multiplied in vain; the
+speed of the tensor cores more than makes up for that. The same holds for several rows of outputs at once. See Golub and
+Van Loan, Matrix Computations, section 4.7, for Toeplitz matrices; Triton: Tillet, Kung and Cox, MAPL 2019.
+
+The gradient of the weight is a product of shifted inputs and shifted gradients of the output. In float32, tensor cores
+are only used if tf32 is allowed (:func:`.base.tf32_allowed`). The kernels read contiguous rows that start at multiples
+of 8 elements. Maps in another format, among them channels_last, are copied once per training step.
+
+Sums are computed in float32. Their order is fixed within a process; with deterministic algorithms
+(``torch.use_deterministic_algorithms``) it is the same in all processes. A zero times infinity or NaN is NaN, so
+because of the zeros in T, a value that is not finite affects up to 15 columns and 7 rows more than it should.
 """
 import importlib.util
 import os
@@ -21,21 +33,22 @@ from torch import Tensor
 from .base import Backend, ConvProblem, Reach, tf32_allowed
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_MIN_TRITON = 3, 4  # triton in which the kernels were proved
-_MIN_PROGRAMS = 1024  # that keep any GPU busy
+_MIN_TRITON = 3, 4  # the oldest version of triton with which the kernels were tested
+_MIN_PROGRAMS = 1024  # number of programs (blocks of threads) that is enough to use a whole GPU
 
 
 def _up(n: int, multiple: int) -> int:
+    """Returns ``n`` rounded up to a multiple."""
     return -(-n // multiple) * multiple
 
 
 def _power(n: int) -> int:
-    """The next power of two."""
+    """Returns the smallest power of two that is at least ``n``."""
     return 1 << max(0, n - 1).bit_length()
 
 
 def _triton_version() -> Tuple[int, ...]:
-    """Major and minor version; nothing where triton is not installed."""
+    """Returns the major and the minor version of triton; () if it is not installed."""
     if importlib.util.find_spec('triton') is None:
         return ()
     import triton
@@ -43,16 +56,23 @@ def _triton_version() -> Tuple[int, ...]:
 
 
 def _interpreting() -> bool:
+    """Returns whether triton's interpreter is on, which runs kernels on a CPU."""
     return os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'on', 'yes', 'y')
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """Triton's word for how float32 is multiplied: exactly, unless the person lets it be rounded to tf32."""
-    return 'tf32' if dtype != torch.float32 or tf32_allowed() else 'ieee'  # other types ignore it
+    """Returns the ``input_precision`` of ``tl.dot``: 'tf32' if that is allowed, otherwise 'ieee'."""
+    return 'tf32' if dtype != torch.float32 or tf32_allowed() else 'ieee'  # for other dtypes it has no effect
 
 
 class _Axes(NamedTuple):
-    """Rows and columns of one pass: the taps that can meet the map, and how many of them precede the centre."""
+    """Sizes of the map and of the kernel's taps that can overlap it.
+
+    Attributes:
+        height, width: Size of the map.
+        taps_h, taps_w: Number of taps along the height and the width.
+        above, before: Number of these taps above, and to the left of, the centre.
+    """
 
     height: int
     width: int
@@ -63,6 +83,7 @@ class _Axes(NamedTuple):
 
     @classmethod
     def of(cls, problem: ConvProblem, mirrored: bool = False) -> '_Axes':
+        """Returns the axes of a problem; with ``mirrored`` those for the flipped kernel."""
         rows, columns = Reach.of(problem)
         above, before = (rows.after, columns.after) if mirrored else (rows.before, columns.before)
         return cls(problem.height, problem.width, rows.before + 1 + rows.after, columns.before + 1 + columns.after,
@@ -70,23 +91,25 @@ class _Axes(NamedTuple):
 
     @property
     def turned(self) -> '_Axes':
+        """The axes of the transposed maps and kernel."""
         return _Axes(self.width, self.height, self.taps_w, self.taps_h, self.before, self.above)
 
     @property
     def tall(self) -> bool:
-        """Whether the bands are better laid along the height: a short row of taps leaves most of its matrix empty."""
+        """Whether transposed maps are faster: if the rows of taps are short, the banded matrix has mostly zeros."""
         return self.taps_h > 2 * self.taps_w
 
     @property
     def wide(self) -> bool:
-        """Whether the weight's gradient is better taken of the turned maps: it gathers a copy of x for each column."""
+        """Whether the gradient of the weight is faster with transposed maps: it reads ``x`` once per column of taps."""
         return self.taps_w > 2 * self.taps_h
 
     @property
     def span(self) -> Tuple[int, int]:
-        """First input column less the first output column of a strip of 16, and the number of input columns.
+        """The input columns that a strip of 16 output columns reads.
 
-        Columns that lie outside the map for every strip are left out. Both are multiples of 8, the latter of 16.
+        Returns the offset of the first one from the strip's first output column, a multiple of 8, and the number of
+        input columns, a multiple of 16. Columns that are outside the map for every strip are left out.
         """
         columns, before = _up(self.width, 8), _up(self.before, 8)
         first = max(0, before - (_up(columns, 16) - 16))
@@ -95,7 +118,10 @@ class _Axes(NamedTuple):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """``x`` (N, C, H, W) with all rows 8-element aligned: itself, or a copy whose rows are filled up with zeros."""
+    """Returns the maps ``x``, (N, C, H, W), with contiguous rows that start at multiples of 8 elements.
+
+    That is ``x`` itself if possible, otherwise a copy whose rows are padded with zeros to a multiple of 8.
+    """
     batch, channels, height, width = x.shape
     if (width % 8 == 0 and x.stride(3) == 1 and x.data_ptr() % 16 == 0
             and all(x.stride(d) % 8 == 0 for d in range(3) if x.shape[d] > 1)):
@@ -110,7 +136,13 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _given(y: Tensor, turned: bool, problem: ConvProblem) -> Tensor:
-    """Contiguous rows, turned or not, as maps in the problem's memory format."""
+    """Returns maps in the problem's shape and memory format.
+
+    Args:
+        y: Contiguous maps whose rows may be longer than the map: (N, C, H, W'), or (N, C, W, H') if ``turned``.
+        turned: Whether ``y`` is transposed.
+        problem: The problem.
+    """
     if not problem.channels_last:
         y = y[..., :problem.height].transpose(2, 3) if turned else y[..., :problem.width]
         return y.contiguous()
@@ -121,7 +153,7 @@ def _given(y: Tensor, turned: bool, problem: ConvProblem) -> Tensor:
 
 
 def _relay(maps: Tensor, last: Tensor, to_last: bool) -> None:
-    """Copy ``last``, of unit stride along the channels, to ``maps``, of aligned rows, or back."""
+    """Copies ``last``, whose channels are contiguous, to ``maps``, whose rows are; with ``to_last`` the other way."""
     from . import triton_kernels as kernels
     batch, channels, height, width = last.shape
     columns, block = maps.shape[3], min(64, max(16, _power(maps.shape[3])))
@@ -132,16 +164,17 @@ def _relay(maps: Tensor, last: Tensor, to_last: bool) -> None:
 
 
 def _used(problem: ConvProblem) -> Tuple[Any, ...]:
-    """The index of the taps that can meet the map, (C, taps_h, taps_w), in a weight."""
+    """Returns the index of the taps (C, taps_h, taps_w) of a weight (C, 1, kh, kw) that can overlap the map."""
     return (slice(None), 0, *(reach.taps for reach in Reach.of(problem)))
 
 
 def _strides8(x: Tensor) -> Tuple[int, int, int]:
+    """Returns the strides of batch, channels and rows in units of 8 elements."""
     return tuple(stride // 8 for stride in x.stride()[:3])
 
 
 class _HalfTiles(NamedTuple):
-    """How ``weigh_halves`` cuts up a problem; its arguments of the same names say what they are."""
+    """The sizes of tiles for the kernel ``weigh_halves``, which documents them under the same names."""
 
     span: int
     width: int
@@ -158,7 +191,7 @@ class _HalfTiles(NamedTuple):
     def of(cls, axes: _Axes, batch: int) -> '_HalfTiles':
         columns, before = _up(axes.width, 8), _up(axes.before, 8)
         depth = min(64, max(16, _power(batch * axes.height)))
-        if columns <= 64:  # one strip, as wide as the map: all products are of use
+        if columns <= 64:  # one strip as wide as the map: no product is wasted
             width = max(16, _power(columns))
             span, taps, first, start, step = width, min(width, max(16, _power(axes.taps_w))), 0, 0, 0
         else:
@@ -169,27 +202,43 @@ class _HalfTiles(NamedTuple):
 
 
 def _shares(pieces: int, blocks: Tuple[int, int, int]) -> Tuple[int, int]:
-    """In how many shares the pieces of a sum are added up, so that there are programs enough, and the pieces of one."""
+    """Divides a sum into shares that are computed by different programs, so that there are enough programs.
+
+    Args:
+        pieces: Number of parts of the sum.
+        blocks: Number of programs without a division, along each axis of the grid.
+
+    Returns:
+        The number of shares, and the number of pieces in each.
+    """
     splits = max(1, min(pieces // 4, _MIN_PROGRAMS // (blocks[0] * blocks[1] * blocks[2])))
     per_split = -(-pieces // splits)
     return -(-pieces // per_split), per_split
 
 
 def _whole(taps: Tensor, problem: ConvProblem) -> Tensor:
-    """The weight's gradient from shares (splits, C, taps_h, taps_w) of the taps that can meet the map."""
+    """Adds up the shares (splits, C, taps_h, taps_w) and returns the gradient of the weight, (C, 1, kh, kw)."""
     result = taps.new_zeros(problem.channels, 1, problem.kh, problem.kw, dtype=problem.dtype)
     result[_used(problem)] = taps.sum(0)
     return result
 
 
-_best: Dict[Tuple[object, ...], Any] = {}  # configurations of ``correlate`` that were the fastest, by key
+_best: Dict[Tuple[object, ...], Any] = {}  # the fastest configuration of ``correlate`` by key
 
 
 def _best_config(device: torch.device, key: Tuple[object, ...], configs: Sequence[Any],
                  launch: Callable[[Any], None]) -> Any:
-    """The configuration to launch: timed once per key, except where that cannot be or may not change the result.
+    """Returns the fastest configuration, which is measured once per device and key.
 
-    triton's own tuner times even a single one, which breaks the capture of a CUDA graph, and does not tell GPUs apart.
+    Nothing is measured with deterministic algorithms, because the configuration changes the order of sums, nor while a
+    CUDA graph is captured. ``triton.autotune`` is not used: it measures even if there is only one configuration, which
+    makes the capture of a CUDA graph fail, and does not distinguish between GPUs.
+
+    Args:
+        device: The device.
+        key: What the choice depends on.
+        configs: The configurations; the first is the default.
+        launch: A function that launches the kernel with a configuration.
     """
     if len(configs) == 1 or device.type != 'cuda' or torch.are_deterministic_algorithms_enabled():
         return configs[0]
@@ -203,7 +252,7 @@ def _best_config(device: torch.device, key: Tuple[object, ...], configs: Sequenc
 
 
 def _seconds(launch: Callable[[], None]) -> float:
-    """Of one launch; endless where it takes more registers or shared memory than the GPU has, or is not assembled."""
+    """Returns the seconds of one launch; inf if the GPU's registers or shared memory are too small, or ptxas fails."""
     from triton.runtime.errors import OutOfResources, PTXASError
     from triton.testing import do_bench
     try:
@@ -241,7 +290,7 @@ class Triton(Backend):
         if step == 'gradients':
             return self.cost('grad_input', problem) + self.cost('grad_weight', problem)
         if max(problem.kh, problem.kw) <= 7:
-            return float('inf')  # bound by memory, and PyTorch has kernels for these
+            return float('inf')  # limited by memory bandwidth, and PyTorch has special kernels for these sizes
         if problem.device.type != 'cuda':
             return problem.macs / 1e6  # the interpreter
         half, exact = problem.dtype != torch.float32, _precision(problem.dtype) == 'ieee'
@@ -260,7 +309,7 @@ class Triton(Backend):
             copied = copied or axes.wide
             axes = axes.turned if axes.wide else axes
             products = maps * axes.height * _up(axes.width, 8) * _up(axes.taps_w, 16) * _up(axes.taps_h, 16)
-        # of an A100, at two thirds of what it can do
+        # rates of an A100, at two thirds of the peak
         seconds = products / (6e12 if exact else 1e14 if half else 5e13)
         moved = maps * problem.height * problem.width * problem.dtype.itemsize * (6 if copied else 2)
         return 3e-5 + seconds + moved / 1.5e12
@@ -278,7 +327,10 @@ class Triton(Backend):
         return self._grad_input(_rows(grad.transpose(2, 3) if axes.tall else grad), weight, problem)
 
     def _grad_input(self, laid: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
-        """From the output gradient in rows, turned if the axes are tall."""
+        """Computes the gradient of the input from what :func:`_rows` returns for the output's gradient.
+
+        ``laid`` is transposed if the axes are tall.
+        """
         axes = _Axes.of(problem, mirrored=True)
         return _given(self._correlate(laid, weight[_used(problem)].flip(1, 2), None, axes), axes.tall, problem)
 
@@ -300,7 +352,17 @@ class Triton(Backend):
         return grad_x, self._weigh_halves(laid, kept[0] if kept else x, problem)
 
     def _correlate(self, x: Tensor, taps: Tensor, bias: Optional[Tensor], axes: _Axes) -> Tensor:
-        """(N, C, H, 8 n), contiguous, from x in such rows and taps (C, taps_h, taps_w); all turned if tall."""
+        """Computes the correlation of maps with taps.
+
+        Args:
+            x: (N, C, H, W'), what :func:`_rows` returns; transposed if ``axes.tall``.
+            taps: (C, taps_h, taps_w), not transposed.
+            bias: (C,) or None.
+            axes: The axes, not transposed.
+
+        Returns:
+            Contiguous maps of the shape of ``x``.
+        """
         if axes.tall:
             axes, taps = axes.turned, taps.transpose(1, 2)
         from . import triton_kernels as kernels
@@ -328,7 +390,7 @@ class Triton(Backend):
 
     @staticmethod
     def _framed(taps: Tensor, axes: _Axes, kernels: ModuleType) -> Tensor:
-        """(C, taps_h, taps_w) to the zero-framed (C, copies, rows, length) that the kernel reads."""
+        """Pads the taps (C, taps_h, taps_w) with zeros for ``correlate``; returns (C, copies, rows, length)."""
         start, span = axes.span
         copies, length = 4 // taps.dtype.itemsize, span + kernels.STRIP
         left = kernels.STRIP - 1 - start - axes.before
@@ -337,7 +399,16 @@ class Triton(Backend):
 
     @staticmethod
     def _weigh(grad: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
-        """The weight's gradient, float32, from the output gradient in rows, turned if the axes are wide."""
+        """Computes the gradient of the weight in float32.
+
+        Args:
+            grad: What :func:`_rows` returns for the gradient of the output; transposed if the axes are wide.
+            x: Input, (N, C, H, W), not transposed.
+            problem: The problem.
+
+        Returns:
+            (C, 1, kh, kw).
+        """
         from . import triton_kernels as kernels
         axes = _Axes.of(problem)
         turned = axes.wide
@@ -365,7 +436,16 @@ class Triton(Backend):
 
     @staticmethod
     def _weigh_halves(grad: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
-        """The weight's gradient, half precision, from the output gradient in rows."""
+        """Computes the gradient of the weight in half precision.
+
+        Args:
+            grad: What :func:`_rows` returns for the gradient of the output.
+            x: Input, (N, C, H, W), or what :func:`_rows` returns for it.
+            problem: The problem.
+
+        Returns:
+            (C, 1, kh, kw).
+        """
         from . import triton_kernels as kernels
         axes, x = _Axes.of(problem), _rows(x)
         batch, channels, height, columns = x.shape
