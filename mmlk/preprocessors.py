@@ -74,7 +74,7 @@ class Normalization(NamedTuple):
 
     @classmethod
     def of_timm(cls, pretrained_cfg: Mapping[str, Any]) -> 'Normalization':
-        """Returns the normalization of a model of timm. Its ``pretrained_cfg`` has the values for images from 0 to 1."""
+        """Returns the normalization of a model of timm, whose ``pretrained_cfg`` is for values from 0 to 1."""
         mean, std = (tuple(255 * value for value in pretrained_cfg[key]) for key in ('mean', 'std'))
         usual = (*IMAGENET_MEAN, *IMAGENET_STD)
         same = all(abs(ours - theirs) < 1e-3 for ours, theirs in zip(usual, (*mean, *std)))
