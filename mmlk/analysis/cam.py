@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mmlk._types import type_name, type_of
 from mmlk.datasets.check import datasets
-from mmlk.datasets.images import open_image, to_tensor, viewable
+from mmlk.datasets.images import as_loaded, open_image, to_tensor, viewable
 from mmlk.engine.heads import classes_of, labels_of, names_by_label
 
 from .classifiers import CLASSES, Classifier, class_names
@@ -178,19 +178,14 @@ class ConfigSubject(Subject):
         self._data_samples: Optional[list] = None
 
     def sample(self, path: Path) -> Sample:
-        import mmcv
         from mmengine.dataset import pseudo_collate
-        picture = viewable(path)
+        viewable(path)  # raises ValueError for a truncated file, of which mmcv would return a part
         with DefaultScope.overwrite_default_scope(self._scope):
             data = self._pipeline(dict(img_path=str(path), img_id=0))
         data = self.network.data_preprocessor(pseudo_collate([data]), False)
         self._data_samples = data['data_samples']
         inside = self._data_samples[0].metainfo.get('img_shape', data['inputs'].shape[2:])[:2]
-        try:
-            picture = mmcv.imread(str(path), channel_order='rgb')  # turned as its EXIF data says
-        except Exception:  # OpenCV's, of a TIFF with many channels
-            pass
-        return Sample(picture, data['inputs'], tuple(inside), self._data_samples)
+        return Sample(as_loaded(path), data['inputs'], tuple(inside), self._data_samples)
 
 
 class SegmentorSubject(ConfigSubject):

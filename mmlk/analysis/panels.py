@@ -179,20 +179,16 @@ def predict(model, dataset, indices: Sequence[int], score: float = 0.3) -> List[
         indices: Which images.
         score: Detections below this are left out.
     """
-    import mmcv
     import torch
     from mmengine.dataset import pseudo_collate
 
-    from mmlk.datasets.images import viewable
+    from mmlk.datasets.images import as_loaded
     scenes = []
     for index in indices:
         data = dataset[int(index)]
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([data]))[0]
-        try:
-            image = mmcv.imread(sample.img_path, channel_order='rgb')
-        except Exception:  # OpenCV's, of a TIFF with many channels
-            image = viewable(Path(sample.img_path))
+        image = as_loaded(Path(sample.img_path))
         title = f'{osp.basename(sample.img_path)} ({image.shape[1]} x {image.shape[0]})'
         if 'pred_sem_seg' in sample:
             prediction = _label_map(sample.pred_sem_seg)
