@@ -1,12 +1,12 @@
-"""Class-activation maps: where in an image a segmentor, detector or classifier finds what speaks for a class.
+"""Class activation maps: the regions of an image that increase the score of a class.
 
-The mathematics is of pytorch-grad-cam (https://github.com/jacobgil/pytorch-grad-cam, MIT; ``pip install grad-cam``).
-The score whose gradient is taken is, of one class,
+The maps are computed by pytorch-grad-cam (https://github.com/jacobgil/pytorch-grad-cam, MIT; ``pip install grad-cam``).
+It takes the gradient of the score of one class. The score is
 
-- for a segmentor: the sum of its logits over the pixels that get the class; over all pixels where none does. A head of
-  one channel has the logit of class 1, and its negative speaks for class 0;
-- for a detector: the sum of the scores of the objects found;
-- for a classifier: its logit.
+- for a segmentor: the sum of the class's logits over the pixels that are predicted as the class, or over all pixels if
+  there are none. If the head has one channel, its logit is that of class 1, and its negative is that of class 0;
+- for a detector: the sum of the scores of the detected objects of the class;
+- for a classifier: the logit of the class.
 """
 import difflib
 from copy import deepcopy
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mmlk._types import type_name, type_of
 from mmlk.datasets.check import datasets
-from mmlk.datasets.images import open_image, to_tensor, viewable
+from mmlk.datasets.images import as_loaded, open_image, to_tensor, viewable
 from mmlk.engine.heads import classes_of, labels_of, names_by_label
 
 from .classifiers import CLASSES, Classifier, class_names
@@ -32,7 +32,7 @@ from .classifiers import CLASSES, Classifier, class_names
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Methods by the names of the command line: their names in pytorch-grad-cam.
+#: The methods, by their names on the command line. The values are the class names in pytorch-grad-cam.
 METHODS = {'gradcam': 'GradCAM', 'gradcam++': 'GradCAMPlusPlus', 'hirescam': 'HiResCAM', 'layercam': 'LayerCAM',
            'xgradcam': 'XGradCAM', 'eigencam': 'EigenCAM', 'eigengradcam': 'EigenGradCAM'}
 
@@ -41,8 +41,14 @@ LAST_MAP = 'the last map of the backbone'
 
 @dataclass
 class Sample:
-    """``image`` (H, W, 3) uint8 RGB to draw on; ``inputs`` (1, C, h, w) of the network, of which the first ``inside``
-    rows and columns are the image and the others padding; ``data_samples`` as OpenMMLab's models take them."""
+    """An image, for display and as the input of a network.
+
+    Args:
+        image: (H, W, 3), uint8, RGB, to draw on.
+        inputs: (1, C, h, w), the input of the network.
+        inside: Height and width of the image inside of ``inputs``. The rest, at the bottom and on the right, is
+        padding. data_samples: The data samples of OpenMMLab's models.
+    """
     image: np.ndarray
     inputs: Tensor
     inside: Tuple[int, int]
@@ -51,10 +57,13 @@ class Sample:
 
 @dataclass
 class Choice:
-    """The class that is explained, and ``found``, in words, how the network sees it in the image.
+    """The class that is explained, and where the network finds it.
 
-    ``region`` (h, w) bool are a segmentor's pixels of the class; ``boxes`` (N, 4) a detector's objects as x1, y1, x2,
-    y2 in pixels of the image.
+    Args:
+        label: Index of the class.
+        found: How the network finds the class in the image, as text for the title.
+        region: (h, w), bool, the pixels that a segmentor predicts as the class.
+        boxes: (N, 4), x1, y1, x2, y2 in pixels of the image, the objects that a detector finds.
     """
     label: int
     found: str
@@ -63,24 +72,27 @@ class Choice:
 
 
 class Subject(nn.Module):
-    """A network whose score for a class can be asked for. ``forward`` returns a list with the output of one image.
+    """Base class that wraps a network and returns its score for a class.
+
+    ``forward`` returns a sequence with one element, the output for the image.
 
     Args:
-        network: On any device, in any mode; its parameters are frozen.
+        network: The network. It is changed in-place: parameters are frozen, and it is set to eval mode.
         classes: Names of the classes.
-        backbone: Returns a sequence of maps, of which the last can be looked at as ``LAST_MAP``.
+        backbone: The part of the network that returns a sequence of feature maps. The last map is available as the
+            layer ``LAST_MAP``. None if there is no backbone.
     """
 
     def __init__(self, network: nn.Module, classes: Sequence[str], backbone: Optional[nn.Module]):
         super().__init__()
         self.network = network.requires_grad_(False)
-        self.network.eval()  # mmdet's ResNet does not return itself
+        self.network.eval()  # a separate call, because eval() of mmdet's ResNet returns None
         self.classes = list(classes)
         for module in network.modules():
             if getattr(module, 'inplace', False) is True:
-                module.inplace = False  # what follows a layer would write into its map
+                module.inplace = False  # the next layer would overwrite the output that is explained
             if getattr(module, 'with_cp', False) is True:
-                module.with_cp = False  # a recomputed layer runs twice
+                module.with_cp = False  # a layer with checkpointing runs twice
         self._probe = nn.Identity()
         if backbone is not None:
             backbone.register_forward_hook(self._pass_last_map)
@@ -90,14 +102,14 @@ class Subject(nn.Module):
 
     @property
     def default_layer(self) -> str:
-        """The layer to look at if none is asked for."""
+        """Name of the layer that is used by default."""
         return LAST_MAP
 
     def layer(self, name: str) -> nn.Module:
-        """A module of the network, or the last map.
+        """Returns the module of the network with this name, or the module that passes on the last map.
 
         Raises:
-            ValueError: There is none of this name; the message says which are near.
+            ValueError: There is no such module. The message lists similar names.
         """
         if name == LAST_MAP:
             return self._probe
@@ -110,7 +122,7 @@ class Subject(nn.Module):
         raise ValueError(f"{type(self.network).__name__} has no layer '{name}'; there is {', '.join(near)}")
 
     def label(self, name: str) -> int:
-        """The index of a class, given by name or index.
+        """Returns the index of a class, which is given by its name or its index.
 
         Raises:
             ValueError: There is no such class.
@@ -124,28 +136,28 @@ class Subject(nn.Module):
                          f'will do as well')
 
     def sample(self, path: Path) -> Sample:
-        """An image as the network takes it; the next calls are about it.
+        """Loads an image and preprocesses it for the network. Later calls of ``forward`` and ``choose`` refer to it.
 
         Raises:
-            ValueError: It cannot be read as an image.
+            ValueError: The file cannot be read as an image.
         """
         raise NotImplementedError
 
     def choose(self, output: Any, label: Optional[int]) -> Optional[Choice]:
-        """What to explain: the class that is asked for, or that of which there is most; None where it is not found."""
+        """Returns the class to explain: ``label``, or the most prominent one if that is None. None if it is not found."""
         raise NotImplementedError
 
     def score(self, output: Any, choice: Choice) -> Tensor:
-        """The class's score, a scalar that depends on the maps."""
+        """Returns the score of the class, a scalar with a gradient."""
         raise NotImplementedError
 
 
 class ClassifierSubject(Subject):
-    """A :class:`mmlk.analysis.classifiers.Classifier`; it sees the square in the middle of an image."""
+    """A subject for a :class:`mmlk.analysis.classifiers.Classifier`. Images are cropped to the central square."""
 
     def __init__(self, classifier: Classifier):
         super().__init__(classifier.network, class_names(), getattr(classifier.network, 'backbone', None))
-        self._classifier = [classifier]  # not a submodule: its network is one
+        self._classifier = [classifier]  # in a list, so that it is not registered as a submodule a second time
 
     @property
     def default_layer(self) -> str:
@@ -168,7 +180,7 @@ class ClassifierSubject(Subject):
 
 
 class ConfigSubject(Subject):
-    """A model of a config of mmseg, mmdet or mmpretrain, and the images as its test pipeline makes them."""
+    """A subject for a model of mmseg, mmdet or mmpretrain. Images are loaded by the test pipeline of its config."""
 
     def __init__(self, cfg: Config, network: nn.Module):
         super().__init__(network, class_names_of(cfg, network), network.backbone)
@@ -178,19 +190,14 @@ class ConfigSubject(Subject):
         self._data_samples: Optional[list] = None
 
     def sample(self, path: Path) -> Sample:
-        import mmcv
         from mmengine.dataset import pseudo_collate
-        picture = viewable(path)
+        viewable(path)  # raises ValueError for a truncated file, of which mmcv would return a part
         with DefaultScope.overwrite_default_scope(self._scope):
             data = self._pipeline(dict(img_path=str(path), img_id=0))
         data = self.network.data_preprocessor(pseudo_collate([data]), False)
         self._data_samples = data['data_samples']
         inside = self._data_samples[0].metainfo.get('img_shape', data['inputs'].shape[2:])[:2]
-        try:
-            picture = mmcv.imread(str(path), channel_order='rgb')  # turned as its EXIF data says
-        except Exception:  # OpenCV's, of a TIFF with many channels
-            pass
-        return Sample(picture, data['inputs'], tuple(inside), self._data_samples)
+        return Sample(as_loaded(path), data['inputs'], tuple(inside), self._data_samples)
 
 
 class SegmentorSubject(ConfigSubject):
@@ -200,7 +207,7 @@ class SegmentorSubject(ConfigSubject):
 
     def choose(self, output: Tensor, label: Optional[int]) -> Choice:
         height, width = self._data_samples[0].metainfo['img_shape'][:2]
-        # padding may be cut off already
+        # the logits may include the padding or not
         labels = labels_of(self.network, output)[:height, :width].cpu().numpy()
         label = int(np.bincount(labels.ravel()).argmax()) if label is None else label
         region = np.zeros(output.shape[1:], bool)
@@ -215,7 +222,7 @@ class SegmentorSubject(ConfigSubject):
 
 
 class DetectorSubject(ConfigSubject):
-    """Objects with scores below ``threshold`` are left out; masks are not computed."""
+    """A subject for a detector. Objects with scores below ``threshold`` are ignored; masks are not computed."""
 
     def __init__(self, cfg: Config, network: nn.Module, threshold: float):
         super().__init__(cfg, network)
@@ -224,7 +231,7 @@ class DetectorSubject(ConfigSubject):
             network.roi_head.mask_head = None
 
     def forward(self, x: Tensor) -> list:
-        # predictions are put into the samples
+        # predict() modifies the data samples, so it gets a copy
         return [sample.pred_instances
                 for sample in self.network.predict(x, deepcopy(self._data_samples), rescale=True)]
 
@@ -251,10 +258,15 @@ class ConfigClassifierSubject(ConfigSubject):
 
 
 def subject_from_config(cfg: Config, network: nn.Module, threshold: float = 0.3) -> ConfigSubject:
-    """The subject for a model of :func:`mmlk.engine.network.build_network`.
+    """Returns the subject for a model.
+
+    Args:
+        cfg: The whole config of the model.
+        network: The model, as :func:`mmlk.engine.network.build_network` returns it.
+        threshold: Minimum score of a detected object, 0 to 1.
 
     Raises:
-        ValueError: It is neither a segmentor, nor a detector, nor a classifier, or its config has no test pipeline.
+        ValueError: The model is not a segmentor, detector or classifier, or the config has no test pipeline.
     """
     kinds = {kind.__name__ for kind in type(network).__mro__}
     if 'BaseSegmentor' in kinds:
@@ -271,7 +283,7 @@ def _test_dataset(cfg: Config) -> dict:
 
 
 def _pipeline(cfg: Config):
-    """The test pipeline without annotations."""
+    """Builds the test pipeline of a config, without the steps that load annotations."""
     from mmcv.transforms import Compose
     steps = _test_dataset(cfg).get('pipeline') or cfg.get('test_pipeline')
     if not steps:
@@ -280,7 +292,7 @@ def _pipeline(cfg: Config):
 
 
 def class_names_of(cfg: Config, network: nn.Module) -> List[str]:
-    """The data set's, else numbers."""
+    """Returns the class names of the test dataset, or numbers as text if they are unknown."""
     dataset = _test_dataset(cfg)
     names = (dataset.get('metainfo') or {}).get('classes')
     if not names:
@@ -294,21 +306,22 @@ def class_names_of(cfg: Config, network: nn.Module) -> List[str]:
 
 def explain(subject: Subject, sample: Sample, layers: Sequence[str], method: str = 'gradcam',
             label: Optional[int] = None) -> Optional[Tuple[Choice, Dict[str, np.ndarray]]]:
-    """Maps of one class over an image, one for each layer.
+    """Computes the activation map of one class for each of several layers.
 
     Args:
-        subject: On the device where to run.
-        sample: Of ``subject.sample``, the last one asked for.
-        layers: Names of modules that run once and make maps, (1, C, h, w) or (1, h, w, C), or tokens, (1, h * w, C),
-            perhaps after one of the class; or ``LAST_MAP``.
-        method: One of ``METHODS``.
-        label: The class; the one of which there is most by default.
+        subject: The subject, on the device to run on.
+        sample: The result of the last call of ``subject.sample``.
+        layers: Names of modules, or ``LAST_MAP``. Each module must run exactly once and return feature maps, (1, C, h,
+            w) or (1, h, w, C), or tokens, (1, h * w, C), with or without a class token before them.
+        method: A key of ``METHODS``.
+        label: Index of the class; the most prominent class by default.
 
     Returns:
-        What is explained and, for each layer, (H, W) of the sample's image in 0..1; None where the class is not found.
+        The explained class, and a map for each layer: (H, W), the size of the sample's image, values from 0 to 1. None
+        if the class is not found.
 
     Raises:
-        ValueError: A layer does not exist, has no map, or has no influence on the score.
+        ValueError: A layer does not exist, does not return maps, or has no influence on the score.
     """
     import pytorch_grad_cam
     modules = {name: subject.layer(name) for name in layers}
@@ -330,7 +343,7 @@ def explain(subject: Subject, sample: Sample, layers: Sequence[str], method: str
     maps = {}
     for name, module in modules.items():
         cam = getattr(pytorch_grad_cam, METHODS[method])(subject, [module], reshape_transform=views[name])
-        cam.compute_input_gradient = True  # frozen parameters ask for none
+        cam.compute_input_gradient = True  # the parameters are frozen, so there would be no gradients otherwise
         try:
             heat = cam(inputs, [partial(subject.score, choice=choice)])[0]
         except Exception as error:
@@ -345,7 +358,12 @@ def explain(subject: Subject, sample: Sample, layers: Sequence[str], method: str
 
 
 def _view(name: str, outputs: list, size: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """How to see a layer's output as a map (1, C, h, w) of an image of this size."""
+    """Returns a function that converts the output of a layer to (1, C, h, w), for an input of height and width
+    ``size``.
+
+    Raises:
+        ValueError: The layer did not run exactly once, or its output is not a feature map.
+    """
     if not outputs:
         raise ValueError(f"the layer '{name}' is not run itself, if at all; one inside of it may be")
     if len(outputs) != 1:
@@ -374,7 +392,7 @@ def _is_scaled(shape: Sequence[int], size: Sequence[int]) -> bool:
 
 
 def _on_image(heat: np.ndarray, sample: Sample) -> np.ndarray:
-    """The map over the image: without the padding, of its size, the largest value 1."""
+    """Removes the padding of a map, resizes it to the image, (H, W), and divides it by its maximum."""
     import cv2
     height, width = sample.inside
     heat = heat[:height, :width]
@@ -383,7 +401,7 @@ def _on_image(heat: np.ndarray, sample: Sample) -> np.ndarray:
 
 
 def overlay_heat(sample: Sample, heat: np.ndarray, choice: Choice) -> np.ndarray:
-    """The map over the image, with the class's region or boxes outlined in white: (H, W, 3) uint8 RGB."""
+    """Draws a map over the image, with white outlines of the class's region or boxes. Returns (H, W, 3), uint8, RGB."""
     import cv2
     from pytorch_grad_cam.utils.image import show_cam_on_image
     picture = np.ascontiguousarray(show_cam_on_image(sample.image.astype(np.float32) / 255, heat, use_rgb=True))
@@ -400,17 +418,26 @@ def overlay_heat(sample: Sample, heat: np.ndarray, choice: Choice) -> np.ndarray
 
 @dataclass
 class CamRow:
-    """A row of :func:`grid`: an image, its title, and overlays by layer."""
+    """A row of :func:`grid`.
+
+    Args:
+        image: (H, W, 3), uint8, RGB.
+        title: Title of the image.
+        overlays: Images of the same form by the name of the layer.
+    """
     image: np.ndarray
     title: str
     overlays: Dict[str, np.ndarray]
 
 
 def grid(rows: Sequence[CamRow]) -> 'Figure':
-    """Images on the left, overlays beside them, a column for each layer.
+    """Draws each image with its overlays, one column for each layer.
+
+    Returns:
+        The figure.
 
     Raises:
-        ValueError: There is no row.
+        ValueError: ``rows`` is empty.
     """
     from matplotlib.figure import Figure
     if not rows:

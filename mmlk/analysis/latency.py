@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 from mmlk.analysis import zoo
 from mmlk.engine.network import build_network, check_backbone, in_channels
-from mmlk.ops.benchmark import peak_memory
-from mmlk.ops.choice import timed
+from mmlk.ops import benchmark
 from mmlk.reparam import MergeableBranches, merge
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 PARTS, MODES = ('backbone', 'model'), ('inference', 'training')
 #: What makes a variant, alone or joined by ``+``; 'fp32' is none of them.
 SWITCHES = ('merged', 'amp', 'compiled')
-SHORT = 0.5  # seconds; a call that takes less is run once without being timed before each timing
 ANNOTATED_BOXES = 8  # on each image that a detector learns from
 
 
@@ -304,29 +302,6 @@ def _annotations(network: LatencyNetwork, module: nn.Module, batch: int, size: T
     return samples
 
 
-def take_turns(calls: Sequence[Callable[[], object]], device: torch.device, turns: int,
-               tick: Callable[[], object] = lambda: None) -> List[List[float]]:
-    """Time several functions in turns, so that a machine whose speed changes slows all of them alike.
-
-    Args:
-        calls: Functions without arguments.
-        device: The device that they run on; a GPU is synchronised.
-        turns: How often each function is timed.
-        tick: Called after each timing; its time is not counted.
-
-    Returns:
-        For each function, its seconds in each turn.
-    """
-    samples: List[List[float]] = [[] for _ in calls]
-    for _ in range(turns):
-        for call, seconds in zip(calls, samples):
-            if not seconds or seconds[-1] < SHORT:
-                call()  # the function before it has filled the processor's caches with its own data
-            seconds.append(timed(call, device))
-            tick()
-    return samples
-
-
 def measure_latency(networks: Sequence[LatencyNetwork], modules: Sequence[nn.Module], variants: Sequence[Variant],
                     mode: str, size: Tuple[int, int], batch: int, device: torch.device, turns: int = 10,
                     warmup: int = 4, tick: Callable[[str, int], object] = lambda text, total: None
@@ -366,10 +341,11 @@ def measure_latency(networks: Sequence[LatencyNetwork], modules: Sequence[nn.Mod
             row.failed = f'{type(error).__name__}: {error}'.split('\n')[0][:300]
         tick(f'{mode}: {job.label} warmed up', len(listed) * (turns + 1))
     total, done = len(listed) + len(able) * turns, itertools.cycle(job.label for job, _ in able)
-    samples = take_turns([job.call for job, _ in able], device, turns, lambda: tick(f'{mode}: {next(done)}', total))
-    for (job, row), seconds in zip(able, samples):
+    samples = benchmark.turns({index: job.call for index, (job, _) in enumerate(able)}, device, most=turns, least=turns,
+                              tick=lambda: tick(f'{mode}: {next(done)}', total))
+    for (job, row), seconds in zip(able, samples.values()):
         row.seconds = seconds
-        row.memory = peak_memory(job.call, device)
+        row.memory = benchmark.peak_memory(job.call, device)
     return rows
 
 

@@ -10,15 +10,21 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEGEND_ENTRIES = 24  # more names than this would crowd the picture out
+LEGEND_ENTRIES = 24  # maximum number of classes in the legend
 
 Palette = Sequence[Tuple[int, int, int]]
 
 
 @dataclass
 class Instances:
-    """Objects of one image: ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels and ``labels`` (N,); where there are
-    any, ``masks`` (N, H, W) bool and ``scores`` (N,)."""
+    """The objects of one image.
+
+    Args:
+        boxes: (N, 4), x1, y1, x2, y2 in pixels.
+        labels: (N,), integers.
+        masks: (N, H, W), bool, or None.
+        scores: (N,), or None for ground truth.
+    """
     boxes: np.ndarray
     labels: np.ndarray
     masks: Optional[np.ndarray] = None
@@ -30,8 +36,14 @@ Annotation = Union[np.ndarray, Instances]
 
 @dataclass
 class PredictedScene:
-    """``image`` (H, W, 3) uint8 RGB; ``truth`` and ``prediction`` each a label map (H, W) or
-    :class:`Instances`. ``truth`` is None where a dataset has none."""
+    """An image with its ground truth and a prediction.
+
+    Args:
+        image: (H, W, 3), uint8, RGB.
+        truth: A label map, (H, W), or :class:`Instances`; None if the dataset has no ground truth.
+        prediction: A label map, (H, W), or :class:`Instances`.
+        title: Title of the image.
+    """
     image: np.ndarray
     truth: Optional[Annotation]
     prediction: Annotation
@@ -39,7 +51,11 @@ class PredictedScene:
 
 
 def distinct_palette(count: int) -> List[Tuple[int, int, int]]:
-    """``count`` RGB colours, neighbours far apart: hues at golden-ratio steps, brightness in three levels."""
+    """Returns ``count`` RGB colours, 0 to 255. Successive colours differ clearly in hue, and have three brightness
+    levels.
+
+    The hues advance by the golden ratio.
+    """
     colours = []
     for index in range(count):
         colour = colorsys.hsv_to_rgb(index * 0.618034 % 1, .75, (1, .8, .6)[index % 3])
@@ -48,20 +64,20 @@ def distinct_palette(count: int) -> List[Tuple[int, int, int]]:
 
 
 def overlay(image: np.ndarray, annotation: Annotation, palette: Palette, opacity: float = 0.6) -> np.ndarray:
-    """Blend label or mask colours into an image, which loses its own colours there.
+    """Draws the colours of labels or masks over an image, which is converted to grey there.
 
     Args:
-        image: (H, W, 3) uint8.
-        annotation: Label map (H, W), or :class:`Instances`, whose later masks lie over earlier ones; without
-            masks the image comes back as it is.
-        palette: RGB of each label.
+        image: (H, W, 3), uint8.
+        annotation: A label map, (H, W), or :class:`Instances`. Later masks are drawn over earlier ones. Without masks a
+            copy of the image is returned.
+        palette: RGB colour of each label, 0 to 255.
         opacity: Weight of the colour, 0 to 1.
 
     Returns:
-        (H, W, 3) uint8. Labels outside the palette (255 among them) leave the image as it is.
+        (H, W, 3), uint8. Pixels whose label is not in the palette (such as 255) are not changed.
 
     Raises:
-        ValueError: The annotation is of another height and width than the image.
+        ValueError: The height and width of the annotation differ from those of the image.
     """
     if isinstance(annotation, Instances):
         labels = np.full(image.shape[:2], -1)
@@ -73,7 +89,7 @@ def overlay(image: np.ndarray, annotation: Annotation, palette: Palette, opacity
         _same_size(labels, image)
     coloured = (labels >= 0) & (labels < len(palette))
     colours = np.asarray(palette, np.float64).reshape(-1, 3)[labels[coloured]]
-    grey = image[coloured].mean(axis=1, keepdims=True)  # a coloured image would shift the labels' hues
+    grey = image[coloured].mean(axis=1, keepdims=True)  # colours of the image would change the hues of the labels
     result = image.copy()
     result[coloured] = np.rint((1 - opacity) * grey + opacity * colours)
     return result
@@ -85,30 +101,36 @@ def _same_size(labels: np.ndarray, image: np.ndarray) -> None:
 
 
 def panels(scenes: Sequence[PredictedScene], classes: Sequence[str], palette: Optional[Palette] = None) -> 'Figure':
-    """One row per scene: image, ground truth, prediction; under them the names of the classes that occur.
+    """Draws one row for each scene: image, ground truth, prediction. A legend below names the classes that occur.
 
     Args:
-        scenes: At least one.
+        scenes: One or more scenes.
         classes: Name of each label.
-        palette: RGB of each label; distinct colours where it is None or too short.
+        palette: RGB colour of each label. If it is None or too short, :func:`distinct_palette` is used.
+
+    Returns:
+        The figure.
 
     Raises:
-        ValueError: There is no scene.
+        ValueError: ``scenes`` is empty.
     """
     return side_by_side({'prediction': scenes}, classes, palette)
 
 
 def side_by_side(predictions: Mapping[str, Sequence[PredictedScene]], classes: Sequence[str],
                  palette: Optional[Palette] = None) -> 'Figure':
-    """As :func:`panels`, with a column for each of several models.
+    """Draws the same figure as :func:`panels`, with one prediction column for each of several models.
 
     Args:
-        predictions: By the models' names, the same scenes in the same order.
+        predictions: The scenes by the name of the model. All models must have the same scenes in the same order.
         classes: Name of each label.
-        palette: RGB of each label; distinct colours where it is None or too short.
+        palette: RGB colour of each label. If it is None or too short, :func:`distinct_palette` is used.
+
+    Returns:
+        The figure.
 
     Raises:
-        ValueError: There is no scene, or the models' scenes differ.
+        ValueError: There are no scenes, or the scenes of the models differ.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -159,7 +181,7 @@ def _draw_boxes(axes, instances: Instances, classes: Sequence[str], palette: Pal
 
 
 def _labels_in(scenes: Sequence[PredictedScene], count: int) -> List[int]:
-    """The labels that occur, those of most pixels (of most objects) first."""
+    """Returns the labels that occur, sorted by number of pixels (of objects for detection), largest first."""
     totals = np.zeros(count, np.int64)
     for scene in scenes:
         for annotation in (scene.truth, scene.prediction):
@@ -170,29 +192,28 @@ def _labels_in(scenes: Sequence[PredictedScene], count: int) -> List[int]:
 
 
 def predict(model, dataset, indices: Sequence[int], score: float = 0.3) -> List[PredictedScene]:
-    """Run a segmentor or a detector on some images of its test dataset.
+    """Runs a segmentor or a detector on images of its test dataset.
 
     Args:
-        model: mmseg or mmdet model, in eval mode.
-        dataset: That of its test dataloader. A segmentation pipeline loads the ground truth, where there is
-            any; a detection dataset's is read from its annotations.
-        indices: Which images.
-        score: Detections below this are left out.
+        model: A model of mmseg or mmdet, in eval mode.
+        dataset: The dataset of its test dataloader. The ground truth of a segmentation dataset is loaded by the
+            pipeline, if it has a loading step; that of a detection dataset is read from the annotations.
+        indices: Indices of the images in the dataset.
+        score: Minimum score of a detection to be drawn, 0 to 1.
+
+    Returns:
+        One scene for each index.
     """
-    import mmcv
     import torch
     from mmengine.dataset import pseudo_collate
 
-    from mmlk.datasets.images import viewable
+    from mmlk.datasets.images import as_loaded
     scenes = []
     for index in indices:
         data = dataset[int(index)]
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([data]))[0]
-        try:
-            image = mmcv.imread(sample.img_path, channel_order='rgb')
-        except Exception:  # OpenCV's, of a TIFF with many channels
-            image = viewable(Path(sample.img_path))
+        image = as_loaded(Path(sample.img_path))
         title = f'{osp.basename(sample.img_path)} ({image.shape[1]} x {image.shape[0]})'
         if 'pred_sem_seg' in sample:
             prediction = _label_map(sample.pred_sem_seg)
@@ -200,7 +221,7 @@ def predict(model, dataset, indices: Sequence[int], score: float = 0.3) -> List[
         else:
             found = sample.pred_instances.cpu()
             found = found[found.scores >= score]
-            found = found[found.scores.argsort()]  # the surest is drawn last, over the others
+            found = found[found.scores.argsort()]  # the one with the highest score is drawn last, over the others
             masks = np.asarray(found.masks, bool) if 'masks' in found else None
             prediction = Instances(found.bboxes.numpy(), found.labels.numpy(), masks, found.scores.numpy())
             truth = _instances_of(dataset.get_data_info(int(index)), image.shape[:2], masks is not None)
@@ -210,20 +231,20 @@ def predict(model, dataset, indices: Sequence[int], score: float = 0.3) -> List[
 
 def predict_some(cfg, checkpoint: str, number: int, score: float = 0.3,
                  device: str = 'cpu') -> Tuple[List[PredictedScene], Sequence[str], Optional[Palette]]:
-    """Run the model of a config on test images that lie evenly over its dataset.
+    """Builds the model of a config and runs it on test images, taken at equal steps from its dataset.
 
     Args:
         cfg: A whole config of mmseg or mmdet.
-        checkpoint: A file.
-        number: How many images, if there are as many.
-        score: Detections below this are left out.
-        device: Where to run.
+        checkpoint: A path, a URL or a name of the catalogue.
+        number: Maximum number of images.
+        score: Minimum score of a detection to be drawn, 0 to 1.
+        device: The device to run on.
 
     Returns:
-        The scenes, and the classes and the palette of the dataset.
+        The scenes, the name of each label, and the palette of the dataset or None.
 
     Raises:
-        WeightsError: The checkpoint does not fit the model.
+        WeightsError: The checkpoint cannot be read or does not fit the model.
     """
     from mmengine.registry import DATASETS, init_default_scope
 
@@ -241,11 +262,11 @@ def predict_some(cfg, checkpoint: str, number: int, score: float = 0.3,
 
 
 def _label_map(pixels) -> np.ndarray:
-    return pixels.data.squeeze(0).cpu().numpy().astype(np.int64)  # those of a head of one channel are floats
+    return pixels.data.squeeze(0).cpu().numpy().astype(np.int64)  # predictions of a head with one channel are floats
 
 
 def _instances_of(info: dict, size: Tuple[int, int], with_masks: bool) -> Optional[Instances]:
-    """The ground truth of an mmdet dataset's entry, crowds and ignored regions left out."""
+    """Returns the ground truth of a sample of mmdet, without crowds and ignored regions; None if it has none."""
     from pycocotools import mask as coco
     if 'instances' not in info:
         return None

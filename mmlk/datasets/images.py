@@ -131,6 +131,24 @@ def viewable(path: Path) -> np.ndarray:
     return own[..., :3] if own is not None and own.shape[2] > 4 else np.array(open_image(path))
 
 
+def as_loaded(path: Path) -> np.ndarray:
+    """Reads a file as an image to show beside predictions: as mmcv loads it for a model, rotated by its EXIF data.
+
+    Files that mmcv cannot read, such as a TIFF with many channels, are read by :func:`viewable`.
+
+    Returns:
+        (H, W, 3), uint8, RGB.
+
+    Raises:
+        ValueError: The file cannot be read as an image.
+    """
+    import mmcv
+    try:
+        return mmcv.imread(str(path), channel_order='rgb')
+    except Exception:  # OpenCV's errors
+        return viewable(path)
+
+
 def _own_bands(path: Path) -> Optional[np.ndarray]:
     """(H, W, C), uint8, as the file has them; None if the file cannot be read so."""
     try:

@@ -465,15 +465,15 @@ def _other_size(images: Tensor, step: int) -> Tensor:
 
 def _latency(run: RunBatch, subject: nn.Module, image: Tensor) -> Tuple[float, float]:
     """Median seconds of the file and of PyTorch, taking turns."""
-    from mmlk.analysis.latency import take_turns
+    from mmlk.ops.benchmark import turns
 
     def with_torch():
         with torch.no_grad():
             return subject(image)
 
-    with_torch()
-    seconds = take_turns([lambda: run(image), with_torch], torch.device('cpu'), TURNS)
-    return tuple(map(statistics.median, seconds))
+    calls = {'file': lambda: run(image), 'PyTorch': with_torch}
+    seconds = turns(calls, torch.device('cpu'), most=TURNS, least=TURNS)
+    return statistics.median(seconds['file']), statistics.median(seconds['PyTorch'])
 
 
 def _facts(cfg: Config, checkpoint: str, subject: Exportable, model: nn.Module) -> Dict[str, object]:

@@ -1,7 +1,8 @@
-"""Checkpoints that mmengine's runners and initializers load, through the allow-list of :mod:`mmlk.weights.read`.
+"""Safe loading of the checkpoints that mmengine's runners and initializers load.
 
-mmengine by itself unpickles a file freely, code and all, as soon as the file holds a type that its list lacks; and when
-it resumes, it runs the text of a config that the file holds.
+Files are read by :mod:`mmlk.weights.read`, which builds only types of an allow-list. mmengine alone unpickles a file
+without any restriction, and can thereby execute code, if the file contains a type that is not in its own list. When it
+resumes, it also executes the text of a config that is stored in the checkpoint.
 """
 import difflib
 import os.path as osp
@@ -18,16 +19,20 @@ from mmlk.weights.read import read_weights
 
 
 def load_checkpoint(filename: str, map_location: Any = None) -> dict:
-    """A checkpoint as mmengine's loaders give it, on the CPU; the runner moves what it takes.
+    """Loads a checkpoint onto the CPU. Replaces mmengine's loaders, and has their arguments.
 
     Args:
-        filename: A path, an http(s) URL, a name of the catalogue, or a name of mmengine's: ``torchvision://resnet50``,
-            and so with ``modelzoo``, ``open-mmlab``, ``openmmlab`` and ``mmcls``.
-        map_location: Has no effect.
+        filename: A path, an http(s) URL, a name of the catalogue, or a name of mmengine such as
+            ``torchvision://resnet50``, with the prefixes ``torchvision``, ``modelzoo``, ``open-mmlab``, ``openmmlab``
+            or ``mmcls``.
+        map_location: Has no effect. The runner moves the tensors that it uses.
+
+    Returns:
+        The contents of the file.
 
     Raises:
-        WeightsError: It cannot be had or read, or holds a type that is not allowed; or it is kept where a client of its
-            own is needed, as of ``s3://``.
+        WeightsError: The file cannot be found, downloaded or read, or contains a type that is not allowed; or its
+            address needs a client of its own, such as ``s3://``.
     """
     scheme, separator, name = str(filename).partition('://')
     if not separator or scheme.lower() in ('http', 'https') or osp.isfile(filename):
@@ -40,7 +45,11 @@ def load_checkpoint(filename: str, map_location: Any = None) -> dict:
 
 
 def _resolve(scheme: str, name: str) -> str:
-    """The URL or path that one of mmengine's names stands for."""
+    """Returns the URL or the path of weights that mmengine knows by a name.
+
+    Raises:
+        WeightsError: mmengine has no such name, or the scheme is not supported.
+    """
     known: Dict[str, Any]
     if scheme in ('torchvision', 'modelzoo'):
         known = names.get_torchvision_models()
@@ -57,19 +66,21 @@ def _resolve(scheme: str, name: str) -> str:
     if not source:
         near = ', '.join(difflib.get_close_matches(name, known, n=3)) or 'none'
         raise WeightsError(f'{scheme}://{name}: mmengine knows no weights of that name. Near names: {near}')
-    # names of the user's own, in open_mmlab.json, may be paths in mmengine's folder
+    # names that users define in open_mmlab.json may be paths relative to mmengine's folder
     return source if '://' in source else str(Path(names._get_mmengine_home()) / source)
 
 
 def forget_program(checkpoint: Any) -> None:
-    """Take the text of a config that mmcv wrote out of a checkpoint: mmengine's ``resume`` would run it, to look up how
-    many GPUs the run had."""
+    """Removes the text of a config, which mmcv writes, from a checkpoint, in-place.
+
+    mmengine's ``resume`` would execute it, to find out the number of GPUs of the run.
+    """
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     if isinstance(meta, dict):
         meta.pop('config', None)
 
 
 def guard() -> None:
-    """Have mmengine load whatever it knows a way to load with :func:`load_checkpoint`, in this process."""
+    """Makes mmengine load checkpoints of every URL scheme with :func:`load_checkpoint`, in this process."""
     for prefix in list(CheckpointLoader._schemes):
         CheckpointLoader.register_scheme(prefix, load_checkpoint, force=True)

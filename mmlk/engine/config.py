@@ -1,4 +1,4 @@
-"""Reading a config, which is a Python program."""
+"""Reads config files. A config is a Python program."""
 import os.path as osp
 import traceback
 
@@ -10,18 +10,21 @@ DATA_FORMATS = ('.json', '.yaml', '.yml')
 
 
 class ConfigError(ValueError):
-    """A config cannot be read; the message names the file and, where there is one, the line."""
+    """A config cannot be read. The message names the file and, if known, the line."""
 
 
 def read_config_file(path: str) -> Config:
-    """The config in a Python file.
+    """Reads a config from a Python file.
 
-    mmengine also takes JSON and YAML. They look like data, but a config chooses which functions of the toolboxes are
-    called with which arguments, so it can run any code whatever its format is; hence only what is known as a program is
-    read.
+    mmengine also reads JSON and YAML. Files in these formats look like harmless data, but a config in any format
+    decides which functions of the toolboxes are called with which arguments, so it can execute any code. Therefore only
+    Python files, which are known to be programs, are accepted.
+
+    Returns:
+        The config.
 
     Raises:
-        ConfigError: It is no Python file, or cannot be read.
+        ConfigError: The file is not a Python file, or cannot be read.
     """
     suffix = osp.splitext(path)[1].lower()
     if suffix in DATA_FORMATS:
@@ -36,7 +39,7 @@ def read_config_file(path: str) -> Config:
         return Config.fromfile(path)
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:  # a program may raise anything
+    except (Exception, SystemExit) as error:  # a program may raise any exception
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if osp.abspath(frame.filename) == osp.abspath(path)]
         place = f'line {lines[-1]}: ' if lines else ''
@@ -44,18 +47,20 @@ def read_config_file(path: str) -> Config:
 
 
 def _check_bases(path: str) -> None:
-    """Refuse a ``_base_``, or one of its own, that is no Python file."""
+    """Raises ConfigError if a ``_base_`` of the config, or of a base itself, is not a Python file."""
     for base in Config._get_base_files(path):
         file, _ = Config._get_cfg_path(base, path)
         if osp.splitext(file)[1].lower() in DATA_FORMATS:
             raise ConfigError(f'{path}: _base_ {base} is not a Python file, and configs in other formats are not read')
-        if osp.isfile(file):  # else mmengine says what is wrong
+        if osp.isfile(file):  # otherwise mmengine raises an error
             _check_bases(file)
 
 
 def guard() -> None:
-    """Let mmengine write any config of this process as text, though its Python holds classes and functions: these by
-    their paths. Alone, mmengine 0.10 ends the run on a class, and newer versions on a function."""
+    """Makes mmengine write classes and functions in a config as their import paths, in this process.
+
+    Otherwise ``Config.pretty_text`` raises an error: for classes in mmengine 0.10, for functions in newer versions.
+    """
     stock = Config.pretty_text.fget
     if stock.__module__ != __name__:
         def pretty_text(cfg: Config) -> str:

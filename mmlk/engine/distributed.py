@@ -1,8 +1,8 @@
-"""Several processes: what mmengine's launchers, model wrapper and SyncBN leave out.
+"""Distributed training on CPUs, under Slurm and with FSDP, as far as mmengine does not support it.
 
-On a machine whose device is the CPU, mmengine's launcher asks for a GPU per process, its wrapper names one, and torch's
-SyncBatchNorm refuses CPU tensors. :func:`use_gloo` mends a config for such a machine and leaves every other as it is.
-:func:`read_slurm` tells torch where the processes of a Slurm job meet.
+On a machine without a GPU, mmengine's launcher needs a GPU for each process, its model wrapper needs a GPU device id,
+and torch's SyncBatchNorm raises an error for CPU tensors. :func:`use_gloo` adapts a config to such a machine; on other
+machines it does nothing. :func:`read_slurm` sets the environment variables of torch for a process of a Slurm job.
 """
 import copy
 import datetime
@@ -32,7 +32,7 @@ from .resuming import CheckpointError
 
 
 class _AllReduceSum(Function):
-    """Sum of a tensor over the processes; so is its gradient, as each process's loss depends on the sum."""
+    """Sums a tensor over all processes. Backward sums the gradient too, because every process's loss uses the sum."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, group) -> Tensor:
@@ -47,20 +47,24 @@ class _AllReduceSum(Function):
 
 
 class CPUSyncBatchNorm(BatchNorm):
-    """torch's SyncBatchNorm for tensors on a CPU, (N, C, ...); processes may have different N.
+    """SyncBatchNorm for tensors on a CPU. The batch size N may differ between the processes.
 
-    Mean and variance are of the whole batch in float32 or wider, in two passes, the variance about the common mean. It
-    is no subclass of ``nn.SyncBatchNorm``, which DistributedDataParallel refuses on a CPU.
+    The mean and the variance of the whole batch are computed in float32 (in float64 for float64 input), in two passes:
+    first the mean over all processes, then the variance around it. The class does not inherit from
+    ``nn.SyncBatchNorm``, because DistributedDataParallel raises an error for that class on a CPU.
+
+    Shape:
+        Input and output: (N, C, ...).
     """
 
-    process_group = None  # the whole world
+    process_group = None  # all processes
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
             raise ValueError(f'expected (N, C, ...), got {input.ndim} dimensions')
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise; over the processes in training, by the running statistics in eval mode."""
+        """Normalizes with the batch statistics of all processes in training mode, with running statistics in eval."""
         group = self.process_group or dist.group.WORLD
         if not self.training or not dist.is_initialized() or dist.get_world_size(group) == 1:
             return super().forward(input)
@@ -87,33 +91,41 @@ class CPUSyncBatchNorm(BatchNorm):
 
 @MODEL_WRAPPERS.register_module()
 class CPUDistributedDataParallel(MMDistributedDataParallel):
-    """mmengine's data parallel wrapper for a module on a CPU, whose SyncBatchNorm becomes :class:`CPUSyncBatchNorm`.
+    """mmengine's ``MMDistributedDataParallel`` for a model on a CPU.
+
+    Each SyncBatchNorm of the model is converted to :class:`CPUSyncBatchNorm`, in-place.
 
     Args:
-        module: Model to train, on the CPU.
-        device_ids: None; mmengine names the GPU of the process where a config does not say None.
-        kwargs: To ``MMDistributedDataParallel``.
+        module: The model to train, on the CPU.
+        device_ids: Must be None. The config has to set it, because mmengine's default is the GPU of the process.
+        kwargs: Passed to ``MMDistributedDataParallel``.
     """
 
     def __init__(self, module: nn.Module, device_ids: None = None, **kwargs):
         for child in module.modules():
             if isinstance(child, nn.SyncBatchNorm):
-                child.__class__ = CPUSyncBatchNorm  # has the same state: parameters, buffers and hooks stay
+                # both classes have the same state, so parameters, buffers and hooks are kept
+                child.__class__ = CPUSyncBatchNorm
         super().__init__(module=module, device_ids=device_ids, **kwargs)
 
 
 @STRATEGIES.register_module()
 class FSDPStrategy(_FSDPStrategy):
-    """mmengine's, which resumes: it hands torch the optimizer's state in an order of arguments that torch 2.1 ended.
+    """mmengine's ``FSDPStrategy`` with two corrections.
 
-    Training starts from a file by :func:`mmlk.weights.load`, with its errors, where mmengine passes over what the file
-    lacks; from a folder of shares as with mmengine.
+    - Resuming works. mmengine passes the optimizer's state to torch in an argument order that torch 2.1 removed.
+    - ``load_from`` a file is checked as :func:`mmlk.weights.load` does, with the same errors; mmengine ignores missing
+      weights. A folder of sharded weights is loaded as in mmengine.
     """
 
     _resuming = False
 
     def build_model(self, model: Union[nn.Module, dict]) -> nn.Module:
-        """Build it, and keep what its tensors are before they are divided."""
+        """Builds the model, and keeps a copy of it on the meta device, with the shapes before FSDP shards the tensors.
+
+        Returns:
+            The model.
+        """
         model = super().build_model(model)
         tensors = [*model.parameters(), *model.buffers()]
         outlines = (tensor.detach().to('meta') for tensor in tensors)
@@ -123,7 +135,15 @@ class FSDPStrategy(_FSDPStrategy):
         return model
 
     def resume(self, filename: str, **kwargs) -> dict:
-        """As mmengine's, where no gradients were accumulated since an update: its checkpoints do not hold them."""
+        """Resumes as mmengine does.
+
+        Returns:
+            The contents of the checkpoint.
+
+        Raises:
+            CheckpointError: The checkpoint was written between two updates of ``accumulative_counts``. mmengine's FSDP
+                checkpoints do not hold the accumulated gradients.
+        """
         self._resuming = True
         checkpoint = super().resume(filename, **kwargs)
         done, steps = checkpoint['meta']['iter'], getattr(self.optim_wrapper, '_accumulative_counts', 1)
@@ -134,7 +154,15 @@ class FSDPStrategy(_FSDPStrategy):
         return checkpoint
 
     def load_checkpoint(self, filename: str, *, callback: Optional[Callable] = None, **kwargs) -> dict:
-        """As mmengine's; what training starts from must fill the model, but for layers of other classes."""
+        """Loads a checkpoint. A file from which training starts must fill the model, except layers of heads that are
+        for another number of classes.
+
+        Returns:
+            The contents of the checkpoint.
+
+        Raises:
+            WeightsError: The file does not fill the model.
+        """
         if self._resuming or osp.isdir(filename):
             return super().load_checkpoint(filename, callback=callback, **kwargs)
         report, values = compare_weights(self._outline, filename, other_classes=True)
@@ -147,45 +175,48 @@ class FSDPStrategy(_FSDPStrategy):
         return checkpoint
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Load the optimizer's state, of this process's shares or, where checkpoints are whole, of all."""
+        """Loads the optimizer's state, either of this process's shard or, for full checkpoints, of the whole model."""
         optimizer = self.optim_wrapper.optimizer
         self.optim_wrapper.load_state_dict(
             FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict))
 
 
-_joined = False  # whether use_gloo has
+_joined = False  # whether use_gloo has initialized the process group
 
 
 def leave() -> None:
-    """End a process that is done, if :func:`use_gloo` has joined it to others, without taking the interpreter down:
-    gloo's threads may still let go of tensors then, and abort the process."""
+    """Ends the process with exit status 0, if :func:`use_gloo` has initialized its process group.
+
+    Exit handlers run, but the interpreter is not finalized: gloo's threads may still release tensors at that time,
+    which aborts the process.
+    """
     if _joined:
-        run_exit_handlers()  # of data loaders, log files and such
+        run_exit_handlers()  # of data loaders, log files and others
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
 def first_node(nodes: str) -> str:
-    """The first of Slurm's list of nodes: ``n01`` of ``n[01-03,7],m``."""
+    """Returns the first node of a node list of Slurm: ``n01`` for ``n[01-03,7],m``."""
     first = re.match(r'(?:[^,[]|\[[^]]*\])*', nodes)[0]
     return re.sub(r'\[(\d+)[^]]*\]', r'\1', first)
 
 
 def read_slurm(port: Optional[int] = None) -> None:
-    """Set torch's ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT`` for a process that
-    ``srun`` has started.
+    """Sets the environment variables of ``torch.distributed`` for a process that ``srun`` has started.
 
-    ``MASTER_ADDR`` and ``MASTER_PORT`` stay where they are set. Otherwise they are the step's first node and a port
-    from 15000 to 29999 made of the numbers of job and step, so that jobs on one node do not take each other's.
+    The variables are ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``. The last two are
+    kept if they are set. Otherwise the address is the first node of the job step, and the port, 15000 to 29999, is
+    computed from the job id and the step id, so that two jobs on one node use different ports.
 
     Args:
-        port: Takes the place of ``MASTER_PORT``.
+        port: Overrides ``MASTER_PORT``.
 
     Raises:
-        ValueError: ``srun`` has not started this process.
+        ValueError: The process was not started by ``srun``.
     """
-    # The script of a job, too, has SLURM_PROCID: only processes of srun have all of these.
+    # SLURM_PROCID alone is also set in a batch script. Only processes that srun started have all of these.
     names = ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_JOB_ID', 'SLURM_STEP_ID', 'SLURM_STEP_NODELIST')
     lacking = [name for name in names if name not in os.environ]
     if lacking:
@@ -200,14 +231,16 @@ def read_slurm(port: Optional[int] = None) -> None:
 
 
 def use_gloo(cfg: Config) -> None:
-    """Where several processes are launched and the device is the CPU: join them by gloo, and fit the config to it.
+    """Prepares distributed training on CPUs: initializes the gloo process group and changes the config, in-place.
+
+    Does nothing if the launcher is ``'none'`` or the device is not the CPU.
 
     Args:
-        cfg: Config with ``launcher`` set; its model wrapper, if it is mmengine's data parallel one, is replaced by
-            :class:`CPUDistributedDataParallel`.
+        cfg: A config with ``launcher``. mmengine's data parallel model wrapper is replaced with
+            :class:`CPUDistributedDataParallel`; ``FSDPStrategy`` gets the CPU as its device.
 
     Raises:
-        ValueError: Another launcher than ``'none'``, ``'pytorch'`` and ``'slurm'``.
+        ValueError: The launcher is not ``'none'``, ``'pytorch'`` or ``'slurm'``.
     """
     if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
         return
@@ -223,14 +256,15 @@ def use_gloo(cfg: Config) -> None:
     holder, key = (cfg, 'model_wrapper_cfg') if strategy is None else (strategy, 'model_wrapper')
     wrapper = holder.get(key) or {}
     if is_a(strategy, 'FSDPStrategy', 'STRATEGIES'):
-        holder[key] = dict(wrapper, device_id='cpu')  # FSDP takes a CPU only by name
+        holder[key] = dict(wrapper, device_id='cpu')  # FSDP uses a CPU only if the device is given
         if strategy.get('state_dict_cfg') == 'full':
-            # mmengine's 'full' offloads to the CPU, which is where the shares are: FSDP would free what it reads.
+            # mmengine's 'full' offloads to the CPU. The shards are there already, and FSDP would free them while it
+            # reads them.
             strategy.state_dict_cfg = dict(
                 state_dict_type='FULL_STATE_DICT',
                 state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
                 optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True))
     elif wrapper.get('type') is None or type_of(wrapper, 'MODEL_WRAPPERS') is MMDistributedDataParallel:
-        # broadcast_buffers and find_unused_parameters as mmengine sets them where a config names no wrapper
+        # the same defaults as mmengine's for a config without a model wrapper
         defaults = dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
         holder[key] = {**defaults, **wrapper, 'type': 'mmlk.CPUDistributedDataParallel', 'device_ids': None}

@@ -1,7 +1,7 @@
-"""Data files that mmengine reads for others (class weights, annotations, proposals): YAML runs nothing, and a pickle is
-refused.
+"""Safe handlers for data files that mmengine loads: class weights, annotations, proposals.
 
-mmengine reads YAML with a loader that calls what a tag names, and a pickle is a program.
+mmengine's own YAML handler calls any function that a tag in the file names, and loading a pickle can execute code. Here
+YAML files are read as plain data, and pickles are not read.
 """
 from typing import Any, NoReturn
 
@@ -14,7 +14,7 @@ from mmlk.engine.loading import DataError
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data, and tuples, which mmengine writes."""
+    """A safe loader that also reads tuples, which mmengine writes."""
 
 
 _Loader.add_constructor('tag:yaml.org,2002:python/tuple',
@@ -22,13 +22,13 @@ _Loader.add_constructor('tag:yaml.org,2002:python/tuple',
 
 
 class YamlHandler(_YamlHandler):
-    """mmengine's, for plain data."""
+    """mmengine's ``YamlHandler``, restricted to plain data."""
 
     def load_from_fileobj(self, file: Any, **kwargs) -> Any:
-        """The content, of dicts, lists, tuples, text, numbers and dates.
+        """Returns the content of the file: dicts, lists, tuples, strings, numbers and dates.
 
         Raises:
-            DataError: It is no YAML, or holds another type.
+            DataError: The file is not valid YAML, or contains another type.
         """
         try:
             return _Loader(file).get_single_data()
@@ -37,10 +37,10 @@ class YamlHandler(_YamlHandler):
 
 
 class PickleHandler(_PickleHandler):
-    """mmengine's, which writes pickles but reads none."""
+    """mmengine's ``PickleHandler``, which can write pickles but does not read them."""
 
     def load_from_fileobj(self, file: Any, **kwargs) -> NoReturn:
-        """Refuse it.
+        """Does not read the file.
 
         Raises:
             DataError: Always.
@@ -50,6 +50,6 @@ class PickleHandler(_PickleHandler):
 
 
 def guard() -> None:
-    """Have ``mmengine.load`` read by these, in this process."""
+    """Makes ``mmengine.load`` use the handlers of this module, in this process."""
     register_handler(['yaml', 'yml'])(YamlHandler)
     register_handler(['pickle', 'pkl'])(PickleHandler)

@@ -1,4 +1,7 @@
-"""The classes of heads of one channel, whose logit tells one class from the background, and of all others."""
+"""Labels and class names of heads with one output channel per class, and of binary heads with a single channel.
+
+The logit of a single channel separates one class from the background.
+"""
 from typing import Any, List, Sequence
 
 import torch
@@ -6,8 +9,10 @@ from torch import Tensor, nn
 
 
 def classes_of(head: Any) -> int:
-    """How many labels a head tells apart: 2 where it has one channel, whether its ``num_classes`` is 2 or, of a loss
-    with ``use_sigmoid``, 1."""
+    """Returns the number of labels that a head predicts.
+
+    It is 2 for a head with one channel, whose ``num_classes`` may be 2 or, for a loss with ``use_sigmoid``, 1.
+    """
     return 2 if getattr(head, 'out_channels', None) == 1 else head.num_classes
 
 
@@ -17,14 +22,16 @@ def _decode_head(segmentor: nn.Module) -> Any:
 
 
 def labels_of(segmentor: nn.Module, logits: Tensor) -> Tensor:
-    """The label of each pixel, (H, W) int64, by logits (C, H, W), as mmseg decides."""
+    """Returns the label of each pixel, (H, W), int64, from logits, (C, H, W), by the same rule as mmseg."""
     if len(logits) > 1:
         return logits.argmax(0)
     return (logits[0].sigmoid() > _decode_head(segmentor).threshold).to(torch.int64)
 
 
 def names_by_label(classes: Sequence[str], model: nn.Module) -> List[str]:
-    """Class names for the labels that a model gives. Where a segmentor's head has one channel and a dataset names one
-    class, label 0 is the background."""
+    """Returns a class name for each label that a model predicts.
+
+    If the head of a segmentor has one channel and the dataset has one class, label 0 is named ``'background'``.
+    """
     one = getattr(_decode_head(model), 'out_channels', None) == 1
     return ['background', *classes] if one and len(classes) == 1 else list(classes)

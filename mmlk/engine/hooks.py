@@ -21,16 +21,16 @@ from mmlk.reparam import merge
 
 @HOOKS.register_module()
 class MergeBranchesHook(Hook):
-    """Merge the model's parallel branches once its checkpoint is loaded, before testing; ``tools/test.py --merge``.
+    """Merges the model's parallel branches after its checkpoint is loaded, before testing (``tools/test.py --merge``).
 
-    Where an ``EMAHook`` would test averaged weights, those are merged.
+    If the config has an ``EMAHook``, the averaged weights are merged and tested.
     """
 
     priority = 'VERY_HIGH'
 
     def before_test(self, runner: Runner) -> None:
-        """Merge in place. An ``EMAHook`` has its turn before, and none after: it would pair the weights of the merged
-        model with those of its copy, which has branches."""
+        """Merges the model in-place. An ``EMAHook`` runs before the merge and is then removed: later it would swap the
+        weights of the merged model with those of its own copy, which still has branches."""
         averaging = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
         for hook in averaging:
             hook.before_test_epoch(runner)
@@ -41,19 +41,22 @@ class MergeBranchesHook(Hook):
 
 @HOOKS.register_module()
 class CheckLabelsHook(Hook):
-    """Refuse label maps with a class that the segmentor lacks, before a loss or a metric sees them.
+    """Checks that all labels of a label map are classes of the segmentor, before the loss or the metric is computed.
 
-    A loss would end in an assertion on the GPU, and an IoU would count such pixels wrong; neither names the file. The
-    tools put it into each segmentor's run.
+    Without this check, the loss fails with an assertion on the GPU and an IoU counts the pixels wrongly; neither names
+    the file. The tools add this hook to every run of a segmentor.
 
-    A run whose first label maps hold no more than one class and the ignored label, as binary masks of 0 and 255 do, is
-    warned once, since it would end with an IoU of 0 without an error.
+    If the first label maps contain only one class and the ignored label, as binary masks of 0 and 255 do, the hook logs
+    one warning, because such a run ends with an IoU of 0 but without an error.
+
+    Raises:
+        DataError: A label map contains a label that is neither a class nor the ignored label. The message names it.
     """
 
-    watched = 50  #: iterations of training or testing after which it warns
+    watched = 50  #: Number of iterations of training or testing after which the warning is logged.
 
     def before_run(self, runner: Runner) -> None:
-        """Ask the decode head, the last of a cascade, how many classes there are; others may count something else."""
+        """Reads the number of classes from the decode head (the last one of a cascade), not from auxiliary heads."""
         head = getattr(network_of(runner.model), 'decode_head', None)
         head = head[-1] if isinstance(head, nn.ModuleList) else head
         self.classes = classes_of(head) if hasattr(head, 'num_classes') else None
@@ -63,7 +66,7 @@ class CheckLabelsHook(Hook):
         self._ignores = False
 
     def after_run(self, runner: Runner) -> None:
-        """Warn of a run that was shorter."""
+        """Logs the warning if the run had fewer iterations than ``watched``."""
         if self._iterations < self.watched:
             self._warn_of_one_class()
 
@@ -83,7 +86,7 @@ class CheckLabelsHook(Hook):
                 self._warn_of_one_class()
 
     def _note(self, labels: Tensor) -> None:
-        """Remember which labels occur, until there are two."""
+        """Collects the labels that occur, until there are two."""
         if len(self._held) < 2 and self._iterations < self.watched:
             counted = labels[labels != self.ignored]
             self._ignores |= counted.numel() < labels.numel()
@@ -113,12 +116,14 @@ class CheckLabelsHook(Hook):
 
 @HOOKS.register_module()
 class CheckSamplesHook(Hook):
-    """Put one sample of each dataset through its pipeline when a run begins, so that what would fail only at the first
-    validation fails before the training. The tools put it into each run.
+    """Runs one sample of each dataset through its pipeline when a run begins.
+
+    An error that would occur only at the first validation is raised before the training. The tools add this hook to
+    every run.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Check the training set, and the one to validate on.
+        """Checks the training set and the validation set.
 
         Raises:
             DataError: The pipeline fails, or its samples cannot be evaluated.
@@ -128,7 +133,7 @@ class CheckSamplesHook(Hook):
             self._check(runner, 'val', runner.val_dataloader)
 
     def before_test(self, runner: Runner) -> None:
-        """Check the test set.
+        """Checks the test set.
 
         Raises:
             DataError: The pipeline fails, or its samples cannot be evaluated.
@@ -145,21 +150,22 @@ class CheckSamplesHook(Hook):
 
 @HOOKS.register_module()
 class BatchSizeHook(Hook):
-    """Resume a run only with as many images per iteration as it began with, whatever the number of processes.
+    """Checks that a run is resumed with the same total batch size. The number of processes may differ.
 
-    Schedules count iterations, and checkpoints hold the learning rate; both are of the batch that a run began with.
-    Each checkpoint's ``meta`` keeps ``batch_size``, images per iteration of all processes. One without it is resumed.
+    The schedule counts iterations, and the checkpoint holds the learning rate; both depend on the batch size. The hook
+    saves it as ``meta['batch_size']`` of each checkpoint: the images per iteration of all processes together. A
+    checkpoint without this value is accepted.
     """
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Note the batch size."""
+        """Saves the batch size in the checkpoint."""
         checkpoint['meta']['batch_size'] = self._batch_size(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare it where the run is resumed.
+        """Compares the batch sizes if the run is resumed.
 
         Raises:
-            CheckpointError: The checkpoint has another one.
+            CheckpointError: The batch size of the checkpoint is different.
         """
         began = checkpoint.get('meta', {}).get('batch_size')
         if not runner.cfg.get('resume') or began in (None, self._batch_size(runner)):
@@ -177,22 +183,25 @@ class BatchSizeHook(Hook):
 
 @HOOKS.register_module()
 class MemoryFormatHook(Hook):
-    """Run the model's backbone in a memory format; for stock ones, as mmlk's own take the fastest by themselves. The
-    maps that it returns are contiguous, see :func:`mmlk.ops.set_memory_format`.
+    """Sets the memory format in which the model's backbone runs. The backbone still returns contiguous feature maps.
+
+    It is meant for backbones of the toolboxes: those of mmlk use the fastest format by themselves. See
+    :func:`mmlk.ops.set_memory_format`.
 
     Args:
-        memory_format: ``'fastest'`` (on the device, for training or inference), ``'channels_last'``, ``'contiguous'``.
+        memory_format: ``'channels_last'``, ``'contiguous'``, or ``'fastest'``: the faster of the two for the device and
+            for training or inference.
 
     Raises:
-        ValueError: Another memory format, or a model without a backbone.
+        ValueError: The memory format is unknown, or the model has no backbone.
     """
 
     def __init__(self, memory_format: str = 'fastest'):
-        set_memory_format(nn.Identity(), memory_format)  # refuses an unknown one before anything is built
+        set_memory_format(nn.Identity(), memory_format)  # an unknown format raises an error before the model is built
         self.memory_format = memory_format
 
     def before_run(self, runner: Runner) -> None:
-        """Set it on ``model.backbone``."""
+        """Sets the memory format of ``model.backbone``."""
         model = network_of(runner.model)
         if not isinstance(getattr(model, 'backbone', None), nn.Module):
             raise ValueError('MemoryFormatHook sets the memory format of model.backbone; '

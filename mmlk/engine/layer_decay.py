@@ -1,4 +1,4 @@
-"""Layer-wise and stage-wise learning-rate decay for any backbone that answers ``layer_id`` and ``stage_id``."""
+"""Layer-wise and stage-wise learning rate decay for backbones with the methods ``layer_id`` and ``stage_id``."""
 import logging
 from contextlib import nullcontext
 from io import StringIO
@@ -19,36 +19,37 @@ _CUSTOM_KEYS = ('lr_mult', 'decay_mult', 'depth')
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Parameter groups whose learning rate falls by ``decay_rate`` with each step towards the image.
+    """Creates parameter groups whose learning rate is multiplied by ``decay_rate`` for each layer towards the input.
 
-    The idea is BEiT's (arXiv:2106.08254, appendix) and ConvNeXt's (arXiv:2201.03545). A parameter at depth d of a
-    backbone of depth D has ``lr * decay_rate ** (D + 1 - d)``; whatever is not in the backbone has ``lr``. Depth is
-    asked of the backbone, ``layer_id`` or ``stage_id``.
+    The method is that of BEiT (arXiv:2106.08254, appendix) and ConvNeXt (arXiv:2201.03545). A parameter at depth d of a
+    backbone of depth D has the learning rate ``lr * decay_rate ** (D + 1 - d)``; a parameter outside of the backbone
+    has ``lr``. The backbone's method ``layer_id`` or ``stage_id`` returns the depth of a parameter.
 
-    ``paramwise_cfg`` takes:
+    Keys of ``paramwise_cfg``:
 
     - ``decay_rate``: in (0, 1].
     - ``decay_type``: ``'layer_wise'`` (default) or ``'stage_wise'``.
-    - ``num_layers``: D; the backbone's own unless given. A larger one leaves a gap between the backbone and the heads,
-      as ConvNeXt's segmentation configs have it.
-    - ``norm_decay_mult``, ``bias_decay_mult``: weight decay of norms and of biases, relative to the optimizer's; both 0
-      unless given. As a norm counts any parameter of at most one dimension, layer scale too, and what the backbone
-      names in ``no_weight_decay()``, if it has that method: embeddings and scales of several dimensions.
-    - ``custom_keys``: {substring of a parameter name: dict(lr_mult=..., decay_mult=..., depth=...)}, the longest
-      matching key first, as in mmengine. ``lr_mult`` multiplies what layer decay gives; ``decay_mult`` replaces the
-      rule above; ``depth``, 0 to D or ``'head'``, replaces the backbone's answer.
+    - ``num_layers``: D. The default is the depth of the backbone. A larger value lowers the learning rate
+      of the whole backbone relative to the heads, as in ConvNeXt's segmentation configs.
+    - ``norm_decay_mult``, ``bias_decay_mult``: factors of the optimizer's weight decay for norms and for biases. The
+      default is 0 for both. All parameters with at most one dimension count as norms, such as layer scale, and so do
+      the parameters that the backbone's method ``no_weight_decay()``, if it exists, returns: embeddings and scales with
+      several dimensions.
+    - ``custom_keys``: {substring of a parameter name: dict(lr_mult=..., decay_mult=..., depth=...)}. The longest
+      matching key is used, as in mmengine. ``lr_mult`` multiplies the decayed learning rate; ``decay_mult`` replaces
+      the factor above; ``depth``, 0 to D or ``'head'``, replaces the depth that the backbone returns.
 
-    ConvNeXt's official ``stage_wise`` puts all downsampling at depth 0, the norms of the outputs with the heads, and
-    the stages at 1 to 4 of 6 (T) or 12 layers::
+    ConvNeXt's official ``stage_wise`` decay has all downsampling layers at depth 0, the norms of the outputs together
+    with the heads, and the stages at the depths 1 to 4, with D = 6 (T) or 12::
 
         dict(decay_rate=0.9, decay_type='stage_wise', num_layers=6, custom_keys={
             'backbone.downsample_layers': dict(depth=0), 'backbone.norm': dict(depth='head')})
 
-    Every trainable parameter is in exactly one group; frozen ones are in none. The groups are logged as a table.
+    Every trainable parameter is in exactly one group; frozen parameters are in none. The groups are logged as a table.
 
     Raises:
-        ValueError: ``paramwise_cfg`` is missing ``decay_rate``, holds an unknown key, or a value is out of range.
-        TypeError: The model has no backbone that answers ``layer_id`` and ``stage_id``.
+        ValueError: ``paramwise_cfg`` has no ``decay_rate`` or has an unknown key, or a value is out of range.
+        TypeError: The backbone does not have the methods ``layer_id`` and ``stage_id``.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: Optional[dict] = None):
@@ -70,14 +71,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError('layer decay scales lr: give the optimizer one')
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """The optimizer wrapper of a model, wrapped in FSDP or in DistributedDataParallel or not."""
-        # In FSDP's flat shares a matrix looks like a norm's vector, except in this context.
+        """Returns the optimizer wrapper of a model, which may be wrapped in FSDP or DistributedDataParallel."""
+        # FSDP flattens parameters, so a matrix looks like the vector of a norm. Inside this context it does not.
         sharded = isinstance(model, FullyShardedDataParallel)
         with FullyShardedDataParallel.summon_full_params(model, writeback=False) if sharded else nullcontext():
             return super().__call__(model)
 
     def add_params(self, params: List[dict], module: nn.Module, **kwargs) -> None:
-        """Fill ``params`` with one group per (depth, multipliers)."""
+        """Appends one group to ``params`` for each combination of depth, learning rate and weight decay."""
         backbone = getattr(module, 'backbone', module)
         depth_of, num_layers = self._depths(backbone)
         custom_keys = self.paramwise_cfg.get('custom_keys', {})
@@ -112,7 +113,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         print_log(self._table(params), logger='current', level=logging.INFO)
 
     def _depths(self, backbone: nn.Module) -> Tuple[Dict[int, Union[int, str]], int]:
-        """Depth by parameter of the backbone, and D."""
+        """Returns the depth of each parameter of the backbone by ``id(parameter)``, and D."""
         if not (hasattr(backbone, 'layer_id') and hasattr(backbone, 'stage_id')):
             raise TypeError(f'{type(backbone).__name__} does not answer layer_id(parameter_name) and stage_id(...); '
                             'a backbone of mmlk does, and mmlk.backbones.BaseBackbone says what to write')

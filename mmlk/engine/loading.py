@@ -1,4 +1,4 @@
-"""Images and label maps in a run: what cannot be right is an error that names the file."""
+"""Loads images in a run, and checks images, label maps and annotations. Errors name the file."""
 import os.path as osp
 from typing import Optional, Sequence
 
@@ -11,32 +11,34 @@ from mmlk.datasets.audit import check_end, is_number, points_fault, runs_fault
 
 
 class DataError(ValueError):
-    """A file of a dataset cannot be used; the message, of one line, names it."""
+    """A file of a dataset cannot be used. The message is one line and names the file."""
 
 
 class LoadImageFromFile(transforms.LoadImageFromFile):
-    """mmcv's, which with some decoders makes of half a JPEG a picture that is grey below, and of a file that it cannot
-    read does not say the name.
+    """mmcv's ``LoadImageFromFile`` with checks.
 
-    Grey, CMYK, 16-bit and transparent images become 8-bit BGR as in mmcv: grey three times, 16 bits by their upper
-    eight, and without the alpha channel (but OpenCV darkens the transparent parts of a TIFF).
+    mmcv alone does not name a file that it cannot read, and with some decoders it returns a truncated JPEG as an image
+    whose lower part is grey.
+
+    As in mmcv, the result is 8-bit BGR. Grey images are repeated in three channels, of 16-bit images the upper eight
+    bits are used, and an alpha channel is dropped (OpenCV darkens the transparent parts of a TIFF).
 
     Raises:
-        DataError: The image cannot be decoded to its end; or its label map, one of mmseg's, is of another size or
-            holds a label above 255, of which mmseg takes the lower eight bits; or its masks and boxes are none.
+        DataError: The image cannot be decoded completely; its label map (mmseg) has another size, or contains a label
+            above 255, of which mmseg would use the lower eight bits; or its masks or boxes (mmdet) are invalid.
     """
 
     def transform(self, results: dict) -> Optional[dict]:
         path, labels = results['img_path'], results.get('seg_map_path')
         try:
             loaded = super().transform(results)
-        except Exception as error:  # cv2's own, mmcv's assertion, OSError
+        except Exception as error:  # OpenCV's errors, mmcv's assertion, OSError
             raise DataError(f'{path} cannot be read as an image ({" ".join(str(error).split())})') from error
         try:
             check_end(path)
         except ValueError as error:
             raise DataError(f'{path} {error}') from error
-        if loaded is not None and labels and 'seg_fields' in results and osp.isfile(labels):  # one of mmseg
+        if loaded is not None and labels and 'seg_fields' in results and osp.isfile(labels):  # a dataset of mmseg
             _check_labels(labels, loaded['img'].shape[:2])
         if loaded is not None:
             _check_instances(path, results.get('instances') or (), loaded['img'].shape[:2])
@@ -44,12 +46,12 @@ class LoadImageFromFile(transforms.LoadImageFromFile):
 
 
 def _check_labels(path: str, size: tuple) -> None:
-    """Refuse what is not as large as its image, and labels that do not fit into mmseg's eight bits."""
+    """Raises DataError if the label map has another size than its image, or labels that need more than eight bits."""
     try:
-        with Image.open(path) as picture:  # reads no more than the header
+        with Image.open(path) as picture:  # reads only the header
             found = picture.size[::-1]
             largest = np.asarray(picture).max() if picture.mode[0] in 'IF' else 255
-    except Exception:  # not a format of Pillow's: the loader of the pipeline may know it, or says why not
+    except Exception:  # Pillow cannot read it; the pipeline's own loader may, or raises an error
         return
     if found != tuple(size):
         raise DataError(f'{path} is {found[0]}x{found[1]}, its image {size[0]}x{size[1]} (HxW)')
@@ -58,7 +60,7 @@ def _check_labels(path: str, size: tuple) -> None:
 
 
 def _check_instances(path: str, instances: Sequence[dict], size: tuple) -> None:
-    """Refuse masks and boxes on which C code would end the process, or give whatever lies in memory."""
+    """Raises DataError for masks and boxes with which C code would crash the process or read uninitialized memory."""
     for instance in instances:
         mask, fault = instance.get('mask'), ''
         if isinstance(mask, list):
@@ -72,5 +74,5 @@ def _check_instances(path: str, instances: Sequence[dict], size: tuple) -> None:
 
 
 def guard() -> None:
-    """Let pipelines in this process that say LoadImageFromFile have ours."""
+    """Replaces ``LoadImageFromFile`` in mmcv's registry with the class of this module, for this process."""
     TRANSFORMS.register_module(name='LoadImageFromFile', module=LoadImageFromFile, force=True)

@@ -1,4 +1,4 @@
-"""Mixed precision where mmengine's AmpOptimWrapper does not go."""
+"""Mixed precision in bfloat16, on a CPU too, where mmengine's AmpOptimWrapper does not run."""
 from contextlib import contextmanager
 
 import torch
@@ -11,14 +11,14 @@ from mmlk.registry import OPTIM_WRAPPERS
 
 @OPTIM_WRAPPERS.register_module()
 class BFloat16OptimWrapper(OptimWrapper):
-    """Train under bfloat16 autocast on a CPU or a GPU; what ``tools/train.py --amp`` takes on a CPU.
+    """Trains with bfloat16 autocast, on a CPU or a GPU. ``tools/train.py --amp`` uses it on a CPU.
 
-    bfloat16 has float32's range, so no loss is scaled, and there is no state that a checkpoint would hold. Boxes of
-    mmdet's detectors stay in float32, see ``mmlk/_mmdet.py``.
+    bfloat16 has the range of float32, so the loss needs no scaling, and checkpoints hold no additional state. Boxes of
+    mmdet's detectors are computed in float32, see ``mmlk/_mmdet.py``.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module):
-        """Autocast around the forward pass, beside what accumulated gradients need."""
+        """A context manager for the forward pass: autocast, in the context that accumulated gradients need."""
         with super().optim_context(model), torch.autocast(get_device(), torch.bfloat16):
             yield

@@ -1,10 +1,10 @@
-"""Random numbers that follow from the seed and the place in the run, so that there is no state to save.
+"""Random seeds for each step and each sample, so that a resumed run draws the same random numbers.
 
-mmengine seeds once, when a run starts, and each worker of a data loader once, when the worker starts. A run that goes
-on from a checkpoint then draws other numbers than one that was never stopped, the more so as workers fetch ahead. Here
-every training step, and every sample on its way through the dataset's pipeline, begins with a seed of its own, made of
-the run's seed and the step's or the sample's number by numpy's ``SeedSequence``. What a sample becomes depends neither
-on the number of workers nor on where the run was stopped.
+mmengine seeds the process once, when a run starts, and each worker of a data loader once, when the worker starts. A
+resumed run therefore draws other random numbers than an uninterrupted one, also because workers load samples ahead of
+time. Here, each training step and each sample (before it enters the dataset's pipeline) gets its own seed. numpy's
+``SeedSequence`` computes it from the run's seed and the number of the step or sample. The result for a sample depends
+neither on the number of workers nor on where the run was interrupted, and no generator state has to be saved.
 """
 import itertools
 import random
@@ -22,11 +22,16 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from .network import network_of
 
 GRADIENTS = 'gradients'  # key of a checkpoint
-_STEP, _EPOCH, _SAMPLE = range(3)  # streams of random numbers that never meet
+_STEP, _EPOCH, _SAMPLE = range(3)  # independent streams of random numbers
 
 
 def seed_all(seed: int, *place: int) -> None:
-    """Seed Python, numpy and torch, on every device, for one place in the run."""
+    """Seeds the generators of Python, numpy and torch (on all devices).
+
+    Args:
+        seed: The seed of the run.
+        place: Numbers that identify the step or sample, such as a stream and an index.
+    """
     low, high = np.random.SeedSequence(seed, spawn_key=place).generate_state(2).tolist()
     random.seed(low | high << 32)
     np.random.seed([low, high])
@@ -34,16 +39,16 @@ def seed_all(seed: int, *place: int) -> None:
 
 
 class SeedHook(Hook):
-    """Seed each training step by its number, and what is drawn at the start of an epoch by the epoch's."""
+    """Seeds each training step by its number, and the start of each epoch by the number of the epoch."""
 
     priority = 'HIGHEST'
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed what a data loader and a sampler draw when they start."""
+        """Seeds the random numbers that the data loader and the sampler draw when they start."""
         seed_all(runner.seed, _EPOCH, runner.epoch)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed what the model draws: dropout, stochastic depth, sampled proposals."""
+        """Seeds the random numbers of the model: dropout, stochastic depth, sampled proposals."""
         seed_all(runner.seed, _STEP, runner.iter)
 
 
@@ -53,7 +58,7 @@ def _wrappers(runner: Runner) -> List[OptimWrapper]:
 
 
 def _is_between(runner: Runner) -> bool:
-    """Whether gradients are accumulated that the last step has not used."""
+    """Returns whether there are accumulated gradients that no optimizer step has used yet."""
     return any(not wrapper.should_update() for wrapper in _wrappers(runner))
 
 
@@ -64,9 +69,10 @@ def _trained(runner: Runner) -> Dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def average_gradients(runner: Runner) -> None:
-    """Give each process the mean of all processes' gradients, if they are accumulated and not yet used.
+    """Replaces the accumulated gradients of each process with their mean over all processes, in-place.
 
-    The update has their mean in any case. Now the first process's, which is what a checkpoint holds, are everyone's.
+    Does nothing if no gradients are waiting for an optimizer step. The next update uses the mean in any case. After
+    this call the gradients of rank 0, which are saved in the checkpoint, are those of all processes.
     """
     if get_world_size() == 1 or not _is_between(runner):
         return
@@ -81,12 +87,12 @@ def average_gradients(runner: Runner) -> None:
 
 
 class GradientsHook(Hook):
-    """Keep in checkpoints the gradients that are accumulated and not yet used, and go on from them."""
+    """Saves accumulated gradients that no optimizer step has used yet in checkpoints, and restores them on resume."""
 
     _held: Optional[Dict[str, Tensor]] = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Put them into a checkpoint that training can go on from, with the number of steps of an update."""
+        """Saves the gradients and ``accumulative_counts``, if the checkpoint holds the optimizer's state."""
         steps = max(wrapper._accumulative_counts for wrapper in _wrappers(runner))
         if steps > 1 and 'optimizer' in checkpoint:
             values = {name: parameter.grad.cpu() for name, parameter in _trained(runner).items()
@@ -94,11 +100,11 @@ class GradientsHook(Hook):
             checkpoint[GRADIENTS] = dict(accumulative_counts=steps, values=values if _is_between(runner) else {})
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take them out of it."""
+        """Reads the gradients from the checkpoint."""
         self._held = checkpoint.get(GRADIENTS, {}).get('values')
 
     def before_train(self, runner: Runner) -> None:
-        """Put them where the next step adds to them."""
+        """Sets the ``grad`` of the parameters, to which the next step adds."""
         parameters = _trained(runner)
         for name, value in (self._held or {}).items():
             parameters[name].grad = value.to(parameters[name], copy=True)
@@ -106,11 +112,11 @@ class GradientsHook(Hook):
 
 
 class _Index(int):
-    """An index of a dataset that knows which sample of the run it is: (epoch, number)."""
+    """An index of a dataset. Its attribute ``place`` is (epoch, number of the sample within it)."""
 
 
 class _SeededItems:
-    """The items of a batch, each from a seed of its own."""
+    """A function that returns the items of a batch and seeds the generators before each item."""
 
     def __init__(self, dataset: Dataset, seed: int, rank: int):
         self.dataset, self.seed, self.rank = dataset, seed, rank
@@ -124,7 +130,7 @@ class _SeededItems:
 
 
 def _number(sampler: Sampler, epoch: Callable[[], int]) -> None:
-    """Make a sampler number what it yields, from the start of an epoch or, without epochs, of the run."""
+    """Makes a sampler yield numbered indices. They count from the start of the epoch or, without epochs, of the run."""
     kind, yielded = type(sampler), 0
 
     class Numbered(kind):
@@ -141,7 +147,7 @@ def _number(sampler: Sampler, epoch: Callable[[], int]) -> None:
                 yield index
 
     def skip(self, num_samples: int) -> None:
-        """mmengine fast-forwards a sampler that can do so to an absolute place, when a run goes on."""
+        """mmengine calls this on resume, with the absolute number of samples, if the sampler has such a method."""
         nonlocal yielded
         kind.skip(self, num_samples)
         yielded = num_samples
@@ -152,7 +158,7 @@ def _number(sampler: Sampler, epoch: Callable[[], int]) -> None:
 
 
 def _start_late(batch_sampler: Sampler) -> None:
-    """Make a batch sampler leave out, the next time, the ``seen`` batches of an interrupted epoch."""
+    """Makes a batch sampler skip, in its next pass only, the first ``seen`` batches."""
 
     class StartingLate(type(batch_sampler)):
         seen = 0
@@ -165,17 +171,19 @@ def _start_late(batch_sampler: Sampler) -> None:
 
 
 def seed_samples(loader: DataLoader, seed: int, rank: int, epoch: Callable[[], int]) -> bool:
-    """Give every sample of a data loader that is not yet iterated a seed of its own.
+    """Makes a data loader seed the random generators before each sample. Changes the loader in-place.
 
     Args:
-        loader: Any of a map-style dataset, with any number of workers, persistent or not. The classes of its sampler
-            and batch sampler are extended, and its dataset is given a ``__getitems__``, which torch asks for batches.
-        seed: The run's.
-        rank: Of this process: the others' samples get other seeds.
-        epoch: Asked at the start of each pass: the epoch from 1 on, or 0 when the loop knows no epochs.
+        loader: A data loader that has not been iterated yet, with any number of workers, persistent or not. The classes
+            of its sampler and batch sampler are replaced with subclasses, and its dataset gets the method
+            ``__getitems__``, which torch calls for whole batches.
+        seed: The seed of the run.
+        rank: The rank of this process. Each rank uses different seeds.
+        epoch: A function that is called at the start of each pass. It returns the epoch, from 1, or 0 if the training
+            loop has no epochs.
 
     Returns:
-        Whether it could be done; not for an iterable dataset, or a batch sampler without a ``sampler``.
+        False if the samples cannot be seeded: the dataset is an iterable one, or the batch sampler has no ``sampler``.
     """
     sampler = getattr(loader.batch_sampler, 'sampler', None)
     if isinstance(loader.dataset, IterableDataset) or not isinstance(sampler, Sampler):

@@ -1,4 +1,8 @@
-"""Checkpoints that are whole or not there: written beside their place and renamed, read only when they are intact."""
+"""Writing checkpoints atomically, and checking them before training resumes.
+
+A checkpoint is written to a temporary file in the same folder, which is then renamed. If the process is killed, either
+the old file or the complete new one is there.
+"""
 import errno
 import logging
 import math
@@ -26,29 +30,31 @@ from mmlk.weights.read import read_weights
 from .repeatable import GRADIENTS, average_gradients
 from .sparsity import SPARSITY, DynamicSparsityHook
 
-UNFINISHED = '.unfinished'  # what the name of a file ends in while it is written
+UNFINISHED = '.unfinished'  # suffix of the temporary file while a checkpoint is written
 LAST = 'last_checkpoint'  # mmengine's name of the file that holds the newest checkpoint's path
 _OWN_CONFIG = 'Resume with the config of its run; to start a new one from its weights, set load_from'
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or training cannot go on from it; says what to do."""
+    """A checkpoint cannot be written, or training cannot resume from it. The message says what to do."""
 
 
 def disk_is_full(error: OSError) -> bool:
-    """Whether a file could not be written for want of room: a full disk, a quota, a limit of the file's size."""
+    """Returns whether the error means that there is no space: a full disk, a quota or a maximum file size."""
     return error.errno in _FULL
 
 
 @contextmanager
 def replacing(path: str) -> Iterator[str]:
-    """Yield the name of a temporary file in the same folder; put it in the place of ``path``, once it is on the disk.
+    """A context manager that replaces a file atomically.
 
-    A process or a machine that ends at any moment leaves the old file or the new one, whole.
+    It yields the name of a temporary file in the same folder, for the caller to write to. On exit, that file is flushed
+    to the disk and renamed to ``path``. If the process or the machine stops at any moment, ``path`` is either the
+    complete old file or the complete new one.
 
     Raises:
-        CheckpointError: It could not be written; what there is of it is removed, and the old file stays.
+        CheckpointError: The file could not be written. The temporary file is removed, and the old file is unchanged.
     """
     temporary = path + UNFINISHED
     try:
@@ -65,18 +71,18 @@ def replacing(path: str) -> Iterator[str]:
 
 
 def verify(path: str, model: nn.Module) -> dict:
-    """Read a checkpoint of training, every byte of it.
+    """Reads a checkpoint of a training run and checks it, including the checksums of the whole file.
 
     Args:
         path: The file.
-        model: What will go on from it.
+        model: The model that will be trained from it.
 
     Returns:
-        What it holds, tensors memory-mapped.
+        The contents of the checkpoint, with memory-mapped tensors.
 
     Raises:
-        WeightsError: It is missing, truncated or damaged, or asks for a type that is not allowed.
-        CheckpointError: It is whole, but is not a checkpoint of training, or not of this model.
+        WeightsError: The file is missing, truncated or damaged, or contains a type that is not allowed.
+        CheckpointError: The file is intact, but it is not a checkpoint of a training run, or it is of another model.
     """
     checkpoint = read_weights(path)
     meta, hub, state = (checkpoint.get(key) if isinstance(checkpoint, dict) else None
@@ -92,7 +98,7 @@ def verify(path: str, model: nn.Module) -> dict:
 
 
 def _start_from(path: str, model: nn.Module) -> str:
-    """Whether training can start from the weights in a file."""
+    """Returns a sentence that says whether training can start from the weights in a file."""
     try:
         compare_weights(model, path, other_classes=True)
     except WeightsError as error:
@@ -101,18 +107,19 @@ def _start_from(path: str, model: nn.Module) -> str:
 
 
 def check_state(path: str, checkpoint: dict, runner: Runner) -> None:
-    """Refuse a checkpoint without all of the state that a runner would go on with, or with more, before training.
+    """Checks, before training, that a checkpoint holds the same parts of the training state as the runner needs.
 
-    mmengine passes over what a checkpoint lacks, and the optimizer, the schedule or the average start anew.
+    mmengine ignores parts that are missing from a checkpoint: the optimizer, the schedule or the averaged weights would
+    start from the beginning without an error.
 
     Args:
-        path: The file, for messages.
-        checkpoint: What it holds.
-        runner: Not yet training.
+        path: The file, for error messages.
+        checkpoint: The contents of the file.
+        runner: The runner, before it starts to train.
 
     Raises:
-        CheckpointError: The runner has or lacks an optimizer's state, schedulers, averaged weights, masks or
-            accumulated gradients that the checkpoint lacks or has.
+        CheckpointError: The state of the optimizer, the schedulers, the averaged weights, the sparsity masks or the
+            accumulated gradients is in the checkpoint but not in the runner, or the other way round.
     """
     schedulers = runner.param_schedulers
     lacking = [what for what, lacks in (
@@ -155,7 +162,7 @@ def check_state(path: str, checkpoint: dict, runner: Runner) -> None:
 
 
 def _last_beside(path: str) -> Optional[str]:
-    """What ``last_checkpoint`` in the same folder names, if it is there and another."""
+    """Returns the checkpoint that ``last_checkpoint`` in the same folder names, if it exists and is not ``path``."""
     file = osp.join(osp.dirname(path), LAST)
     if not osp.isfile(file):
         return None
@@ -180,19 +187,21 @@ def _compare(path: str, file: Mapping[str, Tensor], model: nn.Module) -> None:
 
 
 def find_resumable(work_dir: str, folder: str, template: str, model: nn.Module) -> Optional[str]:
-    """The newest whole checkpoint of a run: the one that ``last_checkpoint`` names, else one before it.
+    """Finds the newest intact checkpoint of a run: the one that ``last_checkpoint`` names, otherwise an earlier one.
+
+    Damaged checkpoints are skipped, with a warning for each.
 
     Args:
-        work_dir: Where ``last_checkpoint`` is.
-        folder: Where the checkpoints are.
-        template: Their file name, with ``{}`` for the number.
-        model: What will go on from it.
+        work_dir: The folder of ``last_checkpoint``.
+        folder: The folder of the checkpoints.
+        template: The file name of a checkpoint, with ``{}`` for the number.
+        model: The model that will be trained from it.
 
     Returns:
-        Its path; None when there are no checkpoints yet. Damaged ones are passed over, and each is told.
+        The path of the checkpoint, or None if there are no checkpoints yet.
 
     Raises:
-        CheckpointError: There are checkpoints, but none can be read; or the newest whole one is of another model.
+        CheckpointError: There are checkpoints, but none can be read; or the newest intact one is of another model.
     """
     candidates = _candidates(work_dir, folder, template)
     refused = []
@@ -213,13 +222,13 @@ def find_resumable(work_dir: str, folder: str, template: str, model: nn.Module) 
 
 
 def _numbered(template: str) -> str:
-    """A regular expression for the file names of a template, whose number is its group."""
+    """Returns a regular expression for the file names of a template. Its group is the number."""
     return re.sub(r'\\{.*?\\}', r'(\\d{1,18})', re.escape(template))
 
 
 def _candidates(work_dir: str, folder: str, template: str) -> List[str]:
-    """Paths to try, in this order: what ``last_checkpoint`` names, those with lower numbers, and the others, which may
-    be left from another run."""
+    """Returns the paths to try, in this order: the one that ``last_checkpoint`` names, those with lower numbers
+    (highest first), and the rest, which may be of another run."""
     pattern = re.compile(_numbered(template))
 
     def number(path: str) -> float:
@@ -232,34 +241,36 @@ def _candidates(work_dir: str, folder: str, template: str) -> List[str]:
             last = file.read().strip()
     paths = [path for path in glob(osp.join(escape(folder), '*')) if osp.isfile(path) and number(path) < math.inf]
     paths.sort(key=lambda path: (number(path) > number(last), -number(path)))
-    # in a folder that was moved or copied it still has the old path
+    # if the folder was moved or copied, last_checkpoint still contains the old path
     first = [path for path in (osp.join(folder, osp.basename(last)), last) if osp.isfile(path)][:1]
     if last and not (first or paths):
-        first = [last]  # to be told that it is not there
+        first = [last]  # verify() then raises an error that says that the file is missing
     return first + [path for path in paths if path not in first]
 
 
 @HOOKS.register_module()
 class CheckpointHook(_CheckpointHook):
-    """mmengine's, but at each moment there is a whole checkpoint, whenever the process is killed.
+    """mmengine's ``CheckpointHook``, but an intact checkpoint exists at any time, even if the process is killed.
 
-    An old checkpoint, or an old best one, is deleted once the new one is complete and ``last_checkpoint`` names it.
-    What a killed run has left unfinished, or not yet deleted, goes when training starts in the same folder. A
-    validation that a killed run did not finish is made up for when ``save_best`` needs it. Arguments are mmengine's.
-    With file backends other than the local disk nothing is renamed, as they put whole objects.
+    - An old checkpoint, or an old best checkpoint, is deleted only after the new one is complete and
+      ``last_checkpoint`` names it.
+    - When training starts, the temporary and outdated files that a killed run left in the same folder are deleted.
+    - If a killed run did not finish a validation that ``save_best`` needs, the validation runs when training resumes.
 
-    Deleted are files in the run's own folder, whose names are those that this hook gives, up to the step that the run
-    goes on from; whatever else the checkpoint names stays. So does the best one by another metric than ``save_best``
-    has now.
+    The hook deletes only files in the run's own folder that have the names it gives itself, up to the step at which the
+    run resumes. Any other path that a checkpoint names is left alone, and so is the best checkpoint by a metric that
+    ``save_best`` no longer lists. The arguments are those of mmengine's hook. Atomic replacement is for the local disk:
+    other file backends write whole objects anyway.
     """
 
-    _replacing: Optional[Dict[str, Optional[str]]] = None  # the best so far by metric, while a better one is saved
+    #: The path of the best checkpoint so far for each metric, while a better one is being saved.
+    _replacing: Optional[Dict[str, Optional[str]]] = None
 
     def before_train(self, runner: Runner) -> None:
-        """Tidy up after a run that was killed, and finish what it was doing."""
+        """Deletes the files that a killed run left behind, and runs the validation that it did not finish."""
         self._forget_other_best(runner.message_hub.runtime_info)
         hub, self._step = runner.message_hub, runner.epoch if self.by_epoch else runner.iter
-        known = dict(hub.runtime_info)  # of which the file may say anything
+        known = dict(hub.runtime_info)  # read from the file, so its values may have any type
         if 'keep_ckpt_ids' in known:
             steps = known['keep_ckpt_ids'] if isinstance(known['keep_ckpt_ids'], list) else []
             hub.update_info('keep_ckpt_ids', [step for step in steps if type(step) is int and 0 <= step <= self._step])
@@ -275,7 +286,7 @@ class CheckpointHook(_CheckpointHook):
             runner.val_loop.run()
 
     def _take_best(self, runner: Runner) -> None:
-        """Of the best checkpoints that are known, take those of the metrics of ``save_best``."""
+        """Keeps the known best checkpoints that belong to the metrics of ``save_best``, and forgets the others."""
         info = runner.message_hub.runtime_info
         for metric, path in self._best_paths().items():
             if not path:
@@ -289,11 +300,11 @@ class CheckpointHook(_CheckpointHook):
                 for key in ('best_score', 'best_ckpt'):
                     info.pop(key if one else f'{key}_{metric}', None)
             elif not self.file_backend.exists(own):
-                own = None  # in the folder of the run that this one goes on from; its score counts
+                own = None  # the file is in the folder of the earlier run; its score is still valid
             self._set_best_path(metric, own)
 
     def _tidy(self, known: dict) -> None:
-        """Delete what a killed run was about to: unfinished files, and the best ones that others have replaced."""
+        """Deletes temporary files, and best checkpoints that a killed run had replaced but not deleted."""
         names = re.compile('|'.join([_numbered(self.filename_tmpl), self._best_name(None), re.escape(LAST)]))
         for path in glob(osp.join(escape(str(self.out_dir)), f'*{UNFINISHED}')):
             if names.fullmatch(osp.basename(path)[:-len(UNFINISHED)]) and osp.isfile(path):
@@ -306,12 +317,12 @@ class CheckpointHook(_CheckpointHook):
                 self._delete(own)
 
     def _best_name(self, metric: Optional[str]) -> str:
-        """A regular expression for the names of best checkpoints, by one metric or by any."""
+        """Returns a regular expression for file names of best checkpoints by one metric, or by any if it is None."""
         name = re.escape(f'best_{metric or ""}'.replace('/', '_')) + ('' if metric else '.+')
         return f'{name}_{_numbered(self.filename_tmpl)}'
 
     def _own(self, path: Any, metric: Optional[str]) -> Optional[str]:
-        """Where a best checkpoint that a file names is in the run's own folder; None if it is none of this run's."""
+        """Returns the path of a best checkpoint in the run's own folder; None if it is not a checkpoint of this run."""
         name = osp.basename(path) if isinstance(path, str) else ''
         match = re.fullmatch(self._best_name(metric), name)
         if not match or match.re.groups and int(match.group(1)) > self._step:
@@ -324,10 +335,11 @@ class CheckpointHook(_CheckpointHook):
             kept = [*self.keep_ckpt_ids, step]
             if len(kept) > self.max_keep_ckpts:
                 outdated = self.filename_tmpl.format(kept[0])
-            self.keep_ckpt_ids.append(step)  # a deque, which drops its first
-            # with the outdated one: a run resumed from here deletes it, should this one not come to it
+            self.keep_ckpt_ids.append(step)  # a deque with a maximum length, which drops its first element
+            # The saved list includes the outdated checkpoint: if this process is killed before it deletes that file,
+            # the resumed run does.
             runner.message_hub.update_info('keep_ckpt_ids', kept)
-        if self._replacing is not None:  # a better one is there; likewise
+        if self._replacing is not None:  # a better one is being saved; listed for the same reason
             runner.message_hub.update_info('replaced_best_ckpts', self._replaced())
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
@@ -348,9 +360,9 @@ class CheckpointHook(_CheckpointHook):
         if not self.save_best:
             return
         self._replacing = self._best_paths()
-        if 'auto' not in self.key_indicators:  # of which the first metrics make a name and a rule
+        if 'auto' not in self.key_indicators:  # the name and rule of 'auto' are known after the first validation
             runner.message_hub.update_info('best_rules', self._rules())
-        # mmengine deletes the old best before the new one is written, if it is told of it
+        # mmengine would delete the old best checkpoint before it writes the new one, so its path is hidden here.
         for metric in self._replacing:
             self._set_best_path(metric, None)
         runner.message_hub.update_info('last_validation', runner.iter)
@@ -368,8 +380,7 @@ class CheckpointHook(_CheckpointHook):
         return [list(pair) for pair in zip(self.key_indicators, self.rules)]
 
     def _forget_other_best(self, known: dict) -> None:
-        """Where a resumed run looks for the best by another metric or rule, or no more: begin anew, and keep the file
-        of the best so far."""
+        """Forgets the best score so far if the resumed run has another ``save_best``, or none. Keeps the file."""
         same = self.save_best and ('auto' in self.key_indicators or known.get('best_rules') in (None, self._rules()))
         if not same:
             known.pop('replaced_best_ckpts', None)
@@ -378,12 +389,12 @@ class CheckpointHook(_CheckpointHook):
                 del known[key]
 
     def _replaced(self) -> List[str]:
-        """Paths of the best checkpoints in whose place there is another one now."""
+        """Returns the paths of the best checkpoints that another one has replaced."""
         now = self._best_paths()
         return [path for metric, path in self._replacing.items() if path and now.get(metric) not in (None, path)]
 
     def _best_paths(self) -> Dict[str, Optional[str]]:
-        """Path of the best checkpoint so far by metric; where there is one metric, under an empty name."""
+        """Returns the path of the best checkpoint so far for each metric. With only one metric, the key is empty."""
         if not self.save_best:
             return {}
         return {'': self.best_ckpt_path} if len(self.key_indicators) == 1 else dict(self.best_ckpt_path_dict)
@@ -402,14 +413,18 @@ class CheckpointHook(_CheckpointHook):
 
 
 def safe_hook(hook: Any, scope: Optional[str]) -> Any:
-    """A hook's config, in which :class:`CheckpointHook` has taken the place of mmengine's; ``scope`` is the config's
-    ``default_scope``."""
+    """Returns the config of a hook, with mmengine's checkpoint hook replaced with :class:`CheckpointHook`.
+
+    Args:
+        hook: The config of a hook, or a hook. A hook is returned as it is.
+        scope: The ``default_scope`` of the whole config.
+    """
     stock = isinstance(hook, dict) and type_of(hook, 'HOOKS', scope) is _CheckpointHook
     return dict(hook, type='mmlk.CheckpointHook') if stock else hook
 
 
 def _validation_is_due(runner: Runner) -> bool:
-    """Whether the loop would have validated where the run now goes on."""
+    """Returns whether the training loop would have validated at the iteration at which the run resumes."""
     loop = runner.train_loop
     if runner.val_loop is None:
         return False

@@ -1,4 +1,4 @@
-"""A runner whose runs may be killed at any moment and go on as if they had not been."""
+"""A runner whose runs can be killed at any time and resumed with the same result as without the interruption."""
 import logging
 import os.path as osp
 from typing import Dict, Optional, Tuple, Union
@@ -24,34 +24,33 @@ from .resuming import CheckpointError, check_state, find_resumable, replacing, s
 
 @RUNNERS.register_module()
 class ResumableRunner(Runner):
-    """mmengine's runner, with checkpoints that are always whole, and the same run whether or not it was stopped.
+    """mmengine's runner with atomic checkpoints. A resumed run repeats what an uninterrupted run would have done.
 
-    - Checkpoints are written under a temporary name and renamed; mmengine's ``CheckpointHook`` in a config stands for
-      :class:`mmlk.engine.CheckpointHook`.
-    - ``resume`` checks a checkpoint, every byte of it and its fit to the model, before anything long. Without a path it
-      takes the newest whole one. With ``resume='auto'`` a run of which there is none yet starts, from ``load_from`` if
-      that is given.
-    - Training starts from ``load_from`` by :func:`mmlk.weights.load`: every parameter and buffer is filled, but for
-      layers of heads that are for another number of classes, or the run ends before anything long.
-    - Each step and each sample is seeded by its number (:mod:`mmlk.engine.repeatable`), so that on a CPU, with a seed
-      in ``randomness``, a run that was stopped ends with the weights of one that was not, bit for bit. A GPU needs
-      ``randomness=dict(seed=..., deterministic=True)`` for that.
+    - Checkpoints are written under a temporary name and then renamed. mmengine's ``CheckpointHook`` in a config is
+      replaced with :class:`mmlk.engine.CheckpointHook`.
+    - ``resume`` checks the whole checkpoint and that it fits the model before any long work. Without a path it takes
+      the newest intact checkpoint. With ``resume='auto'``, a run without a checkpoint starts from the beginning, from
+      ``load_from`` if that is given.
+    - ``load_from`` is loaded by :func:`mmlk.weights.load`. If a parameter or a buffer is not filled, the run ends
+      before any long work. Layers of heads that are for another number of classes are excepted.
+    - Each step and each sample has a random seed that depends on its number (:mod:`mmlk.engine.repeatable`). On a CPU,
+      with a seed in ``randomness``, a resumed run ends with weights that are equal, bit for bit, to those of an
+      uninterrupted run. On a GPU this needs ``randomness=dict(seed=..., deterministic=True)``.
+    - Accumulated gradients that no optimizer step has used yet are saved in the checkpoint.
 
-    - Gradients that are accumulated and not yet used are kept in the checkpoint.
-
-    Not repeated are: transforms that keep images for later ones or random numbers of their own (cached mosaics,
-    albumentations), and, under an iteration-based loop, torch's own ``RandomSampler``.
+    These are not repeated exactly: transforms that keep images for later samples (cached mosaics), transforms with a
+    random generator of their own (albumentations), and torch's ``RandomSampler`` in an iteration-based loop.
 
     Raises:
-        CheckpointError: From ``train``: a checkpoint cannot be written, or training cannot go on from it.
-        WeightsError: From ``train``: ``load_from`` does not fill the model.
+        CheckpointError: In ``train``: a checkpoint cannot be written, or training cannot resume from it.
+        WeightsError: In ``train``: ``load_from`` does not fill the model.
     """
 
     _seed_given: Optional[bool] = None
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
-        """As mmengine's, but the console is spared what is hundreds of lines: the config, the list of hooks, and the
-        options of each parameter. They are in the log file."""
+        """Builds mmengine's logger. Messages of hundreds of lines (the config, the list of hooks, the options of each
+        parameter) are written to the log file only, not to the console."""
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler) and _not_for_the_console not in handler.filters:
@@ -59,33 +58,37 @@ class ResumableRunner(Runner):
         return logger
 
     def dump_config(self) -> None:
-        """Write the config into the work dir, and tell where it is."""
+        """Writes the config to the work directory and logs its path."""
         super().dump_config()
         name = osp.basename(self.cfg.filename) if self.cfg.filename is not None else f'{self.timestamp}.py'
         self.logger.info(f'the whole config is in {osp.join(self.work_dir, name)}')
 
     def register_hook(self, hook: Union[Hook, Dict], priority: Optional[Union[str, int]] = None) -> None:
-        """Take mmlk's checkpoint hook for mmengine's."""
+        """Registers a hook. mmengine's checkpoint hook is replaced with that of mmlk."""
         super().register_hook(safe_hook(hook, self.cfg.get('default_scope')), priority)
 
     def register_hooks(self, *args, **kwargs) -> None:
-        """The config's, the one that seeds each step, and the one that keeps accumulated gradients."""
+        """Registers the hooks of the config, :class:`SeedHook` and :class:`GradientsHook`."""
         super().register_hooks(*args, **kwargs)
         self.register_hook(SeedHook())
         self.register_hook(GradientsHook())
 
     def set_randomness(self, seed: Optional[int], diff_rank_seed: bool = False, deterministic: bool = False) -> None:
-        """As mmengine's; a seed that the config gives also keeps a CPU to algorithms that give equal results each time,
-        which includes the choice of mmlk's operators."""
+        """Sets the random seed as mmengine does. If the config sets a seed, deterministic algorithms are used on a CPU,
+        and mmlk's operator chooses its backends without timing them."""
         super().set_randomness(seed, diff_rank_seed, deterministic)
         if self._seed_given is None:
             self._seed_given = seed is not None
         if self._seed_given and not deterministic and get_device() == 'cpu':
             torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs, and takes time
+            torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that takes time
 
     def train(self) -> torch.nn.Module:
-        """Launch training; first find what to resume from, or see that what to start from fits."""
+        """Trains. First finds the checkpoint to resume from, or checks that ``load_from`` fits the model.
+
+        Returns:
+            The trained model.
+        """
         if self._resume:
             self._choose_checkpoint()
         if not self._resume and self._load_from is not None:
@@ -93,10 +96,10 @@ class ResumableRunner(Runner):
         return super().train()
 
     def build_train_loop(self, loop: Union[BaseLoop, Dict]) -> BaseLoop:
-        """The loop, over data in which each sample has its seed."""
+        """Builds the training loop, with a data loader in which each sample has its own seed."""
         if isinstance(self._train_dataloader, dict) and isinstance(loop, dict):
             apart = self._randomness_cfg.get('diff_rank_seed', False)
-            seed = self.seed - self.rank if apart else self.seed  # that all ranks have in common
+            seed = self.seed - self.rank if apart else self.seed  # the seed that is the same on all ranks
             loader = self.build_dataloader(self._train_dataloader, seed=seed)
             if not seed_samples(loader, seed, self.rank, self._epoch_of_run):
                 print_log('samples cannot be seeded one by one with this dataset and sampler: after --resume they will '
@@ -105,14 +108,19 @@ class ResumableRunner(Runner):
         return super().build_train_loop(loop)
 
     def _maybe_compile(self, target: str) -> None:
-        """As mmengine's, but for the optimizer's step: to compile it takes long, and Adam's fails in torch 2.12."""
+        """Compiles as mmengine does, but not the optimizer step, which is slow and fails for Adam in torch 2.12."""
         if target == 'train_step' and self.cfg.get('compile'):
             self.optim_wrapper.update_params = torch.compiler.disable(self.optim_wrapper.update_params)
         super()._maybe_compile(target)
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
-        """As mmengine's, which warns of what does not fit; what training starts from must fill the model. Without the
-        text of a config, which ``resume`` would run as a program."""
+        """Loads a checkpoint. When training starts from it, it must fill the model; otherwise, as in mmengine, weights
+        that do not fit cause a warning. The text of a config inside the checkpoint is removed, because mmengine's
+        ``resume`` would execute it.
+
+        Returns:
+            The contents of the checkpoint.
+        """
         if self._resume or not isinstance(self._train_loop, BaseLoop):
             checkpoint = super().load_checkpoint(filename, *args, **kwargs)
             forget_program(checkpoint)
@@ -124,7 +132,7 @@ class ResumableRunner(Runner):
         return checkpoint
 
     def resume(self, filename: str, *args, **kwargs) -> None:
-        """As mmengine's; within an epoch, go on at the batch where the checkpoint was written."""
+        """Resumes as mmengine does. Within an epoch, training continues at the batch after the last one."""
         try:
             super().resume(filename, *args, **kwargs)
         except ValueError as error:
@@ -139,7 +147,7 @@ class ResumableRunner(Runner):
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, file_client_args: Optional[dict] = None, *,
                         backend_args: Optional[dict] = None, **kwargs) -> None:
-        """As mmengine's, but on the local disk the file is there whole or not at all."""
+        """Saves a checkpoint as mmengine does. On the local disk the file is replaced atomically."""
         local = isinstance(get_file_backend(out_dir, backend_args=backend_args), LocalBackend)
         if file_client_args is not None or not local:
             super().save_checkpoint(out_dir, filename, file_client_args, backend_args=backend_args, **kwargs)
@@ -151,8 +159,8 @@ class ResumableRunner(Runner):
         return self.epoch + 1 if isinstance(self._train_loop, EpochBasedTrainLoop) else 0
 
     def _choose_checkpoint(self) -> None:
-        """Find what to resume from, check it, and take the seed of its run before anything is built with another."""
-        found = [None, None, None]  # path, seed, why not
+        """Finds and checks the checkpoint to resume from, and takes over its seed before anything random is built."""
+        found = [None, None, None]  # path, seed, error message
         if self.rank == 0:
             try:
                 found[:2] = self._find_checkpoint()
@@ -175,7 +183,8 @@ class ResumableRunner(Runner):
             self.set_randomness(**self._randomness_cfg)
 
     def _find_checkpoint(self) -> Tuple[Optional[str], Optional[int]]:
-        """The checkpoint to resume from and its seed, as far as there is one on the local disk."""
+        """Returns the path of the checkpoint to resume from, or None, and its seed. The seed is None if the checkpoint
+        is not on the local disk, because it is not read then."""
         model = network_of(self.model)
         path = self._load_from
         if path is None or self._resume == 'auto':

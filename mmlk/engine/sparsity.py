@@ -1,6 +1,8 @@
-"""Dynamic sparsity: a mask holds a share of the weights at zero, and moves while the network learns.
+"""Dynamic sparse training: a mask keeps a fraction of the weights at zero, and is updated during training.
 
-SLaK (arXiv:2207.03620) trains so, after SET (Mocanu et al., Nature Communications 2018) and SNIP (arXiv:1810.02340).
+At the start, SNIP (arXiv:1810.02340) determines how many weights each layer keeps. From time to time the smallest
+weights of a layer are set to zero (pruned), and the same number of zero weights at random positions becomes trainable
+(grown), as in SET (Mocanu et al., Nature Communications 2018). SLaK (arXiv:2207.03620) is trained in this way.
 Official code: https://github.com/VITA-Group/SLaK (MIT), ``sparse_core.py`` and ``funcs.py``.
 """
 import copy
@@ -21,13 +23,13 @@ from mmlk.registry import HOOKS
 
 from .network import network_of
 
-SPARSITY = 'dynamic_sparsity'  # in a checkpoint
-_LEAST_PRUNE_RATE = 0.005  # what the cosine falls to
+SPARSITY = 'dynamic_sparsity'  # key of a checkpoint
+_LEAST_PRUNE_RATE = 0.005  # the prune rate at the end of training
 _LARGE_KERNELS = 'large_kernel.LoRA'
 
 
 class _GradientsOnly:
-    """Stands for the optimizer in ``train_step``, and steps nowhere."""
+    """An optimizer wrapper for ``train_step`` that computes gradients and makes no step."""
 
     def optim_context(self, model: nn.Module) -> nullcontext:
         return nullcontext()
@@ -37,7 +39,7 @@ class _GradientsOnly:
 
 
 def _pruned(mask: Tensor, weight: Tensor, count: int) -> Tensor:
-    """The mask without the ``count`` smallest of its weights."""
+    """Returns a copy of the mask with the ``count`` weights of the smallest magnitude removed."""
     magnitudes = weight.detach().abs().masked_fill(~mask, math.inf)
     flat = mask.flatten().clone()
     flat[magnitudes.flatten().topk(count, largest=False).indices] = False
@@ -45,7 +47,7 @@ def _pruned(mask: Tensor, weight: Tensor, count: int) -> Tensor:
 
 
 def _grown(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """The mask with ``count`` more places, drawn from the empty ones."""
+    """Returns a copy of the mask with ``count`` random positions added to it."""
     flat = mask.flatten().clone()
     empty = flat.logical_not().nonzero().flatten()
     flat[empty[torch.randperm(len(empty), generator=generator, device=mask.device)[:count]]] = True
@@ -54,47 +56,48 @@ def _grown(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 @HOOKS.register_module()
 class DynamicSparsityHook(Hook):
-    """Keep a share of the weights at zero, and let which ones move during training; or only keep them there.
+    """Trains with dynamic sparsity, or fine-tunes sparse weights whose zeros stay where they are (``frozen``).
 
-    The weights are the parameters of two or four dimensions (linear layers, convolutions) in one module of the model.
-    Left out are frozen ones, scales (at most one dimension is larger than 1), and those that are zero throughout when
-    training starts, of which SNIP and magnitude would keep nothing for good.
+    The mask covers the parameters with two or four dimensions (linear layers, convolutions) of one module of the model.
+    These are left out: frozen parameters; scales (at most one dimension is larger than 1); and parameters that are all
+    zero when training starts, because SNIP and pruning by magnitude would remove all of their weights permanently.
 
-    - At the first batch SNIP scores each weight w by ``|w dL/dw|``, and keeps the best of all layers together. As in
-      the official code only the *number* of a layer's weights is taken from that; which ones they are is drawn at
-      random. Under DDP the gradient is the average over the ranks.
-    - After every step of the optimizer what the mask has cut is set to zero, and so is its momentum if the optimizer is
-      SGD. The moments of Adam are left alone, as in the official code.
-    - Every ``update_frequency`` steps each layer loses the smallest of its weights, a share that falls as a cosine from
-      ``prune_rate`` to 0.005 at the end of training, and gains as many at random places. A place just cut may be
-      drawn again and keeps its value then; others start at zero.
+    - At the first batch, SNIP scores each weight w by ``|w dL/dw|``, and the best weights of all layers together are
+      kept. As in the official code, only the *number* of weights of each layer is taken from this; their positions are
+      random. With DDP the gradient is averaged over the ranks.
+    - After every step of the optimizer, weights outside of the mask are set to zero. With SGD their momentum is set to
+      zero too. The moments of Adam are not changed, as in the official code.
+    - Every ``update_frequency`` steps a fraction of each layer's weights, those of the smallest magnitude, is pruned,
+      and the same number is grown at random positions. The fraction falls from ``prune_rate`` to 0.005 at the end of
+      training, following a cosine. A weight that has just been pruned can be grown again, and then keeps its value.
+      Other grown weights start at zero.
 
-    Layers keep their number of weights exactly, where the official code keeps it on average. A layer that SNIP leaves
-    at least 99 % of its weights is dense in the official code; here it is not treated apart, so that the total is
-    exact. Under DDP the masks are those of the first rank. They are saved in checkpoints; a run that is resumed goes
-    on as if it had not stopped. The average of an ``EMAHook`` has the same masks: as in the official code it is zero
-    where the weight has been cut, and begins with the weight's value where one has grown.
+    The number of weights of each layer is constant; in the official code only its average is. The official code makes a
+    layer dense if SNIP keeps at least 99 % of its weights; this one does not, so the total is exact. With DDP the masks
+    of rank 0 are used. Masks are saved in checkpoints, and a resumed run continues as if it had not been interrupted.
+    The averaged weights of an ``EMAHook`` are masked too: as in the official code, they are zero where a weight was
+    pruned, and start from the weight's value where one was grown.
 
-    As its README says, SLaK-T was trained with ``prune_rate=0.5, update_frequency=2000``, S and B with the defaults,
-    all with sparse classifiers (``module=''``).
+    According to the official README, SLaK-T was trained with ``prune_rate=0.5, update_frequency=2000``, and S and B
+    with the defaults, all of them with sparse classifiers (``module=''``).
 
     Args:
-        sparsity: Share of the weights that is zero, in (0, 1).
-        prune_rate: Share of a layer's weights that the first update would cut, in (0, 1].
-        update_frequency: Steps of the optimizer between updates. None for a mask that never moves.
-        only_L: Take the stripes of large kernels only (``large_kernel.LoRA``).
-        frozen: Find the mask in the weights that training starts from, what is zero staying zero; for fine-tuning.
-            Neither ``sparsity`` nor ``prune_rate``, ``update_frequency`` and ``seed`` have any part in it then.
-        module: Which module of the model: a dotted name, ``''`` for the whole model.
-        seed: Of the random places; the same on every rank.
+        sparsity: Fraction of the weights that is zero, in (0, 1).
+        prune_rate: Initial fraction of a layer's weights that an update prunes, in (0, 1].
+        update_frequency: Number of optimizer steps between two updates of the mask. None for a constant mask.
+        only_L: If True, masks only the stripes of large kernels (parameters with ``large_kernel.LoRA`` in their names).
+        frozen: If True, the mask is constant: weights that are zero when training starts stay zero. For fine-tuning.
+            ``sparsity``, ``prune_rate``, ``update_frequency`` and ``seed`` have no effect then.
+        module: The dotted name of the module of the model to mask, ``''`` for the whole model.
+        seed: Seed of the random positions, the same on every rank.
 
     Raises:
-        ValueError: An argument is out of range, the model has no such module or the module no such weights, or a
-            checkpoint to resume from has no masks or those of other weights.
-        TypeError: There are several optimizers.
+        ValueError: An argument is out of range; the model has no such module, or that has no such weights; or the
+            checkpoint to resume from has no masks, or masks for other weights.
+        TypeError: The run has several optimizers.
     """
 
-    priority = 'HIGH'  # before any hook that reads the weights after a step, EMAHook among them
+    priority = 'HIGH'  # runs before hooks that read the weights after a step, such as EMAHook
 
     def __init__(self, sparsity: float = 0.4, prune_rate: float = 0.3, update_frequency: Optional[int] = 100,
                  only_L: bool = False, frozen: bool = False, module: str = 'backbone', seed: int = 0):
@@ -120,11 +123,11 @@ class DynamicSparsityHook(Hook):
         self._loaded: Optional[dict] = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Remember the masks; whether this is a resumed run is not known yet."""
+        """Keeps the masks of the checkpoint until ``before_train``, where it is known whether the run is resumed."""
         self._loaded = checkpoint.get(SPARSITY)
 
     def before_train(self, runner: Runner) -> None:
-        """Find the weights, and their masks where they need no data."""
+        """Finds the weights to mask. Creates the masks if the run is resumed or the mask is frozen."""
         if not isinstance(runner.optim_wrapper, OptimWrapper):
             raise TypeError('DynamicSparsityHook works with one optimizer, '
                             f'not with {type(runner.optim_wrapper).__name__}')
@@ -147,7 +150,7 @@ class DynamicSparsityHook(Hook):
             self._report()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None) -> None:
-        """Draw the first masks, on the first batch."""
+        """Creates the first masks from the first batch."""
         if not self.masks:
             self._start(runner.model, data_batch)
             self._apply(runner.optim_wrapper.optimizer)
@@ -155,8 +158,8 @@ class DynamicSparsityHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None,
                          outputs: Optional[dict] = None) -> None:
-        """Cut what the optimizer's step has brought back; update the masks when it is time."""
-        if not runner.optim_wrapper.should_update():  # gradients were accumulated only
+        """Applies the masks after the optimizer's step, and updates them every ``update_frequency`` steps."""
+        if not runner.optim_wrapper.should_update():  # gradients were accumulated, and no step was made
             return
         self.steps += 1
         self._apply(runner.optim_wrapper.optimizer)
@@ -166,12 +169,12 @@ class DynamicSparsityHook(Hook):
         self._thin_averages()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Save the masks and the place in the schedule, from which the random numbers follow."""
+        """Saves the masks and the number of steps, from which the schedule and the random numbers follow."""
         checkpoint[SPARSITY] = dict(steps=self.steps, masks={name: mask.cpu() for name, mask in self.masks.items()},
                                     left_out=self._left_out)
 
     def _sparse_weights(self, model: nn.Module) -> Dict[str, nn.Parameter]:
-        """The weights by their name in the module."""
+        """Returns the parameters that can be masked, by their names in the module."""
         model = network_of(model)
         try:
             module = model.get_submodule(self.module)
@@ -208,12 +211,12 @@ class DynamicSparsityHook(Hook):
         self.masks = {name: saved['masks'][name].to(weight.device) for name, weight in self._weights.items()}
 
     def _generator(self) -> torch.Generator:
-        """Random numbers of the current step: there is no state to save."""
+        """Returns a generator seeded by the current step, so that no generator state has to be saved."""
         device = next(iter(self._weights.values())).device
         return torch.Generator(device).manual_seed(self.seed + self.steps)
 
     def _start(self, model: nn.Module, data_batch: dict) -> None:
-        """SNIP's number of weights for each layer, at random places of it."""
+        """Creates masks: the number of weights of each layer is that of SNIP, and their positions are random."""
         scores = self._snip(model, data_batch)
         kept = torch.zeros(sum(map(torch.numel, scores)), dtype=torch.bool, device=scores[0].device)
         kept[torch.cat(scores).topk(round(len(kept) * (1 - self.sparsity))).indices] = True
@@ -224,10 +227,11 @@ class DynamicSparsityHook(Hook):
         self._agree()
 
     def _snip(self, model: nn.Module, data_batch: dict) -> List[Tensor]:
-        """``|w dL/dw|`` on one batch, flat, in the order of the weights; the model itself stays as it is."""
+        """Returns the scores ``|w dL/dw|`` on one batch, one 1-D tensor for each weight. Does not change the model."""
         model = copy.deepcopy(network_of(model))
         model.zero_grad()
-        # Preprocessing may write into the batch. A compiled train_step is an attribute, bound to the original.
+        # The batch is copied because preprocessing may modify it. The class's train_step is called because a compiled
+        # one is an attribute of the instance, bound to the original model.
         type(model).train_step(model, copy.deepcopy(data_batch), optim_wrapper=_GradientsOnly())
         parameters = dict(model.get_submodule(self.module).named_parameters())
         scores = []
@@ -238,7 +242,7 @@ class DynamicSparsityHook(Hook):
         return scores
 
     def _update(self) -> None:
-        """Prune and grow at the rate of the current step."""
+        """Prunes and grows each layer at the rate of the current step."""
         cosine = (1 + math.cos(math.pi * self.steps / self._total_steps)) / 2
         rate = _LEAST_PRUNE_RATE + (self.prune_rate - _LEAST_PRUNE_RATE) * cosine
         moved, generator = 0, self._generator()
@@ -252,7 +256,7 @@ class DynamicSparsityHook(Hook):
                   logger='current')
 
     def _agree(self) -> None:
-        """Take the first rank's masks: ties may be broken in two ways."""
+        """Broadcasts the masks of rank 0: ranks may select different weights where magnitudes are equal."""
         for mask in self.masks.values():
             broadcast(mask.view(torch.uint8))
 
@@ -266,7 +270,7 @@ class DynamicSparsityHook(Hook):
 
     @torch.no_grad()
     def _thin_averages(self) -> None:
-        """Give the averages the masks before they take in the step, and weights that have grown a start."""
+        """Masks the averaged weights before their update. Grown ones start from the current value of the weight."""
         for average in self._averages:
             for name, weight in self._weights.items():
                 mean = average[name]

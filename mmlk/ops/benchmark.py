@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from .choice import choose, choose_training, timed
 from .depthwise import depthwise_conv2d
 
 Call = Callable[[], object]
+Key = TypeVar('Key')
 
 
 class Case(NamedTuple):
@@ -159,24 +160,34 @@ def _chosen(case: Case, problem: ConvProblem) -> List[str]:
             for step in ('forward', 'grad_input', 'grad_weight')]
 
 
-def turns(calls: Dict[str, Call], device: torch.device, budget: float = 3.0, most: int = 15) -> Dict[str, List[float]]:
-    """Times the calls in turns and returns the seconds of every round, by name.
+def turns(calls: Dict[Key, Call], device: torch.device, budget: float = 3.0, most: int = 15, least: int = 3,
+          tick: Callable[[], object] = lambda: None) -> Dict[Key, List[float]]:
+    """Times several functions in turns, so that a machine whose speed changes slows all of them alike.
+
+    Each function is called once before the first turn. That call is not counted.
 
     Args:
-        calls: The calls by name.
-        device: The device on which they run.
-        budget: Approximate maximum of seconds for each call. It is called at least three times.
-        most: Maximum number of rounds.
+        calls: Functions without arguments, by name.
+        device: The device that they run on. A GPU is synchronized before and after each call.
+        budget: Approximate maximum of the seconds spent on one function. It reduces the number of turns to ``least``
+            at most.
+        most: Maximum number of turns.
+        least: Minimum number of turns. If it is equal to ``most``, every function gets this number.
+        tick: Called after each counted call. Its time is not counted.
+
+    Returns:
+        The seconds of each function in each of its turns.
     """
-    first = {name: timed(call, device) for name, call in calls.items()}  # warm-up, and an estimate
-    counts = {name: max(3, min(most, int(budget / seconds))) for name, seconds in first.items()}
-    samples: Dict[str, List[float]] = {name: [] for name in calls}
+    first = {name: timed(call, device) for name, call in calls.items()}  # not counted: says how many fit
+    counts = {name: max(least, min(most, int(budget / seconds))) for name, seconds in first.items()}
+    samples: Dict[Key, List[float]] = {name: [] for name in calls}
     for turn in range(most):
         for name, call in calls.items():
             if turn < counts[name]:
                 if first[name] < 2:  # warm-up: the previous call has filled the CPU caches with other data
                     call()
                 samples[name].append(timed(call, device))
+                tick()
     return samples
 
 

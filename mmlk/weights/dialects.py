@@ -1,4 +1,4 @@
-"""The names that other toolboxes give to the tensors of our backbones, which have the official names."""
+"""Translates the tensor names of other toolboxes to those of mmlk's backbones, which are the official ones."""
 import re
 from dataclasses import dataclass
 from typing import Collection, Dict, Tuple
@@ -10,16 +10,17 @@ from .errors import WeightsError
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a toolbox spells a family.
+    """The tensor names of one family of backbones in one toolbox.
 
-    Patterns are regular expressions; names are those inside the backbone, without ``backbone.``.
+    Patterns are regular expressions. Names are relative to the backbone, without ``backbone.``.
 
     Args:
-        name: The toolbox and the family.
-        mark: Pattern of a whole name by which a file is known, and which no backbone of ours has.
-        beside: Pattern of a whole name that the file must hold too.
-        rules: (pattern, replacement); all are applied to a name, in turn.
-        dims: (pattern of a translated name, number of its dimensions here), where the toolbox has more, of size 1.
+        name: The toolbox and the family, for messages.
+        mark: Pattern that identifies the dialect: it matches a complete name in the file, and no name of mmlk.
+        beside: A second pattern, which must match another complete name in the file. Empty for none.
+        rules: (pattern, replacement) pairs. All of them are applied to each name, in this order.
+        dims: (pattern of a translated name, number of dimensions in mmlk) pairs, for tensors that have additional
+            trailing dimensions of size 1 in the toolbox.
     """
     name: str
     mark: str
@@ -28,15 +29,15 @@ class Dialect:
     dims: Tuple[Tuple[str, int], ...] = ()
 
     def marks(self, names: Collection[str]) -> bool:
-        """Whether a file with these names is written in the dialect."""
+        """Returns whether a file with these tensor names is in this dialect."""
         return all(any(re.fullmatch(pattern, name) for name in names)
                    for pattern in (self.mark, self.beside) if pattern)
 
     def translate(self, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """The tensors by their names here, and with their dimensions here.
+        """Returns the tensors with the names and the numbers of dimensions that they have in mmlk.
 
         Raises:
-            WeightsError: Two of them would have one name.
+            WeightsError: Two tensors would have the same name.
         """
         translated: Dict[str, Tensor] = {}
         for name, value in tensors.items():
@@ -51,8 +52,8 @@ class Dialect:
         return translated
 
 
-# A classifier's last norm: mmpretrain puts it where a backbone has the norm on its last output. It must not pass for
-# that norm, which dense prediction learns and a classifier lacks.
+# The last norm of a classifier. mmpretrain gives it the name that the norm of the last output has in a backbone for
+# dense prediction. It must not be loaded as that norm, which classifiers do not have.
 _CLASSIFIER = r'head\.fc\.weight'
 _LAST_NORM = (r'^norm3\.', 'norm.')
 
@@ -64,12 +65,13 @@ _MMPRETRAIN_HORNET = (
     (r'\.gnconv\.projs\.', '.gnconv.pws.'),
     (r'\.gamma([12])\.weight$', r'.gamma\1'),
 )
-_CONVNEXT_DIMS = ((r'\.pwconv[12]\.weight$', 2), (r'\.gamma$', 1))  # a linear layer as 1x1 convolution; (C, 1, 1)
+# 1x1 convolutions that are linear layers in mmlk, and layer scale of the shape (C, 1, 1)
+_CONVNEXT_DIMS = ((r'\.pwconv[12]\.weight$', 2), (r'\.gamma$', 1))
 _STAGES = range(4)
 _MOBILENETV2_BLOCKS = tuple((layer, block) for layer, blocks in enumerate((1, 2, 3, 4, 3, 3, 1), 1)
                             for block in range(blocks))
 
-# The first that a file is known by counts.
+# The first dialect whose patterns match is used.
 DIALECTS = (
     Dialect("mmpretrain's RepLKNet", _CLASSIFIER, ((r'^stages\.3\.norm\.', 'norm.'), ),
             beside=r'stages\.0\.blocks\.0\.prelkb_bn\.weight'),
@@ -130,7 +132,7 @@ DIALECTS = (
         *((rf'^features\.{i}\.', f'layer{layer}.{block}.') for i, (layer, block) in enumerate(_MOBILENETV2_BLOCKS, 1)),
         (r'\.conv\.(\d)\.0\.', r'.conv.\1.conv.'),
         (r'\.conv\.(\d)\.1\.', r'.conv.\1.bn.'),
-        # the last convolution of a block and its norm, which stand in the block's own list
+        # the last convolution of a block and its norm, which are direct children of the block's list
         (r'^(layer1\.0\.conv)\.1\.weight$', r'\1.1.conv.weight'),
         (r'^(layer1\.0\.conv)\.2\.', r'\1.1.bn.'),
         (r'^(layer[2-7]\.\d\.conv)\.2\.weight$', r'\1.2.conv.weight'),

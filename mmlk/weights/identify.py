@@ -1,4 +1,8 @@
-"""Which architecture a set of tensors belongs to, for hints and for ``tools/weights.py inspect``."""
+"""Finds the architecture to which a state dict belongs, for hints and for ``tools/weights.py inspect``.
+
+Each published architecture is built on the meta device, and the names and shapes of its tensors are compared with those
+of the file.
+"""
 import re
 import sys
 from fnmatch import fnmatchcase
@@ -14,17 +18,26 @@ Shapes = Dict[str, Tuple[int, ...]]
 
 
 class Form(NamedTuple):
-    """A published arch of a family, as it is trained or merged."""
+    """A published architecture, in training form or merged form.
+
+    Args:
+        family: The class of the backbone.
+        arch: A key of the family's ``ARCHS``.
+        merged: Whether the form is the merged one.
+    """
     family: type
     arch: str
     merged: bool = False
 
 
 class Stages(NamedTuple):
-    """The first ``count`` stages of a form.
+    """The tensors of the first stages of a form.
 
-    ``known`` has the shape of every tensor, ``needed`` of those that no file lacks; ``plain`` is whether there are no
-    branches to merge, so that both forms are one.
+    Args:
+        count: Number of stages.
+        known: Name and shape of each tensor.
+        needed: The part of ``known`` that every file has, without optional tensors.
+        plain: Whether the network has no branches to merge, so that both forms are equal.
     """
     count: int  # type: ignore[assignment]  # the name of a method of tuples
     known: Shapes
@@ -33,7 +46,7 @@ class Stages(NamedTuple):
 
 
 def _archs() -> Iterator[Form]:
-    """Yield every arch of every registered backbone whose module has ``ARCHS``, in training form."""
+    """Yields each architecture, in training form, of each registered backbone whose module has ``ARCHS``."""
     from mmlk.backbones import BaseBackbone
     from mmlk.registry import MODELS
     for family in MODELS.module_dict.values():
@@ -43,7 +56,7 @@ def _archs() -> Iterator[Form]:
 
 @lru_cache(maxsize=None)
 def _stages(form: Form, count: Optional[int] = None) -> Stages:
-    """The first ``count`` stages, or all."""
+    """Returns the tensors of the first ``count`` stages, or of all stages if ``count`` is None."""
     some = {} if count is None else {'out_indices': tuple(range(count))}
     with torch.device('meta'):
         backbone = form.family(arch=form.arch, merged=form.merged, **some)
@@ -54,13 +67,13 @@ def _stages(form: Form, count: Optional[int] = None) -> Stages:
 
 
 def kinds(names: Iterable[str]) -> Set[str]:
-    """The names without the numbers of stages and blocks."""
+    """Returns the names with the numbers of stages and blocks replaced with ``#``."""
     return {re.sub(r'\.\d+(?=\.)', '.#', name) for name in names}
 
 
 def _fits(form: Form, file: Shapes) -> bool:
-    """Whether the file holds the arch or its first stages, and no more of a backbone than that."""
-    # one stage is quickly built and rules most archs out
+    """Returns whether the file contains the form or its first stages, and no other tensors of a backbone."""
+    # A single stage is built quickly and excludes most architectures.
     if not _stages(form, 1).needed.items() <= file.items():
         return False
     whole = held = _stages(form)
@@ -84,7 +97,10 @@ def _fitting(file: Shapes) -> List[Form]:
 
 
 def _kin(file: Shapes) -> List[Form]:
-    """Forms whose names, without numbers, are all in the file, whatever the shapes; those that match most names."""
+    """Returns the forms whose names, compared without numbers and shapes, are all in the file.
+
+    Of these, only the ones with the largest number of different names are returned.
+    """
     file_kinds = kinds(file)
     kin: Dict[int, List[Form]] = {}
     for training in _archs():
@@ -95,10 +111,13 @@ def _kin(file: Shapes) -> List[Form]:
 
 
 def identify(tensors: Mapping[str, Tensor]) -> Optional[str]:
-    """Tell which arch of which family a state dict is of: 'RepLKNet-31B, training form'; None if it is of none.
+    """Returns the family, the architecture and the form of a state dict, such as 'RepLKNet-31B, training form'.
 
-    A backbone without its last stages is still of its arch. Of archs that have the same tensors all are named. The
-    form is told where there are two.
+    A backbone without its last stages is identified too. If several architectures have the same tensors, all of them
+    are named. The form is omitted for networks without branches to merge.
+
+    Returns:
+        The description, or None if the state dict does not belong to a known family.
     """
     file = {name: tuple(value.shape) for name, value in split_backbone(tensors)[0].items()}
     forms = _fitting(file)

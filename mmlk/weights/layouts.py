@@ -1,4 +1,4 @@
-"""Where the tensors lie in what a file holds, and how its keys answer to a module's."""
+"""Finds the state dict in the contents of a file, and maps its names to those of a module."""
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Collection, Dict, List, Mapping, Tuple, Union
@@ -9,20 +9,24 @@ from torch import Tensor
 from .dialects import DIALECTS
 from .errors import WeightsError
 
-# In order of preference. `state_dict`: mmseg, mmdet, mmpretrain, timm, Lightning. `model`: the official
-# ConvNeXt and RepLKNet training scripts, Swin, DeiT; those scripts fine-tune from `model` (or `module`) even
-# where the average lies beside it, hence the order. `state_dict_ema` is timm's average.
+# Keys that contain a state dict, in order of preference. `state_dict`: mmseg, mmdet, mmpretrain, timm, Lightning.
+# `model`: the official training scripts of ConvNeXt, RepLKNet, Swin and DeiT. These scripts fine-tune from `model` (or
+# `module`) even if the file also has averaged weights, which is why those come later. `state_dict_ema`: averaged
+# weights of timm.
 WRAPPERS = ('state_dict', 'model', 'module', 'model_ema', 'state_dict_ema')
 
 BACKBONE = 'backbone.'
-_AVERAGED = 'n_averaged'  # a counter that torch's AveragedModel puts beside the keys of `module.`
+_AVERAGED = 'n_averaged'  # a counter of torch's AveragedModel, whose other keys begin with `module.`
 
 
 @dataclass
 class WeightsLayout:
-    """The tensors of a file by their names, and a description of where they were in the file.
+    """The tensors of a file, and a description of how they were found.
 
-    ``aside`` names what belongs to another part of the model than the one that is asked for.
+    Attributes:
+        tensors: The tensors by name.
+        steps: What was done to find and rename them, for reports.
+        aside: Names of tensors that belong to another part of the model than the one to load.
     """
     tensors: Dict[str, Tensor]
     steps: List[str] = field(default_factory=list)
@@ -38,7 +42,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def plain_names(keys: Collection[str]) -> Dict[str, str]:
-    """Map names without the prefixes of ``torch.compile`` and of data-parallel wrappers to the given keys."""
+    """Returns the given keys by their names without the prefixes of ``torch.compile`` and data parallelism."""
     names = {key: key.replace('_orig_mod.', '') for key in keys}
     counted = [name for name in names.values() if name != _AVERAGED]
     if counted and all(name.startswith('module.') for name in counted):
@@ -47,11 +51,18 @@ def plain_names(keys: Collection[str]) -> Dict[str, str]:
 
 
 def find_tensors(payload: Any, path: Union[str, Path]) -> WeightsLayout:
-    """Find the state dict in the contents of a file.
+    """Finds the state dict in the contents of a file.
+
+    Args:
+        payload: The contents, as :func:`mmlk.weights.read.read_weights` returns them.
+        path: The file, for messages and for its size.
+
+    Returns:
+        The tensors, with the prefixes of wrappers removed from their names.
 
     Raises:
-        WeightsError: There is none; or its names are not text, or two of them are one; or a tensor is larger than the
-            file, being one number repeated.
+        WeightsError: There is no state dict; a name is not printable, or two names are equal without their prefixes; or
+            a tensor is nested, or has more elements than the file has bytes (a single number, expanded).
     """
     if not isinstance(payload, Mapping):
         raise WeightsError(f'{path} holds a {type(payload).__name__}, not tensors by name. A whole pickled '
@@ -91,12 +102,15 @@ def find_tensors(payload: Any, path: Union[str, Path]) -> WeightsLayout:
 
 
 def is_whole(names: Collection[str]) -> bool:
-    """Whether the names are those of a detector, segmentor or classifier that has a backbone in it."""
+    """Returns whether the names are those of a whole detector, segmentor or classifier, not of a bare backbone."""
     return any(name.startswith(BACKBONE) for name in names)
 
 
 def split_backbone(tensors: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
-    """The backbone's part of a state dict, without ``backbone.``, and the rest; of a bare backbone there is no rest."""
+    """Splits a state dict into the part of the backbone, without the prefix ``backbone.``, and the other tensors.
+
+    For a bare backbone the second dict is empty.
+    """
     if not is_whole(tensors):
         return dict(tensors), {}
     inside = {name[len(BACKBONE):]: value for name, value in tensors.items() if name.startswith(BACKBONE)}
@@ -104,11 +118,18 @@ def split_backbone(tensors: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], Di
 
 
 def fit(layout: WeightsLayout, names: Collection[str] = ()) -> WeightsLayout:
-    """Give the tensors of a file the names that a module uses.
+    """Renames the tensors of a file to the names that a module uses.
 
-    A whole model takes a whole file with all that is in it. A backbone takes what lies under ``backbone.`` and nothing
-    else, so that a key of a head can never pass for one of its own. Names of another toolbox are translated, unless
-    the module has them itself.
+    For a whole model, all tensors of the file are kept. For a backbone, only those under ``backbone.`` are kept, so
+    that a tensor of a head is never loaded into the backbone. Names of another toolbox are translated, unless the
+    module uses these names itself.
+
+    Args:
+        layout: The tensors of the file.
+        names: The names in the module's state dict. Empty for any backbone.
+
+    Returns:
+        A new layout. ``layout`` is not changed.
     """
     if is_whole(names) and not is_whole(layout.tensors):
         return layout

@@ -1,4 +1,4 @@
-"""``init_cfg=dict(type='mmlk.Pretrained', checkpoint=...)``."""
+"""The weight initializer ``init_cfg=dict(type='mmlk.Pretrained', checkpoint=...)``."""
 from typing import Any
 
 from mmengine.model import update_init_info
@@ -17,17 +17,18 @@ def _is_ours(init_cfg: Any) -> bool:
 
 @WEIGHT_INITIALIZERS.register_module()
 class Pretrained:
-    """mmengine's ``Pretrained`` with :func:`mmlk.weights.load`: a module that was not filled is an error.
+    """mmengine's ``Pretrained`` that loads with :func:`mmlk.weights.load`: unfilled parameters are an error.
 
     Args:
         checkpoint: A path, an http(s) URL or a name of the catalogue.
-        strict: Raise when a parameter or buffer was not filled; else warn.
+        strict: If True, raises an error if a parameter or a buffer is not filled; if False, logs a warning.
         allow_pickle: See :func:`mmlk.weights.read.read_weights`.
-        adapt_stem: Make kernels of the stem for another number of channels of those for RGB; see ``load``.
+        adapt_stem: If True, computes stem kernels for another number of input channels from those for RGB; see
+            :func:`mmlk.weights.load`.
 
     Raises:
-        WeightsError: As ``load``, when called; or another initializer is listed after this one and would undo
-            it.
+        WeightsError: When called: :func:`mmlk.weights.load` raises it, or an initializer that is listed after this one
+            would overwrite the loaded weights.
     """
 
     def __init__(self, checkpoint: str, strict: bool = True, allow_pickle: bool = False, adapt_stem: bool = False):
@@ -37,9 +38,9 @@ class Pretrained:
         self.adapt_stem = adapt_stem
 
     def __call__(self, module: nn.Module) -> None:
-        # mmengine runs only the initializer named 'Pretrained' after the rest of the list and after the
-        # children's own init_weights, either of which would overwrite what is loaded. So: ours is last in its
-        # list, and the children have their turn before it.
+        # mmengine runs the initializers of the list in their order, and the children's init_weights after them; only
+        # its own 'Pretrained' runs last of all. Anything that runs after this initializer would overwrite the loaded
+        # weights. Therefore it must be the last of its list, and it initializes the children before it loads.
         init_cfg = getattr(module, 'init_cfg', None)
         if isinstance(init_cfg, list) and any(map(_is_ours, init_cfg)) and not _is_ours(init_cfg[-1]):
             raise WeightsError(f"init_cfg of {type(module).__name__}: put mmlk.Pretrained last, or "

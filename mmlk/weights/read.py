@@ -1,8 +1,8 @@
-"""A weights file to plain Python: dicts, lists, numbers, strings and tensors, and nothing that runs code.
+"""Reads files of weights safely: the result contains only dicts, lists, numbers, strings and tensors.
 
-A pickle is a program. torch's restricted unpickler (``weights_only=True``) runs only what is on a list; here
-the list is made of stand-ins, so that the types which training scripts leave beside their weights (arguments,
-logs, numpy numbers) can be read past without the real ones being called, or even installed.
+Loading a pickle can execute code. torch's restricted unpickler (``weights_only=True``) calls only types of an
+allow-list. Here that list consists of stand-in classes for the types that training scripts save together with their
+weights (arguments, logs, numpy numbers). The real types are not called and need not be installed.
 """
 import mmap
 import pickle
@@ -26,7 +26,7 @@ Allowed = Union[Callable[..., Any], Tuple[Callable[..., Any], str]]
 
 
 class StandIn:
-    """Takes the place of an object in a pickle: keeps its state as plain data and does nothing."""
+    """Replaces an object in a pickle. Keeps the object's state as plain data and has no behaviour."""
 
     state: Any = None
 
@@ -41,7 +41,7 @@ class StandIn:
 
 
 class DictStandIn:
-    """Takes the place of a dict subclass: the unpickler fills only the dict types that it knows."""
+    """Replaces a dict subclass in a pickle with an ``OrderedDict``, because the unpickler fills only standard dicts."""
 
     def __new__(cls, *args: Any) -> 'OrderedDict[Any, Any]':  # type: ignore[misc]  # a dict in its place
         return OrderedDict(args[0]) if args and isinstance(args[0], dict) else OrderedDict()
@@ -53,27 +53,27 @@ def _stand_ins(base: type, *names: str) -> List[type]:
     return [type(name, (base, ), {'__module__': module}) for module, _, name in split]
 
 
-# What files of this field were seen to hold beside tensors, and why each may be met. Calling a stand-in only
-# ever makes an empty object or an ordered dict, so none of them can be turned into an action.
+# Types that published files contain besides tensors. Calling a stand-in only creates an empty object or an ordered
+# dict, so none of them can be misused to execute code.
 STAND_INS: List[Allowed] = [
     # the command line of a training script: the official RepLKNet, ConvNeXt and DeiT files
     *_stand_ins(StandIn, 'argparse.Namespace'),
-    # the message hub of an mmengine checkpoint: logs in numpy arrays, and methods of the log class, which
-    # pickle names through getattr. The real getattr would hand a pickle any attribute of any allowed object.
+    # the message hub of an mmengine checkpoint: logs in numpy arrays, and methods of the log class, which pickle stores
+    # as calls of getattr. The real getattr would give a pickle access to any attribute of any allowed object.
     *_stand_ins(StandIn, 'mmengine.logging.history_buffer.HistoryBuffer', 'builtins.getattr',
                 'builtins.slice'),
-    # numpy numbers and arrays (accuracies, palettes), as numpy 1 and numpy 2 name them. The real dtype takes
-    # its memory layout from the file.
+    # numpy numbers and arrays (accuracies, palettes), under their names in numpy 1 and numpy 2. The real dtype would
+    # take its memory layout from the file.
     *_stand_ins(StandIn, 'numpy.dtype', 'numpy.ndarray', 'builtins.bytes',
                 'numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar',
                 'numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct'),
-    # configs stored whole: mmengine, mmcv, addict, and yacs (official Swin files)
+    # whole configs: mmengine, mmcv, addict, and yacs (official Swin files)
     *_stand_ins(DictStandIn, 'mmengine.config.config.ConfigDict', 'mmcv.utils.config.ConfigDict',
                 'addict.addict.Dict', 'yacs.config.CfgNode'),
 ]
 
-# A pickle names a bytearray, and torch fills one as long as the pickle says: a hundred bytes would fill the memory. No
-# weights file needs one.
+# If a pickle contains a bytearray, torch allocates as many bytes as the pickle says: a file of a hundred bytes could
+# fill the memory. No file of weights needs one.
 _MODULE, _NAME = b'builtin', b'bytearray\n'
 
 _lock = threading.RLock()
@@ -81,7 +81,7 @@ _lock = threading.RLock()
 
 @contextmanager
 def _allow_only(allowed: List[Allowed]) -> Iterator[None]:
-    """torch's allow-list is one per process: put ours in its place, whatever was added, then put it back."""
+    """A context manager that replaces torch's allow-list, which is global to the process, and restores it on exit."""
     with _lock:
         others = serialization.get_safe_globals()
         serialization.clear_safe_globals()
@@ -94,7 +94,7 @@ def _allow_only(allowed: List[Allowed]) -> Iterator[None]:
 
 
 def _import(name: str, path: Path) -> Allowed:
-    """The object that a pickle names, for a file whose reader said allow_pickle."""
+    """Imports the object that a pickle names, for files that are read with ``allow_pickle=True``."""
     parts = name.split('.')
     for cut in range(len(parts) - 1, 0, -1):
         try:
@@ -112,10 +112,13 @@ def _import(name: str, path: Path) -> Allowed:
 
 @lru_cache(maxsize=8)
 def _check_archive(path: Path, size: int, changed: int) -> None:
-    """Refuse a zip file that torch.save has not written so; remembered as long as the file's size and time stay.
+    """Checks that a zip file is intact and was written by ``torch.save``.
 
-    torch maps the file into memory and takes what lies at an entry's place for numbers. It would take compressed bytes
-    too, and those that changed on the disk or on the way.
+    torch maps the file into memory and uses the bytes of an entry as numbers, even if they are compressed or damaged.
+    The result is cached for each path, file size and modification time.
+
+    Raises:
+        WeightsError: The file is truncated or damaged, has compressed entries, or is a TorchScript program.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -130,18 +133,18 @@ def _check_archive(path: Path, size: int, changed: int) -> None:
             if told > size:
                 raise WeightsError(f'{path} is damaged: its entries are said to have {told:,} bytes, it has {size:,}')
             for entry in entries:
-                if entry.CRC:  # 0: written without, as torch.serialization.set_crc32_options(False) does
+                if entry.CRC:  # 0: the file has no checksums, see torch.serialization.set_crc32_options
                     with archive.open(entry) as file:
-                        while file.read(1 << 20):  # compares the checksum at the end
+                        while file.read(1 << 20):  # zipfile compares the checksum at the end of the entry
                             pass
     except WeightsError:
         raise
-    except Exception as error:  # zipfile raises anything on a broken file, OSError by seeking before its beginning
+    except Exception as error:  # zipfile raises many types of errors for a damaged file
         raise WeightsError(f'{path} cannot be read: truncated or damaged ({error}). Fetch it again') from error
 
 
 def _check_fill(path: Path) -> None:
-    """Refuse a file that would make torch fill a bytearray of any length."""
+    """Raises WeightsError if the file contains a bytearray, for which torch allocates any amount of memory."""
     with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         place = content.find(_NAME)
         while place >= 0:
@@ -163,7 +166,7 @@ def _read_pickle(path: Path, allow_pickle: bool, built: Sequence[Tuple[Callable[
     while True:
         with _allow_only(allowed):
             try:
-                # memory-mapped, a training file's optimizer state is never read
+                # memory-mapped, so that the optimizer's state in a training checkpoint is not read from the disk
                 return torch.load(str(path), map_location='cpu', weights_only=True,
                                   mmap=zipfile.is_zipfile(path))
             except pickle.UnpicklingError as error:
@@ -207,20 +210,21 @@ def _read_safetensors(path: Path) -> Any:
 
 def read_weights(path: Union[str, Path], allow_pickle: bool = False,
                  built: Sequence[Tuple[Callable[..., Any], str]] = ()) -> Any:
-    """Read a file of ``torch.save`` (zip or the older form) or a safetensors file, onto the CPU.
+    """Reads a file of ``torch.save`` (zip format or the older one) or a safetensors file.
 
     Args:
         path: The file.
-        allow_pickle: Also build the types that the file names beyond ``STAND_INS``, which runs their code.
-            Say it only of files from people you trust.
-        built: (callable, the name that a file has for it) of what is to be built for real, in place of stand-ins.
+        allow_pickle: If True, types that are not in ``STAND_INS`` are built too, which executes their code. Use it only
+            for files from people whom you trust.
+        built: (callable, name in the file) pairs of types to build instead of their stand-ins.
 
     Returns:
-        What the file holds; known foreign objects are replaced by a ``StandIn`` or an ordered dict.
+        The contents of the file, with tensors on the CPU. Objects of known types are replaced with a ``StandIn`` or an
+        ordered dict.
 
     Raises:
-        WeightsError: The file is missing, empty, truncated, something else, or needs a type that is not
-            allowed.
+        WeightsError: The file is missing, empty, truncated or damaged, has another format, or contains a type that is
+            not allowed.
     """
     path = Path(path)
     if not path.is_file():

@@ -20,9 +20,9 @@ from mmlk.analysis.latency import (
     latency_from_timm,
     measure_latency,
     plot_latency,
-    take_turns,
 )
 from mmlk.backbones.replknet import RepLKNet
+from mmlk.ops import benchmark
 from mmlk.reparam import MergeableBranches
 
 CPU = torch.device('cpu')
@@ -46,7 +46,7 @@ def row(name='a', seconds=(2., 1., 4.), **other):
 @pytest.fixture
 def clock(monkeypatch):
     """Calls take a second on a clock that stands still, however long they take."""
-    monkeypatch.setattr(latency, 'timed', lambda call, device: (call(), 1.)[1])
+    monkeypatch.setattr(benchmark, 'timed', lambda call, device: (call(), 1.)[1])
 
 
 @pytest.mark.parametrize('text, variant', [
@@ -61,25 +61,6 @@ def test_variants_are_read(text, variant):
 def test_unknown_variants_are_refused(text):
     with pytest.raises(ValueError, match='there are fp32, merged, amp, compiled, and these joined'):
         Variant.parse(text)
-
-
-def test_calls_take_turns(monkeypatch):
-    """The fast one runs once untimed before it is timed, the slow one before its first turn alone."""
-    events, durations = [], {'fast': 0.1, 'slow': 2.}
-
-    def timed(call, device):
-        return durations[call(timed=True)]
-
-    def call(name):
-        def run(timed=False):
-            events.append(name.upper() if timed else name)
-            return name
-        return run
-
-    monkeypatch.setattr(latency, 'timed', timed)
-    samples = take_turns([call('fast'), call('slow')], CPU, 3, tick=lambda: events.append('|'))
-    assert samples == [[0.1] * 3, [2.] * 3]
-    assert ' '.join(events) == 'fast FAST | slow SLOW | fast FAST | SLOW | fast FAST | SLOW |'
 
 
 def test_figures_of_a_row():
@@ -148,7 +129,7 @@ def test_what_a_call_runs():
 
 def test_networks_are_interleaved_and_a_failure_is_told(clock, monkeypatch):
     order, texts = [], []
-    monkeypatch.setattr(latency, 'peak_memory', lambda call, device: order.append('memory') or 7)
+    monkeypatch.setattr(benchmark, 'peak_memory', lambda call, device: order.append('memory') or 7)
 
     class Noted(nn.Module):
         def __init__(self, name):
@@ -164,7 +145,8 @@ def test_networks_are_interleaved_and_a_failure_is_told(clock, monkeypatch):
     networks = [LatencyNetwork(name, lambda name=name: Noted(name)) for name in ('a', 'broken', 'b')]
     rows = measure_latency(networks, [n.build() for n in networks], [Variant()], 'inference', (8, 8), 2, CPU, turns=3,
                            warmup=2, tick=lambda *done: texts.append(done))
-    assert order == ['a', 'a', 'broken', 'b', 'b', 'a', 'a', 'b', 'b', 'a', 'b', 'a', 'b', 'memory', 'memory']
+    assert order == ['a', 'a', 'broken', 'b', 'b', 'a', 'b'] + ['a', 'a', 'b', 'b'] * 3 + [
+        'memory', 'memory']
     assert [(r.name, r.seconds, r.memory, r.parameters) for r in rows] == [
         ('a', [1.] * 3, 7, 5), ('broken', [], None, 5), ('b', [1.] * 3, 7, 5)]
     assert rows[1].failed == 'RuntimeError: no such operator'

@@ -37,6 +37,24 @@ def test_turns_run_every_call_and_give_seconds():
     assert counts == {'a': 1 + 2 * 4, 'b': 1 + 2 * 4}  # a first call, then an uncounted and a counted one a turn
 
 
+@pytest.mark.parametrize('options, slow_turns', [(dict(most=3, least=3, budget=0.), 3), (dict(most=3, least=1), 1)])
+def test_order_and_number_of_turns(monkeypatch, options, slow_turns):
+    """A fast call runs once untimed before each timing; ``budget`` takes turns from the slow one only."""
+    events, durations = [], {'fast': 0.1, 'slow': 2.}
+
+    def call(name):
+        def run(timed=False):
+            events.append(name.upper() if timed else name)
+            return name
+        return run
+
+    monkeypatch.setattr(benchmark, 'timed', lambda call, device: durations[call(timed=True)])
+    samples = turns({name: call(name) for name in durations}, CPU, tick=lambda: events.append('|'), **options)
+    assert samples == {'fast': [0.1] * 3, 'slow': [2.] * slow_turns}
+    rounds = ['fast FAST | SLOW |'] * slow_turns + ['fast FAST |'] * (3 - slow_turns)
+    assert ' '.join(events) == ' '.join(['FAST SLOW', *rounds])
+
+
 @pytest.mark.parametrize('backward', [False, True])
 def test_a_row_has_every_backend_and_says_why_not(backward):
     row = measure(Case(1, 4, 12, 12, 7, backward), CPU, budget=0.01)

@@ -95,10 +95,14 @@ class Reach(NamedTuple):
 def channel_chunks(problem: ConvProblem, area: int, elements: int) -> List[slice]:
     """Returns slices that divide the channels into chunks of nearly equal size.
 
-    A chunk has at most ``elements`` elements, if each of its maps has ``area`` of them, and at least one channel.
+    A chunk has at most ``elements`` elements, if each of its maps has ``area`` of them, and at least one channel. More
+    than two chunks are a multiple of 4 where the number of channels allows it, so that two or four threads get equally
+    many.
     """
     most = max(1, elements // (max(1, problem.batch) * area))
-    size = -(-problem.channels // -(-problem.channels // most))
+    count = -(-problem.channels // most)
+    count = count if count <= 2 else -(-count // 4) * 4
+    size = -(-problem.channels // count)
     return [slice(c, min(c + size, problem.channels)) for c in range(0, problem.channels, size)]
 
 
