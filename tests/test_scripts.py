@@ -127,6 +127,11 @@ def test_too_few_arguments_show_the_usage(stage, script, arguments):
 # (compiled, torchvision or, without that file, none); pip is done at once.
 PYTHON = r'''
 state={state}
+case "$*${{PIP_BUILD_CONSTRAINT:+ pinned}}" in
+    *--no-build-isolation*" pinned") echo "--build-constraint cannot be used with --no-build-isolation"; exit 1 ;;
+    *" pinned") ;;
+    *" --no-compile "*) exit 1 ;;
+esac
 case "$*" in
     "-c import importlib.metadata"*) grep "^${{@: -1}} " $state/packages | cut -d " " -f 2 | grep . ;;
     "-c import sys; print("*) echo python3.11-dev ;;
