@@ -218,7 +218,7 @@ if [ "$kind" = compiled ]; then
     echo "2/$steps mmcv's compiled operators, which are here, are kept: torchvision's give way to them
     (to have torchvision's:  pip uninstall -y $mmcv; bash tools/install.sh)"
 else
-    step "2/$steps torchvision's kernels in place of mmcv's compiled operators (seconds)" python -m mmlk._mmcv_ext
+    step "2/$steps torchvision's kernels in place of mmcv's compiled operators (seconds)" python -m mmlk._mmcv_file
 fi
 if [ -n "$compiled_ops" ]; then
     target=$(compile_target)
