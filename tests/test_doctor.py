@@ -95,7 +95,7 @@ CASES = {
         facts(CLASSIC, ops={'cpu': SYMBOL}), 'problem', 'compiled for another torch', 'mmcv==2.1.0'),
     'mmcv without operators': (
         facts(ops={'cpu': NO_EXT, 'cuda': NO_EXT}, which_ops='none'), 'problem', "torchvision's in their place",
-        'python -m mmlk._mmcv_ext'),
+        'python -m mmlk._mmcv_file'),
     'mmcv without operators nor mmlk': (
         facts(ops={'cpu': NO_EXT}, which_ops='none', failing={'mmlk': NO_EXT}), 'problem', 'without compiled operators',
         INSTALL),

@@ -18,7 +18,7 @@ import torchvision
 from mmcv import _ext, ops
 
 import mmlk  # noqa: F401
-from mmlk import _mmcv_ext
+from mmlk import _mmcv_ext, _mmcv_file
 from mmlk._mmcv_ops import guarded
 
 COMPILED = not _ext.__file__.endswith('.py')
@@ -435,7 +435,7 @@ def fresh(code, *paths, **environment):
 
 
 def test_mmdet_runs_without_compiled_operators_where_nobody_imports_mmlk(site, repo):
-    _mmcv_ext.write(site / 'mmcv')
+    _mmcv_file.write(site / 'mmcv')
     code = """
 import sys, torch, mmcv
 assert mmcv.__file__.startswith(SITE) and 'mmlk' not in sys.modules
@@ -459,7 +459,7 @@ except NotImplementedError as error:
 
 def test_the_file_in_mmcv_belongs_to_mmcv_and_is_written_once(site):
     for _ in range(2):
-        path = _mmcv_ext.write(site / 'mmcv')
+        path = _mmcv_file.write(site / 'mmcv')
     assert path == site / 'mmcv' / '_ext.py'
     [distribution] = importlib.metadata.distributions(path=[str(site)])
     [file] = [file for file in distribution.files if str(file) == 'mmcv/_ext.py']
@@ -469,7 +469,7 @@ def test_the_file_in_mmcv_belongs_to_mmcv_and_is_written_once(site):
 
 
 def test_the_file_in_mmcv_gives_way_to_a_compiled_extension(site):
-    _mmcv_ext.write(site / 'mmcv')
+    _mmcv_file.write(site / 'mmcv')
     compiled = site / 'mmcv' / f'_ext{importlib.machinery.EXTENSION_SUFFIXES[0]}'
 
     def found():
@@ -482,7 +482,7 @@ def test_the_file_in_mmcv_gives_way_to_a_compiled_extension(site):
 
 
 def test_without_mmlk_the_file_in_mmcv_is_as_good_as_absent(site):
-    _mmcv_ext.write(site / 'mmcv')
+    _mmcv_file.write(site / 'mmcv')
     code = ('import sys; sys.modules["mmlk"] = None; import mmcv\n'
             'try: import mmcv._ext\n'
             'except ModuleNotFoundError as error: print(error.name); print(error)')
@@ -491,6 +491,6 @@ def test_without_mmlk_the_file_in_mmcv_is_as_good_as_absent(site):
 
 
 def test_there_is_one_error_where_mmcv_is_missing(monkeypatch):
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(_mmcv_file.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="No module named 'mmcv'"):
-        _mmcv_ext.write()
+        _mmcv_file.write()

@@ -127,6 +127,11 @@ def test_too_few_arguments_show_the_usage(stage, script, arguments):
 # (compiled, torchvision or, without that file, none); pip is done at once.
 PYTHON = r'''
 state={state}
+case "$*${{PIP_BUILD_CONSTRAINT:+ pinned}}" in
+    *--no-build-isolation*" pinned") echo "--build-constraint cannot be used with --no-build-isolation"; exit 1 ;;
+    *" pinned") ;;
+    *" --no-compile "*) exit 1 ;;
+esac
 case "$*" in
     "-c import importlib.metadata"*) grep "^${{@: -1}} " $state/packages | cut -d " " -f 2 | grep . ;;
     "-c import sys; print("*) echo python3.11-dev ;;
@@ -142,7 +147,7 @@ case "$*" in
     -) cat $state/target 2>/dev/null || echo cpu ;;
     "tools/doctor.py --which-ops") cat $state/operators 2>/dev/null || echo none ;;
     "tools/doctor.py --ops"*) [ -e $state/operators ] && [ ! -e $state/stale ] ;;
-    *"-m mmlk._mmcv_ext") echo torchvision >$state/operators ;;
+    *"-m mmlk._mmcv_file") echo torchvision >$state/operators ;;
     *"install --no-compile -r "*)
         [ ! -e $state/offline ] || {{ echo "no network here"; exit 1; }}
         sed -i "/^torch /d" $state/packages; echo "torch 2.12.1" >>$state/packages ;;
@@ -168,7 +173,7 @@ def pip_calls(stage):
     return [call[call.index('install') + 1:] for call in calls]
 
 
-OURS = ['python', '-m', 'mmlk._mmcv_ext']
+OURS = ['python', '-m', 'mmlk._mmcv_file']
 UNITED = ['-v', '--no-build-isolation', '--force-reinstall', '--no-deps']
 PLAIN = ['-v', '--no-build-isolation', '--no-cache-dir', '--force-reinstall', '--no-deps', 'onedl-mmcv==2.3.6']
 WITHOUT = ['--no-cache-dir', '--force-reinstall', '--no-deps', 'onedl-mmcv==2.3.6']

@@ -31,8 +31,7 @@ fi
 log=$ENV_DIR/mmlk-install.log
 stamp=$ENV_DIR/mmlk-mmcv-torch.txt  # the torch that this environment's mmcv was compiled against
 
-# pip builds packages in environments of their own: the pins hold there too.
-build_env=(MMCV_WITH_OPS=1 "PIP_BUILD_CONSTRAINT=$requirements")
+build_env=(MMCV_WITH_OPS=1)
 pip() { env "${build_env[@]}" python -m pip --disable-pip-version-check "$@"; }
 
 pin() { grep -E "^$1[=<>]" "$requirements"; }
@@ -112,16 +111,19 @@ print('cuda' if release and release[1] == (torch.version.cuda or '').split('.')[
 PY
 }
 
+# Builds packages in environments of pip's own, where the pins hold too. (pip takes no such pins elsewhere.)
+pip_apart() { PIP_BUILD_CONSTRAINT=$requirements pip "$@"; }
+
 # In pip's own build environment there is no torch, and mmcv's build then leaves its operators out. Python compiles what
 # it imports when it does; compiling all of torch's files takes half a minute.
 install_packages() {
-    pip install --upgrade pip && pip install --no-compile -r "$requirements" -e . || return
+    pip install --upgrade pip && pip_apart install --no-compile -r "$requirements" -e . || return
     # Both builds of OpenCV write the same files. The plain one wants the system's libGL; without it, the other's turn.
     python -c 'import cv2' || pip install --force-reinstall --no-deps "$(pin opencv-python-headless)"
 }
 
 without_operators() {
-    pip install --no-cache-dir --force-reinstall --no-deps "$(pin "$mmcv")" && rm -f "$stamp"
+    pip_apart install --no-cache-dir --force-reinstall --no-deps "$(pin "$mmcv")" && rm -f "$stamp"
 }
 
 # compiled, torchvision or none
@@ -216,7 +218,7 @@ if [ "$kind" = compiled ]; then
     echo "2/$steps mmcv's compiled operators, which are here, are kept: torchvision's give way to them
     (to have torchvision's:  pip uninstall -y $mmcv; bash tools/install.sh)"
 else
-    step "2/$steps torchvision's kernels in place of mmcv's compiled operators (seconds)" python -m mmlk._mmcv_ext
+    step "2/$steps torchvision's kernels in place of mmcv's compiled operators (seconds)" python -m mmlk._mmcv_file
 fi
 if [ -n "$compiled_ops" ]; then
     target=$(compile_target)

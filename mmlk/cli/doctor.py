@@ -36,7 +36,7 @@ DISTRIBUTIONS = {
 }
 INSTALL = 'bash tools/install.sh'
 EDITABLE = 'pip install --no-deps --no-build-isolation -e .'
-WRITE = 'python -m mmlk._mmcv_ext'
+WRITE = 'python -m mmlk._mmcv_file'
 COMPILE = ('pip install "setuptools<81" wheel ninja psutil && '
            'MMCV_WITH_OPS=1 pip install --no-build-isolation')
 
