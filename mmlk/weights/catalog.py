@@ -27,7 +27,7 @@ FAMILIES: Dict[str, Tuple['Entry', ...]]
 
 RECORDS = Path(__file__).parents[1] / '.mim' / 'configs' / 'metafiles'
 # libyaml is ten times as fast; PyYAML's wheels have it
-_Loader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+_SafeLoader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 _FIGURES = {'Top 1 Accuracy': 'top-1 {}', 'mIoU': 'mIoU {}', 'mIoU(ms+flip)': '{} ms', 'box AP': 'box AP {}',
             'mask AP': 'mask AP {}'}
 
@@ -90,7 +90,7 @@ def read_record(path: Path) -> Dict[str, Any]:
         ValueError: The file is not YAML, or does not hold the lists of a record.
     """
     try:
-        record = yaml.load(path.read_text(encoding='utf-8'), Loader=_Loader)
+        record = yaml.load(path.read_text(encoding='utf-8'), Loader=_SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} cannot be read as YAML: {error}') from error
     if not isinstance(record, dict) or not isinstance(record.get('Models'), list):
