@@ -1,10 +1,10 @@
-"""The operators of ``mmcv._ext`` without compiling mmcv: torchvision's kernels, and PyTorch where it has none.
+"""The operators of ``mmcv._ext`` without compiling mmcv: by torchvision's kernels, or in PyTorch if it has none.
 
 mmcv's Python code calls one compiled module, ``mmcv._ext``, which pip compiles on the user's machine in many minutes.
 torchvision comes compiled for the same torch, for the CPU and for CUDA, and has the operators that detectors need.
-The functions here have the names, arguments and results of those of ``mmcv._ext`` and read tensors of any strides.
-Results are written into the tensors that mmcv passes for them; buffers that only the compiled code needs (``columns``,
-``ones``, ``im2col_step``) are left alone. Every other name of ``mmcv._ext`` is a function that raises an error which
+The functions here have the names, arguments and results of those of ``mmcv._ext``, and accept tensors with any strides.
+Results are written to the tensors that mmcv passes for them. Buffers that only the compiled code needs (``columns``,
+``ones``, ``im2col_step``) are not used. Every other name of ``mmcv._ext`` is a function that raises an error which
 says how to get the operator.
 
 ``python -m mmlk._mmcv_file`` makes this module ``mmcv._ext`` in an environment.
@@ -29,10 +29,10 @@ _kernels = torch.ops.torchvision  # registered by the import of torchvision
 
 
 def _gradients(kernel: Callable, *arguments: Any) -> Any:
-    """What one of torchvision's kernels for gradients returns.
+    """Calls one of torchvision's kernels for gradients and returns its result.
 
-    On CUDA they add in an order that changes from run to run, which torch.use_deterministic_algorithms refuses: in that
-    mode the CPU's kernel computes them.
+    On CUDA, the order of their sums changes from run to run, which torch.use_deterministic_algorithms does not allow.
+    In that mode the kernel for the CPU is used.
     """
     device = arguments[0].device
     if device.type == 'cpu' or not torch.are_deterministic_algorithms_enabled():
@@ -42,7 +42,7 @@ def _gradients(kernel: Callable, *arguments: Any) -> Any:
 
 
 def __getattr__(name: str) -> Callable:
-    """A function that raises, for every operator that is not in this module."""
+    """Returns, for every operator that is not in this module, a function that raises NotImplementedError."""
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
@@ -64,15 +64,16 @@ def get_compiling_cuda_version() -> str:
     return torch.version.cuda or 'not available'
 
 
-# Boxes. offset is 1 where a box from 3 to 5 is 3 pixels wide and not 2: its far corner is moved by 1 for that.
+# Boxes. With offset 1, a box from 3 to 5 is 3 pixels wide, not 2: its far corner is moved by 1 for this.
 
 
 def _far(boxes: Tensor, offset: int) -> Tensor:
+    """Returns the boxes with the far corner moved by ``offset``."""
     return torch.cat([boxes[:, :2], boxes[:, 2:4] + offset], dim=1) if offset else boxes
 
 
 def _overlaps(one: Tensor, others: Tensor, offset: int = 0) -> Tensor:
-    """Intersection over union of one box (4, ) and others (N, 4)."""
+    """Returns the intersection over union of one box, (4,), and others, (N, 4), as (N,)."""
     size = (torch.minimum(one[2:], others[:, 2:]) - torch.maximum(one[:2], others[:, :2]) + offset).clamp(min=0)
     inside = size.prod(1)
     area = (others[:, 2:] - others[:, :2] + offset).prod(1)
@@ -120,7 +121,7 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
 
 @guarded
 def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int) -> None:
-    """``mode`` 0: intersection over union, 1: over the area of the first box."""
+    """``mode`` is 0 for intersection over union, 1 for intersection over the area of the first box."""
     first = bboxes1 if aligned else bboxes1[:, None]
     size = (torch.minimum(first[..., 2:], bboxes2[:, 2:]) - torch.maximum(first[..., :2], bboxes2[:, :2]) + offset)
     inside = size.clamp(min=0).prod(-1)
@@ -134,9 +135,9 @@ def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, ali
 
 
 def _corners(y: Tensor, x: Tensor, height: int, width: int) -> Tuple[Tensor, Tensor]:
-    """The four pixels around each point, as indices into a flattened map, and their bilinear weights: both (..., 4).
+    """Returns the four pixels around each point, as indices into a flattened map, and their bilinear weights.
 
-    The weights of points more than one pixel outside the map are 0.
+    Both are (..., 4). The weights of points that are more than one pixel outside the map are 0.
     """
     outside = (y < -1) | (y > height) | (x < -1) | (x > width)
     y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
@@ -150,7 +151,7 @@ def _corners(y: Tensor, x: Tensor, height: int, width: int) -> Tuple[Tensor, Ten
 
 def _roi_align_maximum(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, scale: float,
                        sampling_ratio: int, aligned: bool) -> None:
-    """The largest of a bin's samples, and where it was taken."""
+    """Computes the maximum of the samples of each bin, and its position."""
     (channels, height, width), (rows, columns) = input.shape[1:], output.shape[2:]
     for number, roi in enumerate(rois):
         start_x, start_y, end_x, end_y = (roi[1:] * scale - 0.5 * aligned).unbind()
@@ -176,7 +177,7 @@ def _roi_align_maximum(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Te
 def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor,
                       aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
                       pool_mode: int, aligned: bool) -> None:
-    """``pool_mode`` 0: maximum, 1: average."""
+    """``pool_mode`` is 0 for the maximum, 1 for the average."""
     rois = rois.to(input.dtype)
     if pool_mode == 0:
         _roi_align_maximum(input, rois, output, argmax_y, argmax_x, spatial_scale, sampling_ratio, aligned)
@@ -218,7 +219,7 @@ def roi_pool_backward(grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_in
         pooled_width, *grad_input.shape))
 
 
-# Deformable convolution. torchvision's kernel takes an empty mask and a zero bias where there is none.
+# Deformable convolution. If there is no mask or bias, torchvision's kernel takes an empty mask and a bias of zeros.
 
 
 def _deform_conv_gradients(grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tensor,
@@ -252,7 +253,7 @@ def deform_conv_backward_parameters(input: Tensor, offset: Tensor, gradOutput: T
                                     columns: Tensor, ones: Tensor, kW: int, kH: int, dW: int, dH: int, padW: int,
                                     padH: int, dilationW: int, dilationH: int, group: int, deformable_group: int,
                                     scale: float, im2col_step: int) -> None:
-    weight = input.new_zeros(gradWeight.shape)  # its gradient does not depend on it
+    weight = input.new_zeros(gradWeight.shape)  # the gradient of the weight does not depend on its values
     gradients = _deform_conv_gradients(gradOutput, input, weight, offset, dH, dW, padH, padW, dilationH, dilationW,
                                        group, deformable_group)
     gradWeight.copy_(scale * gradients[1])
@@ -284,8 +285,8 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, 
         grad_bias.copy_(gradients[4])
 
 
-# Focal losses. input is (N, classes), target (N, ); a target outside of the classes is background. They are computed in
-# single precision at least: half precision has no probabilities near enough to 0.
+# Focal losses. input is (N, classes), target (N,). A target that is not a class is background. They are computed in at
+# least single precision, because half precision cannot represent probabilities that are close enough to 0.
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -293,7 +294,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _class_weight(weight: Tensor, target: Tensor, classes: int) -> Tensor:
-    """A factor per row, (N, ): the weight of its class, 1 without weights, and for background."""
+    """Returns a factor per row, (N,): the weight of its class; 1 for background or if there are no weights."""
     if weight.numel() == 0:
         return target.new_ones(len(target), dtype=weight.dtype)
     foreground = (target >= 0) & (target < classes)
@@ -324,7 +325,7 @@ def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, g
 
 
 def _of_target(input: Tensor, target: Tensor) -> Tuple[Tensor, Tensor]:
-    """The softmax of each row's own class, (N, ), and whether it has one."""
+    """Returns the softmax of the target class of each row, (N,), and whether the target is a class."""
     foreground = (target >= 0) & (target < input.shape[1])
     return _wide(input.gather(1, target.clamp(0, input.shape[1] - 1)[:, None])[:, 0]), foreground
 
@@ -332,7 +333,7 @@ def _of_target(input: Tensor, target: Tensor) -> Tuple[Tensor, Tensor]:
 @guarded
 def softmax_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float,
                                alpha: float) -> None:
-    """``input`` is a softmax; the loss of a row without a class is 0."""
+    """``input`` is the output of a softmax. The loss of a row whose target is not a class is 0."""
     p, foreground = _of_target(input, target)
     loss = -alpha * (1 - p)**gamma * _log(p) * _class_weight(weight, target, input.shape[1])
     output.copy_(loss * foreground)
@@ -341,16 +342,16 @@ def softmax_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
 @guarded
 def softmax_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor,
                                 gamma: float, alpha: float) -> None:
-    """The gradient of the values that ``input`` is the softmax of."""
+    """Computes the gradient of the logits, of which ``input`` is the softmax."""
     p, foreground = _of_target(input, target)
-    # a probability of 1 has gradient 0, also where gamma - 1 < 0
+    # the gradient for a probability of 1 is 0, even if gamma - 1 < 0
     steep = torch.where(p < 1, gamma * (1 - p).clamp(min=torch.finfo(p.dtype).tiny)**(gamma - 1), 0.)
     slope = alpha * (steep * p * _log(p) - (1 - p)**gamma) * _class_weight(weight, target, input.shape[1])
     is_class = target[:, None] == torch.arange(input.shape[1], device=input.device)
     grad_input.copy_((slope * foreground)[:, None] * (is_class.to(slope.dtype) - input))
 
 
-# Multi-scale deformable attention: mmcv's own form of it, which samples with torch.nn.functional.grid_sample.
+# Multi-scale deformable attention: mmcv's own PyTorch implementation, which uses torch.nn.functional.grid_sample.
 
 
 def _attention(value: Tensor, value_spatial_shapes: Tensor, sampling_locations: Tensor,

@@ -1,6 +1,6 @@
-"""What mmlk needs of Python and PyTorch that has no public name, each with a way to do without it.
+"""Private names of Python and PyTorch that mmlk uses, each with a fallback for versions that do not have them.
 
-``mmlk.ops`` and ``mmlk.reparam`` use nothing of this module.
+``mmlk.ops`` and ``mmlk.reparam`` do not use this module.
 """
 import atexit
 import logging
@@ -13,17 +13,17 @@ from typing import IO, Iterator, List, Set
 
 from torch import nn, serialization
 
-#: The class that all BatchNorm layers of PyTorch inherit from, SyncBatchNorm included.
+#: The base class of all BatchNorm layers of PyTorch, including SyncBatchNorm.
 BatchNorm = nn.BatchNorm2d.__base__
 
-_REFUSAL = re.compile(r'GLOBAL (\S+) (?:was not an allowed|whose module)')  # in the error of torch.load
+_REFUSAL = re.compile(r'GLOBAL (\S+) (?:was not an allowed|whose module)')  # part of the message of torch.load
 
 
 def dispatch_mode() -> type:
-    """``TorchDispatchMode``, the base class of what sees every operator that PyTorch runs.
+    """Returns ``TorchDispatchMode``, the base class of modes that intercept every operator of PyTorch.
 
-    PyTorch documents it under a private module. If the module is not there, PyTorch's own FLOP counter tells where the
-    class is.
+    PyTorch documents it in a private module. If there is no such module, the class is found as the base class of
+    PyTorch's FLOP counter.
     """
     try:
         from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,8 +34,10 @@ def dispatch_mode() -> type:
 
 
 def run_exit_handlers() -> None:
-    """Do what Python does at the end of a process, for one that ends by ``os._exit``: call the functions given to
-    ``atexit``. Without Python's private function, close the log files and end the worker processes."""
+    """Calls the functions that are registered with ``atexit``, for a process that will end by ``os._exit``.
+
+    If Python does not have the private function for it, closes the log files and ends the worker processes instead.
+    """
     run = getattr(atexit, '_run_exitfuncs', None)
     if run is not None:
         run()
@@ -47,31 +49,31 @@ def run_exit_handlers() -> None:
 
 
 def refused_types(path: Path, message: str) -> List[str]:
-    """Names of the types for which ``torch.load(..., weights_only=True)`` refused a file.
+    """Returns the names of the types because of which ``torch.load(..., weights_only=True)`` has refused a file.
 
-    To be called under the same list of safe globals as the loading.
+    The list of safe globals must be the same as when the file was loaded.
 
     Args:
-        path: A file of ``torch.save``, of either format.
-        message: That of the ``UnpicklingError``.
+        path: A file of ``torch.save``, in the zip or the older format.
+        message: The message of the ``UnpicklingError``.
 
     Returns:
-        The names, sorted, such as 'argparse.Namespace'; none if something else stopped the loading.
+        The sorted names, for example 'argparse.Namespace'; empty if the file was refused for another reason.
     """
     match = _REFUSAL.search(message)
     if match is None:
-        # another fault, or an error in other words: names that no list of PyTorch's own has
+        # another error, or a message in other words: return names that PyTorch does not know
         return sorted(_unknown_names(path))
     first = match.group(1) if '.' in match.group(1) else f'builtins.{match.group(1)}'
     try:
         names = serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # torch < 2.6, or a file of the older format: the message names the first
+    except Exception:  # torch < 2.6, or a file in the older format: only the first name, which is in the message
         names = []
     return sorted({first, *names})
 
 
 def _unknown_names(path: Path) -> Set[str]:
-    """Names in a file's pickles, without those of PyTorch's own types and of the current list of safe globals."""
+    """Returns the names in a file's pickles that are neither PyTorch's own types nor on the list of safe globals."""
     allowed = {entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
                for entry in serialization.get_safe_globals()}
     names = {re.sub(r'^__builtin__\.', 'builtins.', name) for name in _names_in(path)}
@@ -80,7 +82,7 @@ def _unknown_names(path: Path) -> Set[str]:
 
 
 def _names_in(path: Path) -> Iterator[str]:
-    """All names that the pickles of a file ask for. Nothing is run."""
+    """Yields all names that the pickles of a file refer to, without executing anything."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.namelist():
@@ -89,11 +91,12 @@ def _names_in(path: Path) -> Iterator[str]:
                         yield from _names_of_pickle(file)
         return
     with path.open('rb') as file:
-        for _ in range(5):  # so many pickles has the older format, before the numbers
+        for _ in range(5):  # the older format has five pickles before the data of the tensors
             yield from _names_of_pickle(file)
 
 
 def _names_of_pickle(file: IO[bytes]) -> Iterator[str]:
+    """Yields the names that one pickle refers to, up to the first error."""
     try:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == 'GLOBAL':

@@ -53,7 +53,7 @@ def _complete_mixer(mixer: Dict[str, Any], channels: int) -> Dict[str, Any]:
     if size != (None, None) and not all(is_integer(v) and v > 0 for v in size):
         raise ValueError(f'gnconv: h and w must both be positive integers or both be left out, '
                          f'got {size[0]!r} and {size[1]!r}')
-    # the smallest gate must have a whole number of channels; for a global filter an even one, as it is split in halves
+    # the smallest gate must have a whole number of channels; with a global filter it must be even, for the two halves
     share = 2**(order - 1) * (1 if size == (None, None) else 2)
     if channels % share:
         raise ValueError(f'gnconv: order {order} needs channels that {share} divides, got {channels} of base_dim')

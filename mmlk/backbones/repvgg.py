@@ -187,7 +187,7 @@ class RepVGG(BaseBackbone):
             the third stage, and the last stage.
         drop_path_rate: Drop rate (stochastic depth) of the last block that has an identity branch, rising linearly from
             0 over those blocks, in [0, 1). Neither in the paper nor in the official code; as in timm, the identity
-            stays. The merged form has no branch to drop.
+            branch is kept. It has no effect in the merged form.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_cfg: Norm layer config.
         norm_eval: If True, BatchNorm's running statistics are not changed in training.

@@ -51,8 +51,8 @@ class SLaK(ConvNeXt):
         norm_cfg: Norm layer config of the re-parameterized branches; SyncBN in the paper.
         norm_eval: If True, BatchNorm's running statistics are not changed in training.
         with_cp: If True, recomputes blocks in the backward pass to save memory.
-        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns; with ``Decom=False`` that of
-            ``dense=True``.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns, with ``dense=True`` if
+            ``Decom`` is False.
         init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained',
             checkpoint='SLaK_tiny_checkpoint.pth')``.
 
@@ -66,7 +66,7 @@ class SLaK(ConvNeXt):
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:
-        """The arch as a full, checked dict, ``dims`` times ``width_factor``."""
+        """Checks the arch and returns it with all default values, and with ``dims`` multiplied by ``width_factor``."""
         full = resolve_arch(arch, ARCHS, _REQUIRED, _DEFAULTS, 'SLaK')
         check_per_stage(full, *_REQUIRED)
         check_positive(full, *_REQUIRED)

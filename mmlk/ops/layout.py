@@ -1,4 +1,4 @@
-"""The memory format in which a network runs fastest. It is set at the input, and convolutions keep it from there on."""
+"""Sets the memory format in which a network runs fastest: of its input, which the convolutions keep from there on."""
 from typing import Any, Optional, Tuple
 
 import torch

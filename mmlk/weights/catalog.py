@@ -1,11 +1,12 @@
-"""The catalogue of published weights: a reader of the records in ``configs/metafiles``.
+"""The catalogue of published weights, which is read from the records in ``configs/metafiles``.
 
-A record is the YAML file of a family, an OpenMMLab metafile. Two of its lists name files of weights: ``Files``, one
-entry a file that no config here trains, and ``Models``, one row a config, in which ``Weights`` is the URL of the
-published model and ``File`` says what the file is. ``docs/add_a_backbone.md`` explains every field.
+A record is the YAML file of a family, in the format of OpenMMLab's metafiles. Two of its lists describe files of
+weights. ``Files`` has one entry for each file that no config of mmlk trains. ``Models`` has one entry for each config,
+in which ``Weights`` is the URL of the published model and ``File`` describes the file. ``docs/add_a_backbone.md``
+explains every field.
 
-Importing this module reads nothing and does not import torch: ``CATALOG`` and ``FAMILIES`` are read when they are first
-asked for.
+Importing this module reads no file and does not import torch. ``CATALOG`` and ``FAMILIES`` are read at the first
+access.
 """
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,16 +18,16 @@ __all__ = ['CATALOG', 'FAMILIES', 'IMAGENET', 'Entry', 'Triple', 'entries', 'rea
 
 Triple = Tuple[float, float, float]
 
-#: Mean and standard deviation of ImageNet's RGB pixels in 0..255.
+#: Mean and standard deviation of the RGB pixels of ImageNet, in the range 0 to 255.
 IMAGENET: Tuple[Triple, Triple] = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 #: All entries by name.
 CATALOG: Dict[str, 'Entry']
-#: The entries of each family that has any, by the class name of our backbone or by the name of a baseline's collection.
+#: The entries by family: the class name of a backbone of mmlk, or the name of a baseline's collection.
 FAMILIES: Dict[str, Tuple['Entry', ...]]
 
 RECORDS = Path(__file__).parents[1] / '.mim' / 'configs' / 'metafiles'
-# libyaml is ten times as fast; PyYAML's wheels have it
+# libyaml, which the wheels of PyYAML include, is ten times as fast
 _SafeLoader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 _FIGURES = {'Top 1 Accuracy': 'top-1 {}', 'mIoU': 'mIoU {}', 'mIoU(ms+flip)': '{} ms', 'box AP': 'box AP {}',
             'mask AP': 'mask AP {}'}
@@ -37,21 +38,21 @@ class Entry:
     """One published file of weights.
 
     Args:
-        name: Name in the catalogue, and of the file in the cache.
-        arch: A key of the family's ``ARCHS``; of a baseline, the name of the architecture in its paper.
-        url: Where the file is downloaded from.
-        holds: 'classifier', or the method and the data set of a trained model: 'UPerNet, ADE20K'.
-        pretraining: Data of the classifier, or of the classifier from which the model was trained.
-        image_size: Width x height of the images in training, in pixels; 'not stated' where the source does not say.
-        mean: Mean of the pixels of each channel, in 0..255, in the order of ``channels``.
-        std: Standard deviation of the pixels, likewise.
-        licence: License of the file.
-        source: Where URL and metrics were read.
-        sha256: Hexadecimal digest of the file, or the beginning of one; empty where none was published.
-        page: Where else a browser can download the file; empty where the URL is enough.
-        channels: 'RGB' or 'BGR', the order of the channels that the network takes.
+        name: Name in the catalogue, and name of the file in the cache.
+        arch: A key of the family's ``ARCHS``; for a baseline, the name of the architecture in its paper.
+        url: URL of the file.
+        holds: 'classifier', or method and dataset of a trained model, for example 'UPerNet, ADE20K'.
+        pretraining: Dataset of the classifier, or of the pretrained classifier of the model.
+        image_size: Width x height of the training images in pixels; 'not stated' if the source does not give it.
+        mean: Mean of the pixels of each channel, in the range 0 to 255, in the order of ``channels``.
+        std: Standard deviation of the pixels of each channel, likewise.
+        licence: Licence of the file.
+        source: Source of the URL and the metrics.
+        sha256: Hexadecimal digest of the file, or the beginning of it; empty if none was published.
+        page: Another address from which a browser can download the file; empty if there is none.
+        channels: Order of the input channels, 'RGB' or 'BGR'.
         metrics: Published results by name, in percent.
-        remark: What else a user must know.
+        remark: Other information for users.
     """
     name: str
     arch: str
@@ -71,10 +72,10 @@ class Entry:
 
     @property
     def figures(self) -> str:
-        """The published results in one line: 'mIoU 41.5 ss, 42.5 ms'; empty if there are none."""
+        """The published results in one line, for example 'mIoU 41.5 ss, 42.5 ms'; empty if there are none."""
         figures = [text.format(self.metrics[name]) for name, text in _FIGURES.items() if name in self.metrics]
         if 'mIoU(ms+flip)' in self.metrics:
-            figures[0] += ' ss'  # on a single scale
+            figures[0] += ' ss'  # single-scale
         return ', '.join(figures)
 
     @property
@@ -84,10 +85,10 @@ class Entry:
 
 
 def read_record(path: Path) -> Dict[str, Any]:
-    """The record in a YAML file.
+    """Reads the record in a YAML file.
 
     Raises:
-        ValueError: The file is not YAML, or does not hold the lists of a record.
+        ValueError: The file is not YAML, or does not have the lists of a record.
     """
     try:
         record = yaml.load(path.read_text(encoding='utf-8'), Loader=_SafeLoader)
@@ -99,7 +100,7 @@ def read_record(path: Path) -> Dict[str, Any]:
 
 
 def read_records(folder: Path) -> Dict[Path, Dict[str, Any]]:
-    """All records of a folder by path: first those of this package's backbones, then those of baselines, by name."""
+    """Reads all records of a folder. Returns them by path: first those of mmlk's backbones, then baselines, by name."""
     records = {path: read_record(path) for path in sorted(folder.glob('*.yml'))}
     return dict(sorted(records.items(), key=lambda item: not any(map(_is_ours, item[1].get('Collections') or []))))
 
@@ -109,12 +110,12 @@ def _is_ours(collection: Dict[str, Any]) -> bool:
 
 
 def _family(collection: Dict[str, Any]) -> str:
-    """Class name of our backbone, else the collection's name."""
+    """Returns the class name of the backbone in mmlk; if there is none, the name of the collection."""
     return collection['Backbones'][0].partition('.')[2] if _is_ours(collection) else collection['Name']
 
 
 def _entry(name: str, fields: Mapping[str, Any], **more: Any) -> Entry:
-    """The entry that these fields of a record describe."""
+    """Returns the entry that is described by fields of a record."""
     known = dict(
         name=name, arch=fields['Arch'], mean=tuple(fields['Mean']), std=tuple(fields['Std']),
         image_size=fields['Image Size'], channels=fields['Channels'], licence=fields['License'],
@@ -142,10 +143,10 @@ def _of_row(row: Mapping[str, Any]) -> Entry:
 
 
 def entries(record: Mapping[str, Any]) -> Dict[str, List[Entry]]:
-    """The entries of a record, by family.
+    """Returns the entries of a record by family.
 
     Raises:
-        ValueError: A file of the record lacks a field or has a wrong one; the message names both.
+        ValueError: A field of a file is missing or not valid; the message names the file and the field.
     """
     found: Dict[str, List[Entry]] = {}
     families = {collection['Name']: _family(collection) for collection in record.get('Collections') or []}

@@ -1,4 +1,4 @@
-"""From a source (path, URL or catalogue name) to a file on disk, downloaded once."""
+"""Finds the file for a path, URL or catalogue name; downloads it once."""
 import difflib
 import errno
 import hashlib
@@ -21,22 +21,22 @@ from . import catalog
 from .catalog import Entry
 from .errors import WeightsError
 
-TIMEOUT = 30.0  # seconds without a byte
-ATTEMPTS = 4  # in a row that bring nothing
+TIMEOUT = 30.0  # seconds without data after which a connection is closed
+ATTEMPTS = 4  # maximum number of consecutive connections without any data
 PAUSE = 2.0  # seconds between attempts
 _BLOCK = 1 << 20
-# Who ends a file's name in the beginning of its sha256. Of eight digits, some are a date.
+# Servers whose file names end in the beginning of the sha256. Elsewhere, eight digits may be a date.
 _PUBLISHERS = ('download.openmmlab.com', 'download.pytorch.org', 'mmassets.onedl.ai')
 _DIGEST = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.pth$')
-_FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}  # Windows knows no quota
+_FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}  # Windows has no EDQUOT
 
 
 class _NotAFile(Exception):
-    """The server answered with a web page."""
+    """The server has sent a web page in place of a file."""
 
 
 class _Redirect(urllib.request.HTTPRedirectHandler):
-    """Follow redirects, but never from https to anything less."""
+    """Follows redirects, except from https to another protocol."""
 
     def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any,
                          newurl: str) -> Optional[urllib.request.Request]:
@@ -46,24 +46,24 @@ class _Redirect(urllib.request.HTTPRedirectHandler):
 
 
 def _log(message: str) -> None:
-    from mmengine.logging import print_log  # not above: to list the catalogue takes no OpenMMLab package
+    from mmengine.logging import print_log  # imported here, so that listing the catalogue needs no OpenMMLab package
     print_log(message, logger='current')
 
 
 def cache_dir() -> Path:
-    """The folder of downloaded weights: ``$MMLK_HOME/weights``, else ``mmlk/weights`` in the user's cache."""
+    """Returns the folder of downloaded weights: ``$MMLK_HOME/weights``, or ``mmlk/weights`` in the user's cache."""
     home = os.environ.get('MMLK_HOME')
     cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
     return (Path(home) if home else cache / 'mmlk').expanduser() / 'weights'
 
 
 def cache_path(entry: Entry) -> Path:
-    """Where a catalogue entry's file is kept; a file put there by hand is used."""
+    """Returns the path of an entry's file in the cache. A file that a user puts there is used as well."""
     return cache_dir() / f'{entry.name}.pth'
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
+    """Returns the sha256 of a file in hexadecimal."""
     sha = hashlib.sha256()
     with path.open('rb') as file:
         for block in iter(lambda: file.read(_BLOCK), b''):
@@ -72,17 +72,17 @@ def digest(path: Path) -> str:
 
 
 def published_digest(url: str) -> str:
-    """The beginning of the sha256 that the name of a file of OpenMMLab's or torchvision's ends in; else empty."""
+    """Returns the beginning of the sha256 in a file name of OpenMMLab or torchvision; empty for other URLs."""
     parts = urlsplit(url)
     match = _DIGEST.search(parts.path) if parts.hostname in _PUBLISHERS else None
     return match.group(1) if match else ''
 
 
 def find(source: Union[str, Path]) -> Path:
-    """The file that a path, an http(s) URL or a catalogue name stands for, downloaded if need be.
+    """Returns the path of the file for a path, an http(s) URL or a catalogue name; downloads it if needed.
 
     Raises:
-        WeightsError: There is no such thing, or the download failed.
+        WeightsError: There is no such file or name, or the download failed.
     """
     path, text = Path(source).expanduser(), str(source)
     if path.is_file():
@@ -93,7 +93,7 @@ def find(source: Union[str, Path]) -> Path:
         raise WeightsError(f'{path.absolute()} is a folder; give the file in it')
     if isinstance(source, str) and re.match(r'https?://', source, re.IGNORECASE):
         name = re.sub(r'[^\w.-]', '_', unquote(urlsplit(source).path).rsplit('/', 1)[-1]) or 'weights'
-        # two servers may give different files the same name
+        # different servers may have different files with the same name
         target = cache_dir() / f'{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}'
         entry = next((entry for entry in catalog.CATALOG.values() if source in (entry.url, entry.page)), None)
         return download(source, cache_path(entry) if entry else target, published_digest(source))
@@ -104,10 +104,10 @@ def find(source: Union[str, Path]) -> Path:
 
 
 def fetch(entry: Entry) -> Path:
-    """The file of a catalogue entry, from the cache or the network, checked where a sha256 is known.
+    """Returns the path of an entry's file; downloads it if needed, and checks its sha256 if that is known.
 
     Raises:
-        WeightsError: It cannot be had, or is not what was published.
+        WeightsError: The file cannot be downloaded, or is not the published one.
     """
     target = cache_path(entry)
     try:
@@ -120,16 +120,17 @@ def fetch(entry: Entry) -> Path:
 
 
 def download(url: str, target: Path, sha256: str = '') -> Path:
-    """Download to ``target`` by way of ``target.part``, which a later call takes up where it broke off.
+    """Downloads to ``target``. The data are first written to ``target.part``; a later call resumes an incomplete
+    download.
 
     Args:
         url: An http or https URL; certificates are verified.
-        target: The file to write. If it is there it is checked and not downloaded again.
-        sha256: The digest to expect, or the beginning of it.
+        target: The file to write. If it exists, it is checked and not downloaded again.
+        sha256: The expected digest, or the beginning of it; empty for no check.
 
     Raises:
-        WeightsError: No connection, an error of the server, a web page in place of a file, a full disk, or
-            another digest than expected; the message says what to do.
+        WeightsError: There is no connection, the server returns an error or a web page, the disk is full, or the digest
+            is not the expected one. The message says what to do.
     """
     if not target.exists():
         try:
@@ -138,7 +139,7 @@ def download(url: str, target: Path, sha256: str = '') -> Path:
         except OSError as error:
             raise WeightsError(f'{target.parent} cannot be written ({error}); set MMLK_HOME to a folder that '
                                'can') from error
-        # processes of one machine that start together download once
+        # if several processes of a machine start together, only one downloads
         with FileLock(str(target) + '.lock'):
             if not target.exists():
                 part = Path(f'{target}.part')
@@ -159,7 +160,7 @@ def download(url: str, target: Path, sha256: str = '') -> Path:
 
 
 def _stamp(part: Path) -> Path:
-    """The file that holds the server's validator of the version that ``part`` is a part of."""
+    """Returns the path of the file that has the server's validator (see :func:`_version`) for ``part``."""
     return Path(f'{part}.version')
 
 
@@ -170,7 +171,7 @@ def _discard(part: Path) -> None:
 
 
 def _receive(url: str, part: Path, target: Path, sha256: str) -> None:
-    """Fill ``part``, over as many connections as it takes."""
+    """Downloads to ``part``, with as many connections as needed."""
     _log(f'downloading {url} to {target}')
     failed = 0
     while True:
@@ -182,7 +183,7 @@ def _receive(url: str, part: Path, target: Path, sha256: str) -> None:
             raise WeightsError(f'{url} answered with a web page, not a file (a log-in, a quota or a '
                                'virus-scan notice?)') from error
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # what is there is not a beginning of what the server has
+            if error.code == 416:  # the partial file is not the beginning of the file on the server
                 _discard(part)
             elif error.code < 500 and error.code not in (408, 429):
                 raise WeightsError(f'{url}: the server answered {error.code} {error.reason}') from error
@@ -202,11 +203,11 @@ def _receive(url: str, part: Path, target: Path, sha256: str) -> None:
 
 
 def _connect(url: str, part: Path, verified: bool) -> None:
-    """One connection; returns when ``part`` is whole."""
+    """Opens one connection and downloads to ``part``; returns when it is complete, otherwise raises an error."""
     request = urllib.request.Request(url, headers={'User-Agent': 'mmlk', 'Accept-Encoding': 'identity'})
     stamp, have = _stamp(part), part.stat().st_size if part.exists() else 0
     version = stamp.read_text() if stamp.exists() else ''
-    # without a version to compare, only a digest can tell whether two halves belong together
+    # resume only if a validator or a digest can show that both parts are from the same file
     if have and (version or verified):
         request.add_header('Range', f'bytes={have}-')
         if version:
@@ -237,12 +238,13 @@ def _connect(url: str, part: Path, verified: bool) -> None:
 
 
 def _version(response: HTTPResponse) -> str:
-    """A strong validator, as If-Range needs (RFC 9110, 13.1.5); empty where the server gives none."""
+    """Returns a validator for If-Range (RFC 9110, 13.1.5); empty if the server sends none."""
     tag = response.headers.get('ETag', '')
     return tag if tag and not tag.startswith('W/') else response.headers.get('Last-Modified', '')
 
 
 def _first_byte(response: HTTPResponse) -> Optional[int]:
+    """Returns the position of the first byte of a partial response; None if the server does not give it."""
     match = re.match(r'bytes (\d+)-', response.headers.get('Content-Range', ''))
     return int(match.group(1)) if match else None
 

@@ -8,7 +8,7 @@ from torch import Tensor
 #: The steps for which a backend is chosen.
 STEPS = (
     'inference',  # forward pass without gradients; the weight is expected to come again unchanged
-    'forward',  # forward pass of which gradients will be taken
+    'forward',  # forward pass that is followed by a backward pass
     'grad_input',  # gradient of the input
     'grad_weight',  # gradient of the weight
     'gradients',  # gradients of input and weight in one call

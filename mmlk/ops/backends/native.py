@@ -89,7 +89,7 @@ def convolution_dtype(problem: ConvProblem) -> torch.dtype:
     """Returns the dtype in which PyTorch's forward convolution is fastest.
 
     On a CPU, half precision is slower than float32 if the kernel is large. Also, for at most 16 channels in
-    channels_last, oneDNN 3.11 never finishes building its bfloat16 kernel on CPUs with AVX512-BF16.
+    channels_last, oneDNN 3.11 never finishes building its half-precision kernel on CPUs with AVX512-BF16.
     """
     half = problem.device.type == 'cpu' and problem.dtype in (torch.float16, torch.bfloat16)
     return torch.float32 if half and max(problem.kh, problem.kw) > _MAX_FAST_KERNEL else problem.dtype
