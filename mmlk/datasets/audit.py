@@ -497,7 +497,7 @@ def points_fault(points: Any, height: int, width: int) -> str:
 
 
 def runs_fault(mask: Any, height: int, width: int) -> str:
-    """Returns the reason for which run lengths are invalid; empty if they are valid. pycocotools does not check them."""
+    """Returns the reason for which run lengths are invalid, or an empty text. pycocotools does not check them."""
     size, counts = (mask.get('size'), mask.get('counts')) if isinstance(mask, dict) else (None, None)
     if size != [height, width]:
         return f'run lengths for size {size!r:.40}, image is {height}x{width} (HxW)'

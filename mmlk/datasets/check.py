@@ -227,7 +227,7 @@ def layout_of(dataset: dict) -> Optional[str]:
 
 
 def _public_layout(dataset: dict) -> Optional[str]:
-    """Returns the layout of a public dataset; None if the config sets its own classes, because the files differ then."""
+    """Returns the layout of a public dataset. None if the config sets its own classes: the files differ then."""
     own = 'classes' in (dataset.get('metainfo') or {})
     return None if own and not _is_demo(dataset) else layout_of(dataset)
 
