@@ -1,11 +1,11 @@
-"""What the ``type`` of a config's dict stands for: a name, with a scope before it or not, a path of Python, or a class.
+"""Resolves the ``type`` of a dict in a config: a name with or without a scope, an import path, or a class.
 """
 from types import FunctionType
 from typing import Any, Optional
 
 
 def type_name(settings: Any) -> str:
-    """The name of a dict's class or function, without scope or module; ``''`` where it has no ``type``."""
+    """Returns the name of a dict's class or function, without scope or module; ``''`` if it has no ``type``."""
     kind = settings.get('type') if hasattr(settings, 'get') else None
     if kind is None:
         return ''
@@ -13,8 +13,11 @@ def type_name(settings: Any) -> str:
 
 
 def scoped_name(settings: Any) -> str:
-    """As a config may spell it with its scope, ``'mmlk.RepLKNet'``; of a class, the package that it is of stands for
-    the scope. A name without a scope stays without one; ``''`` where there is no ``type``."""
+    """Returns the name of a dict's class with its scope, such as ``'mmlk.RepLKNet'``.
+
+    For a class or an import path, the top-level package is the scope. A name without a scope is returned as it is. The
+    result is ``''`` if the dict has no ``type``.
+    """
     kind = settings.get('type') if hasattr(settings, 'get') else None
     if kind is None:
         return ''
@@ -24,15 +27,15 @@ def scoped_name(settings: Any) -> str:
 
 
 def type_of(settings: Any, registry: str, scope: Optional[str] = None) -> Any:
-    """The class or function itself.
+    """Returns the class or function of a dict.
 
     Args:
         settings: A dict with a ``type``.
-        registry: The name that a registry has in ``mmengine.registry``, as ``'HOOKS'``.
+        registry: The name of a registry in ``mmengine.registry``, such as ``'HOOKS'``.
         scope: The ``default_scope`` of the config, in which names without a scope are looked up first.
 
     Returns:
-        None where there is no ``type``, or the registries do not know it.
+        The class or function, or None if there is no ``type`` or the registries do not know it.
     """
     kind = settings.get('type') if hasattr(settings, 'get') else None
     if not isinstance(kind, str):
@@ -46,8 +49,11 @@ def type_of(settings: Any, registry: str, scope: Optional[str] = None) -> Any:
 
 
 def is_a(settings: Any, name: str, registry: str, scope: Optional[str] = None) -> bool:
-    """Whether a dict's class is called ``name``, or is a subclass of one that is. The arguments are those of
-    :func:`type_of`. A class that the registries do not know, whose package is not installed say, goes by its name."""
+    """Returns whether the class of a dict has the name ``name``, or a base class with this name.
+
+    The other arguments are those of :func:`type_of`. If the registries do not know the class, for example because its
+    package is not installed, only its own name is compared.
+    """
     kind = type_of(settings, registry, scope)
     if isinstance(kind, type):
         return any(base.__name__ == name for base in kind.__mro__)
@@ -55,7 +61,7 @@ def is_a(settings: Any, name: str, registry: str, scope: Optional[str] = None) -
 
 
 def with_paths(settings: Any) -> Any:
-    """A copy of nested settings with classes and functions as the paths that mmengine finds them by, to be written."""
+    """Returns a copy of nested settings with the import paths of classes and functions in their place."""
     if isinstance(settings, dict):
         return {key: with_paths(value) for key, value in settings.items()}
     if isinstance(settings, (list, tuple)):

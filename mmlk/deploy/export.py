@@ -62,14 +62,17 @@ def _window_reverse(window_size: int, windows: Tensor, height: int, width: int) 
 
 
 class Exportable(nn.Module):
-    """A model in inference form, from images (N, C, H, W) of values 0 to 255, RGB where C is 3, to a tuple of tensors.
+    """Base class of modules that compute a model's outputs from images, to be exported.
 
     Args:
-        model: The merged model, of which it deletes what is not run.
-        channels: Of the images.
+        model: The merged model. It is changed in-place: parts that are not used are deleted.
+        channels: Number of channels of the images.
+
+    Shape:
+        Input: (N, C, H, W), values from 0 to 255; three channels are RGB. Output: a tuple of tensors.
 
     Raises:
-        ValueError: The model normalises images of another number of channels.
+        ValueError: The model's data preprocessor is for another number of channels.
     """
 
     def __init__(self, model: nn.Module, channels: int = 3):

@@ -54,13 +54,13 @@ def lacking(format: str) -> List[str]:
 
 
 class Graph(NamedTuple):
-    """What is written to a file.
+    """A network to write to a file.
 
     Args:
-        module: In eval mode.
-        example: An input of the module, (2, C, H, W).
-        step: The file takes heights and widths that are multiples of this number of pixels; None for the height and
-            width of the example alone.
+        module: The network, in eval mode.
+        example: An example input of the module, (2, C, H, W).
+        step: The file accepts heights and widths that are multiples of this number of pixels. None for a file that
+            accepts only the height and width of the example.
         input_name: The name of the input.
         output_names: The names of the outputs, in their order.
         metadata: Facts to store in the file.
