@@ -1,11 +1,11 @@
-"""Reads the ``type`` of dicts in configs: a name with or without a scope, a Python path, or a class.
+"""Resolves the ``type`` of a dict in a config: a name with or without a scope, an import path, or a class.
 """
 from types import FunctionType
 from typing import Any, Optional
 
 
 def type_name(settings: Any) -> str:
-    """Returns the name of the class or function without scope or module; ``''`` if there is no ``type``."""
+    """Returns the name of a dict's class or function, without scope or module; ``''`` if it has no ``type``."""
     kind = settings.get('type') if hasattr(settings, 'get') else None
     if kind is None:
         return ''
@@ -13,10 +13,10 @@ def type_name(settings: Any) -> str:
 
 
 def scoped_name(settings: Any) -> str:
-    """Returns the name with its scope, for example ``'mmlk.RepLKNet'``.
+    """Returns the name of a dict's class with its scope, such as ``'mmlk.RepLKNet'``.
 
-    The scope of a class is its package. A name without a scope is returned as it is. Returns ``''`` if there is no
-    ``type``.
+    For a class or an import path, the top-level package is the scope. A name without a scope is returned as it is. The
+    result is ``''`` if the dict has no ``type``.
     """
     kind = settings.get('type') if hasattr(settings, 'get') else None
     if kind is None:
@@ -31,11 +31,11 @@ def type_of(settings: Any, registry: str, scope: Optional[str] = None) -> Any:
 
     Args:
         settings: A dict with a ``type``.
-        registry: Name of a registry in ``mmengine.registry``, for example ``'HOOKS'``.
+        registry: The name of a registry in ``mmengine.registry``, such as ``'HOOKS'``.
         scope: The ``default_scope`` of the config, in which names without a scope are looked up first.
 
     Returns:
-        The class or function; None if there is no ``type`` or it is not registered.
+        The class or function, or None if there is no ``type`` or the registries do not know it.
     """
     kind = settings.get('type') if hasattr(settings, 'get') else None
     if not isinstance(kind, str):
@@ -49,13 +49,10 @@ def type_of(settings: Any, registry: str, scope: Optional[str] = None) -> Any:
 
 
 def is_a(settings: Any, name: str, registry: str, scope: Optional[str] = None) -> bool:
-    """Returns whether the class of a dict, or one of its base classes, has the given name.
+    """Returns whether the class of a dict has the name ``name``, or a base class with this name.
 
-    If the class is not registered, for example because its package is not installed, only its own name is compared.
-
-    Args:
-        settings, registry, scope: See :func:`type_of`.
-        name: Name of the class, without scope.
+    The other arguments are those of :func:`type_of`. If the registries do not know the class, for example because its
+    package is not installed, only its own name is compared.
     """
     kind = type_of(settings, registry, scope)
     if isinstance(kind, type):
@@ -64,7 +61,7 @@ def is_a(settings: Any, name: str, registry: str, scope: Optional[str] = None) -
 
 
 def with_paths(settings: Any) -> Any:
-    """Returns a copy of nested settings in which classes and functions are replaced by their Python paths."""
+    """Returns a copy of nested settings with the import paths of classes and functions in their place."""
     if isinstance(settings, dict):
         return {key: with_paths(value) for key, value in settings.items()}
     if isinstance(settings, (list, tuple)):

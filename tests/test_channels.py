@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmlk.analysis import cam, complexity, erf, latency, panels
 from mmlk.cli.prepare import build_runner
-from mmlk.datasets.images import open_bands, packaged_photographs, read_image, viewable
+from mmlk.datasets.images import as_loaded, open_bands, packaged_photographs, read_image, viewable
 from mmlk.deploy.export import export
 from mmlk.deploy.merging import merge_checkpoint
 from mmlk.engine.hooks import CheckLabelsHook
@@ -275,6 +275,12 @@ def test_channels_of_files(tmp_path):
     for name in ('five.tif', 'planes.tif'):
         assert np.array_equal(open_bands(tmp_path / name, 5), five)
         assert np.array_equal(viewable(tmp_path / name), five[..., :3])
+        assert np.array_equal(as_loaded(tmp_path / name), five[..., :3])
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # to be rotated by 90 degrees
+    Image.new('RGB', (30, 20), 'red').save(tmp_path / 'rotated.jpg', exif=orientation)
+    assert as_loaded(tmp_path / 'rotated.jpg').shape == (30, 20, 3)
+    assert as_loaded(tmp_path / 'rotated.jpg')[0, 0].argmax() == 0
     colours = five[..., :3]
     Image.fromarray(colours).save(tmp_path / 'three.png')
     assert np.array_equal(open_bands(tmp_path / 'three.png', 3), colours)

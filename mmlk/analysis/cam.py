@@ -144,7 +144,7 @@ class Subject(nn.Module):
         raise NotImplementedError
 
     def choose(self, output: Any, label: Optional[int]) -> Optional[Choice]:
-        """Returns the class to explain: ``label``, or the most prominent one if that is None; None if there is none."""
+        """Returns the class to explain: ``label``, or the most prominent class if it is None; None if not found."""
         raise NotImplementedError
 
     def score(self, output: Any, choice: Choice) -> Tensor:

@@ -28,11 +28,15 @@ _ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89PNG\r\n\x1a\n': b'IEND\xaeB`\x82'}
 
 @dataclass
 class AuditReport:
-    """What was found in one dataset.
+    """The result of checking one dataset.
 
-    ``where`` lists the places of the config that use it. ``counts`` are facts by name, ``shares`` the parts of all
-    pixels that classes and the ignored label have, ``notes`` what may be meant so, and ``problems`` one line per case
-    by kind of problem. ``unchecked`` says why nothing was checked, where that is so.
+    Args:
+        where: The places in the config that use the dataset.
+        unchecked: The reason for which the dataset was not checked; empty if it was.
+        counts: Numbers of classes, images, annotations and the like, by name.
+        shares: Fraction of all pixels, 0 to 1, by class, and for the ignored label.
+        notes: Observations that may be intended.
+        problems: By kind of problem, one line for each case.
     """
     where: List[str]
     unchecked: str = ''
@@ -44,12 +48,12 @@ class AuditReport:
 
 def audit(cfg: dict, splits: Sequence[str] = SPLITS,
           track: Track = lambda items, total, what: items) -> List[AuditReport]:
-    """Check every image and annotation of a config's datasets: those of mmseg, and COCO instances of mmdet.
+    """Checks each image and annotation of a config's segmentation datasets (mmseg) and COCO datasets (mmdet).
 
     Args:
         cfg: A whole config, with ``default_scope``. Call :func:`mmlk.datasets.check.missing` on it first.
-        splits: Which of the ``<split>_dataloader`` to look at. A dataset used by several is checked once.
-        track: Wraps the loop over a dataset's images, given their number and a name; for a progress bar.
+        splits: The splits whose ``<split>_dataloader`` is checked. A dataset that several of them use is checked once.
+        track: Called as ``track(images, number, name)``; returns the iterable to loop over. For a progress bar.
 
     Returns:
         One report per dataset, in the order of the config.
@@ -71,7 +75,7 @@ def audit(cfg: dict, splits: Sequence[str] = SPLITS,
     return [report for _, report in reports]
 
 
-# With these, the dataset's own code fails on what has been told already.
+# If a dataset has one of these problems, its own code would fail for a reason that is already in the report.
 _BROKEN = ('dataset cannot be loaded', 'no images', 'malformed entry', 'malformed file', 'malformed box',
            'unreadable annotations', 'id used twice', 'image not listed', 'category out of range')
 
@@ -82,7 +86,7 @@ def _files_of(dataset: dict) -> dict:
 
 
 def _audit(cfg: dict, config: dict, report: AuditReport, track: Callable[[Iterable, int], Iterable]) -> None:
-    """Fill a report with the checks for the class whose methods the dataset uses to read its files."""
+    """Runs the checks for the class whose methods read the dataset's files, and adds the results to the report."""
     scope = cfg.get('default_scope')
     dataset = build_dataset(config, scope)
     if dataset is None:
@@ -103,7 +107,7 @@ def _audit(cfg: dict, config: dict, report: AuditReport, track: Callable[[Iterab
 
 
 def _put_through(cfg: dict, where: str, split: str, config: dict, report: AuditReport) -> None:
-    """Run one sample through the whole pipeline of a dataset."""
+    """Runs one sample through the whole pipeline of a dataset, and adds an error to the report."""
     from mmengine.registry import DATASETS
     if not config.get('pipeline'):
         return
@@ -120,13 +124,18 @@ def _first_words(lines: Sequence[str]) -> Iterator[str]:
 
 
 class Loaders(NamedTuple):
-    """The loading steps of a pipeline. ``labels`` is None if no step loads label maps."""
+    """The loading steps of a pipeline.
+
+    Args:
+        image: The step that loads the image.
+        labels: The step that loads the label map; None if there is none.
+    """
     image: Any
     labels: Any = None
 
     @classmethod
     def of(cls, dataset: dict, scope: Optional[str]) -> 'Loaders':
-        """Build the loading steps of a dataset's config; those of mmcv and mmseg if it has no pipeline."""
+        """Builds the loading steps of a dataset's config, or those of mmcv and mmseg if it has no pipeline."""
         from mmengine.registry import TRANSFORMS
         listed = [step for _, step in steps(dataset.get('pipeline') or (), '')]
         images, labels = ([step for step in listed if type_name(step).startswith('Load') and what in type_name(step)]
@@ -138,10 +147,10 @@ class Loaders(NamedTuple):
                          for found in (images or [dict(type='LoadImageFromFile')], labels)))
 
     def image_size(self, sample: dict) -> Tuple[int, int]:
-        """Height and width of an image as the pipeline loads it.
+        """Returns the height and width of an image as the pipeline loads it.
 
         Raises:
-            Exception: It cannot be read to its end.
+            Exception: The image cannot be read completely.
         """
         given = {key: value for key, value in sample.items() if key not in ('instances', 'seg_map_path')}
         loaded = self.image(given)
@@ -151,10 +160,12 @@ class Loaders(NamedTuple):
         return tuple(loaded['img'].shape[:2])
 
     def read_labels(self, sample: dict) -> Tuple[np.ndarray, bool]:
-        """A label map as it is in the file, and True; or, by a loader that is not mmseg's, as loaded, and False.
+        """Returns a label map, and whether its values are those in the file.
+
+        They are for mmseg's own loader. Any other loader runs as in the pipeline, and may have changed the values.
 
         Raises:
-            Exception: It cannot be read.
+            Exception: The label map cannot be read.
         """
         import mmcv
         from mmengine import fileio
@@ -172,10 +183,10 @@ def _is_stock(loader: Any) -> bool:
 
 
 def check_end(path: str) -> None:
-    """Refuse a truncated local file, of which decoders return a part without an error.
+    """Checks that an image file on the local disk is complete. Decoders return a part of a truncated file silently.
 
     Raises:
-        ValueError: It is truncated or damaged.
+        ValueError: The file is truncated or damaged.
     """
     if not osp.isfile(path):
         return
@@ -184,11 +195,11 @@ def check_end(path: str) -> None:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 8))
         tail = file.read()
     end = next((end for begin, end in _ENDS.items() if head.startswith(begin)), b'')
-    if not tail.endswith(end):  # cut off, or more bytes follow; a small picture within the file has such an end too
+    if not tail.endswith(end):  # truncated, or more bytes follow the end of the image
         try:
             with Image.open(path) as image:
                 image.load()
-        except Exception as error:  # Pillow's decoders raise about anything on a broken file
+        except Exception as error:  # Pillow's decoders raise many types of errors for a damaged file
             raise ValueError(f'is truncated or damaged ({error})') from error
 
 
@@ -198,17 +209,17 @@ def _has_numbers_of_32_bits(path: str) -> bool:
     try:
         with Image.open(path) as image:
             return image.mode in ('I', 'F')
-    except Exception:  # of more bands than Pillow knows
+    except Exception:  # it has more bands than Pillow supports
         return False
 
 
 def _say(error: Exception, path: str = '') -> str:
-    """The error in one line, without the path that the line begins with."""
+    """Returns the error as one line of text, without the path if that is given."""
     return ' '.join(f'{type(error).__name__}: {error}'.replace(f'{path} ', '').split())
 
 
 def _in_threads(function: Callable, items: Sequence, track: Callable[[Iterable, int], Iterable]) -> Iterator:
-    """Call a function on each item in threads, and yield the results in order. Decoding releases the GIL."""
+    """Calls a function for each item in threads, and yields the results in order. Decoding releases the GIL."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from track(pool.map(function, items), len(items))
 
@@ -255,7 +266,10 @@ def _audit_segmentation(dataset, classes: List[str], report: AuditReport, track,
 
 def _count_pixels(classes: List[str], ignored: int, pixels: np.ndarray, values: np.ndarray,
                   report: AuditReport) -> None:
-    """Shares of the classes, and what they say: of masks of 0 and 255, 255 is ignored in training, and unnoticed."""
+    """Adds the fraction of each class to the report, and problems that follow from it.
+
+    In masks of 0 and 255, for example, all pixels of the object are ignored in training, without an error.
+    """
     total = pixels.sum()
     if not total or not classes:
         return
@@ -277,7 +291,7 @@ def _count_pixels(classes: List[str], ignored: int, pixels: np.ndarray, values: 
 
 
 def _loaded_as(dataset) -> np.ndarray:
-    """The label to which mmseg's LoadAnnotations maps each of the 256 values of a label file, (256,) int."""
+    """Returns the label, (256,) int, to which mmseg's LoadAnnotations maps each value of a label file."""
     label = np.arange(256)
     if dataset.reduce_zero_label:
         label = np.where((label == 0) | (label == 255), 255, label - 1)
@@ -287,25 +301,25 @@ def _loaded_as(dataset) -> np.ndarray:
 
 def _check_sample(sample: dict, loaders: Loaders, limits: Dict[str, int], loaded_as: np.ndarray, ignored: int
                   ) -> Tuple[List[Tuple[str, str]], Optional[np.ndarray], np.ndarray]:
-    """An image and its label file.
+    """Checks an image and its label file.
 
     Args:
-        sample: What the dataset says of them.
-        loaders: The pipeline's.
-        limits: How many labels there are for the dataset, under ``''``, and for heads that have fewer.
-        loaded_as: What becomes of the values of a file, (256,).
-        ignored: The label that is.
+        sample: The entry of the dataset.
+        loaders: The loading steps of the pipeline.
+        limits: Number of labels of the dataset, with the key ``''``, and of each head that has fewer.
+        loaded_as: The label after loading for each value in a file, (256,).
+        ignored: The label that training ignores.
 
     Returns:
-        (kind of problem, line) of each; pixels by label after loading, (256,), None if it cannot be read; and pixels by
-        value in the file.
+        A (kind of problem, line) pair for each problem; the number of pixels for each label after loading, (256,), or
+        None if the file cannot be read; and the number of pixels for each value in the file, (256,).
     """
     found: List[Tuple[str, str]] = []
     img_path, ann_path, size = sample['img_path'], sample.get('seg_map_path'), None
     nothing = np.zeros(256, np.int64)
     try:
         size = loaders.image_size(sample)
-    except Exception as error:  # decoders raise about anything on a broken file
+    except Exception as error:  # decoders raise many types of errors for a damaged file
         found.append(('unreadable image', f'{img_path} ({_say(error, img_path)})'))
     if ann_path is None:
         return found, None, nothing
@@ -398,7 +412,7 @@ def _audit_coco(dataset, classes: List[str], with_mask: bool, report: AuditRepor
 
 
 def _by_id(content: Any, name: str, types: Dict[str, Any], problems: Dict[str, List[str]]) -> Dict[Any, dict]:
-    """The valid entries of one list of a COCO file, by their id."""
+    """Returns the valid entries of one list of a COCO file by their id. Adds the others to the problems."""
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         problems['malformed file'].append(f'no list "{name}" in it')
@@ -418,7 +432,7 @@ def _by_id(content: Any, name: str, types: Dict[str, Any], problems: Dict[str, L
 
 
 def _check_categories(names: List[str], classes: List[str], problems: Dict[str, List[str]]) -> None:
-    """mmdet numbers the classes by their order in the file, whatever the order in the config."""
+    """Compares the names of the classes. mmdet numbers them by their order in the file, not in the config."""
     known = [name for name in names if name in classes]
     absent = [name for name in classes if name not in known]
     for name in absent:
@@ -429,7 +443,7 @@ def _check_categories(names: List[str], classes: List[str], problems: Dict[str, 
 
 
 def _check_annotation(annotation: dict, image: Optional[dict], categories: dict) -> Iterator[Tuple[str, str]]:
-    """(kind of problem, line) for one annotation; ``image`` is None if it is not listed."""
+    """Yields (kind of problem, line) pairs for one annotation. ``image`` is None if the file does not list it."""
     if annotation['category_id'] not in categories:
         yield 'category out of range', f'category_id {annotation["category_id"]} is not in "categories"'
     if image is None:
@@ -445,7 +459,7 @@ def _check_annotation(annotation: dict, image: Optional[dict], categories: dict)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is an integer or float that fits a float32; JSON has numbers of any size, NaN and infinity."""
+    """Returns whether the value is a number that fits into float32. JSON can contain larger ones, NaN and infinity."""
     return isinstance(value, (int, float)) and -1e38 < value < 1e38
 
 
@@ -454,7 +468,7 @@ def _is_box(box: list) -> bool:
 
 
 def _mask_fault(mask: Any, image: dict) -> str:
-    """Why a segmentation is no mask of the image; empty if it is one."""
+    """Returns the reason for which a segmentation is not a valid mask of the image; empty if it is valid."""
     if not mask:
         return 'no segmentation'
     height, width = image['height'], image['width']
@@ -472,7 +486,10 @@ def _mask_fault(mask: Any, image: dict) -> str:
 
 
 def points_fault(points: Any, height: int, width: int) -> str:
-    """Why pycocotools must not see a polygon, of which it draws every pixel of the outline; empty if it may."""
+    """Returns the reason for which a polygon is not safe for pycocotools; empty if it is safe.
+
+    pycocotools allocates memory for every pixel of the outline, also outside of the image.
+    """
     if not isinstance(points, list):
         return f'{points!r:.40} for a polygon'
     strange = [value for value in points if not is_number(value) or abs(value) > 10 * max(height, width)]
@@ -480,7 +497,7 @@ def points_fault(points: Any, height: int, width: int) -> str:
 
 
 def runs_fault(mask: Any, height: int, width: int) -> str:
-    """Why pycocotools must not see run lengths, which it does not check; empty if it may."""
+    """Returns the reason for which run lengths are invalid, or an empty text. pycocotools does not check them."""
     size, counts = (mask.get('size'), mask.get('counts')) if isinstance(mask, dict) else (None, None)
     if size != [height, width]:
         return f'run lengths for size {size!r:.40}, image is {height}x{width} (HxW)'
@@ -490,8 +507,14 @@ def runs_fault(mask: Any, height: int, width: int) -> str:
 
 
 def _run_lengths(text: str) -> Optional[List[int]]:
-    """COCO's compressed run lengths: five bits a letter, least first, and from the fourth run on the difference to the
-    last but one. None where the text is none."""
+    """Decodes COCO's compressed run lengths.
+
+    Each character holds five bits, the least significant first. From the fourth run on, the difference to the run
+    before the previous one is stored.
+
+    Returns:
+        The run lengths, or None if the text is invalid.
+    """
     runs: List[int] = []
     value = shift = 0
     for letter in text:

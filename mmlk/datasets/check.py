@@ -1,4 +1,4 @@
-"""Is the data that a config asks for there? Asked of the dataset classes themselves, without opening an image."""
+"""Checks that the files and folders of a config's datasets exist, without opening an image."""
 import contextlib
 import copy
 import importlib
@@ -61,7 +61,12 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class DataProblem:
-    """A reason for which a run would fail: ``where`` names the settings concerned, ``message`` says what to do."""
+    """A reason for which a run would fail.
+
+    Args:
+        where: The settings of the config that cause it.
+        message: What is wrong and what to do.
+    """
     where: str
     message: str
 
@@ -70,7 +75,7 @@ class DataProblem:
 
 
 class _Loss(NamedTuple):
-    """One path that is not there, and the setting of the config that leads to it."""
+    """A path that does not exist, and the setting of the config from which it comes."""
     what: str
     setting: str
     root: str
@@ -78,20 +83,20 @@ class _Loss(NamedTuple):
 
 
 def missing(cfg: dict, splits: Sequence[str] = SPLITS) -> List[DataProblem]:
-    """Folders and files that the config's datasets and evaluators name and that are not there, and datasets that cannot
-    be built.
+    """Finds folders and files of a config's datasets and evaluators that do not exist, and datasets that cannot be
+    built.
 
-    Each dataset is built as a run will build it, but for its pipeline and its list of samples, and asked for its
-    folders and suffixes. Looks through dataset wrappers. Leaves out paths on remote storage (``backend_args``, or
-    ``://`` in them).
+    Each dataset, also inside of wrappers, is built as in a run, but without its pipeline and its list of samples. Its
+    attributes give the folders and suffixes. Paths on remote storage (with ``backend_args`` or ``://``) are not
+    checked.
 
     Args:
         cfg: A whole config of mmseg or mmdet, with ``default_scope``.
-        splits: Which of the ``<split>_dataloader`` and ``<split>_evaluator`` to look at.
+        splits: The splits whose ``<split>_dataloader`` and ``<split>_evaluator`` are checked.
 
     Returns:
-        One problem per dataset root, however many of its paths and splits it is about, and one per dataset that cannot
-        be built; none if all is there.
+        One problem for each dataset root with missing files, and one for each dataset that cannot be built. Empty if
+        nothing is missing.
     """
     losses: List[_Loss] = []
     refused: Dict[str, List[str]] = {}
@@ -118,18 +123,18 @@ def missing(cfg: dict, splits: Sequence[str] = SPLITS) -> List[DataProblem]:
 
 
 def build_dataset(dataset: dict, scope: Optional[str]) -> Optional[Any]:
-    """The dataset of a config, without its pipeline and with its files unread.
+    """Builds a dataset without its pipeline, and without reading its files.
 
     Args:
-        dataset: The config of a dataset, no wrapper.
+        dataset: The config of a dataset, not of a wrapper.
         scope: The ``default_scope`` of the whole config.
 
     Returns:
-        The dataset; None where its class is no ``mmengine.dataset.BaseDataset`` or does not take ``lazy_init``, so that
-        it cannot be asked.
+        The dataset, or None if its class is not a subclass of ``mmengine.dataset.BaseDataset`` or has no argument
+        ``lazy_init``.
 
     Raises:
-        Exception: What the registry or the class raises.
+        Exception: Any error of the registry or of the class.
     """
     from mmengine.dataset import BaseDataset
     from mmengine.registry import DATASETS
@@ -151,13 +156,13 @@ def build_dataset(dataset: dict, scope: Optional[str]) -> Optional[Any]:
 
 @contextlib.contextmanager
 def without_prints() -> Iterator[None]:
-    """Suppress what the toolboxes print while they are imported and read annotations."""
+    """A context manager that suppresses what the toolboxes print when they are imported or read annotations."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 def explain_refusal(dataset: dict, error: Exception) -> str:
-    """The reason for which a dataset cannot be built, and the key of its config to change."""
+    """Returns the reason for which a dataset cannot be built, with advice for the known reasons."""
     metainfo = dataset.get('metainfo') or {}
     why = ' '.join(str(error).split()) or type(error).__name__
     if 'is not a subset of classes' in why:
@@ -173,7 +178,7 @@ def explain_refusal(dataset: dict, error: Exception) -> str:
 
 
 def datasets(cfg: dict, split: str) -> Iterator[Tuple[str, dict]]:
-    """(dotted place in the config, config) of the datasets of ``<split>_dataloader``, inside any wrappers."""
+    """Yields (dotted place in the config, config) for each dataset of ``<split>_dataloader``, also in wrappers."""
     dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
     if dataset:
         yield from _unwrap(f'{split}_dataloader.dataset', dataset)
@@ -191,8 +196,10 @@ def _unwrap(where: str, dataset: dict) -> Iterator[Tuple[str, dict]]:
 
 
 def evaluators(cfg: dict, split: str) -> Iterator[Tuple[str, dict]]:
-    """(dotted place in the config, config) of the metrics of ``<split>_evaluator``: one, a list of them, or those of an
-    ``Evaluator``. Metrics that are objects already are left out."""
+    """Yields (dotted place in the config, config) for each metric of ``<split>_evaluator``.
+
+    The evaluator may be one metric, a list of metrics or an ``Evaluator``. Metrics that are objects are left out.
+    """
     where, evaluator = f'{split}_evaluator', cfg.get(f'{split}_evaluator') or []
     if isinstance(evaluator, dict) and 'metrics' in evaluator:
         where, evaluator = f'{where}.metrics', evaluator['metrics']
@@ -203,8 +210,11 @@ def evaluators(cfg: dict, split: str) -> Iterator[Tuple[str, dict]]:
 
 
 def layout_of(dataset: dict) -> Optional[str]:
-    """The key of ``LAYOUTS`` for a dataset's config, by its class; for demo scenes, also by its folders. None if
-    unknown."""
+    """Returns the key of ``LAYOUTS`` for a dataset's config, from its class and, for demo scenes, its folders.
+
+    Returns:
+        The key, or None if the layout is unknown.
+    """
     name = type_name(dataset)
     images = str((dataset.get('data_prefix') or {}).get('img_path', '')) if _is_demo(dataset) else ''
     if name == 'ADE20KDataset' or images.rstrip('/') in ('images/training', 'images/validation'):
@@ -217,7 +227,7 @@ def layout_of(dataset: dict) -> Optional[str]:
 
 
 def _public_layout(dataset: dict) -> Optional[str]:
-    """The layout where the files are those that it names: other classes are other files in the same folders."""
+    """Returns the layout of a public dataset. None if the config sets its own classes: the files differ then."""
     own = 'classes' in (dataset.get('metainfo') or {})
     return None if own and not _is_demo(dataset) else layout_of(dataset)
 
@@ -227,14 +237,14 @@ def _is_demo(dataset: dict) -> bool:
 
 
 def _lost_of(dataset: dict, scope: Optional[str]) -> Iterator[Tuple[str, str]]:
-    """(what is missing, the key of the dataset's config to change) for one dataset."""
+    """Yields (what is missing, the key of the dataset's config to change) for one dataset."""
     root = dataset.get('data_root') or ''
     if _is_remote(dataset, root):
         return
     if root and not osp.isdir(root):
         yield f'no folder {root}', 'data_root'
         return
-    # What the config itself names comes first: some classes can be built only where their folders are.
+    # Paths in the config are checked first: some classes can be built only if their folders exist.
     folders = {key: osp.join(root, prefix) for key, prefix in (dataset.get('data_prefix') or {}).items()
                if isinstance(prefix, str)}
     lost = list(_lost_paths(dataset, osp.join(root, dataset.get('ann_file') or ''), folders, None))
@@ -250,7 +260,7 @@ def _lost_of(dataset: dict, scope: Optional[str]) -> Iterator[Tuple[str, str]]:
 
 def _lost_paths(dataset: dict, ann_file: Optional[str], folders: dict,
                 suffixes: Optional[Dict[str, str]]) -> Iterator[Tuple[str, str]]:
-    """(what is missing, key) of paths with the root before them; without suffixes, not what is in the folders."""
+    """Yields (what is missing, key) for complete paths. Without ``suffixes``, folders may be empty."""
     if ann_file and not _is_remote(dataset, ann_file) and not osp.exists(ann_file):
         yield f'no file {ann_file}', 'ann_file'
     for key, folder in folders.items():
@@ -272,7 +282,7 @@ def _is_remote(entry: dict, path: str) -> bool:
 
 
 def _explain(root: str, layout: Optional[str], losses: List[_Loss]) -> DataProblem:
-    """One message that lists everything that is missing from a dataset."""
+    """Returns one problem that lists everything that is missing from a dataset."""
     found_by: Dict[str, List[str]] = {}
     for loss in losses:
         found_by.setdefault(loss.what, []).append(loss.setting.split('.')[0])

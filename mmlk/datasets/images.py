@@ -127,14 +127,14 @@ def viewable(path: Path) -> np.ndarray:
     Raises:
         ValueError: The file cannot be read as an image.
     """
-    own = _own_bands(path) if path.suffix.lower() in _TIFF else None
-    return own[..., :3] if own is not None and own.shape[2] > 4 else np.array(open_image(path))
+    many = _first_of_many(path)
+    return np.array(open_image(path)) if many is None else many
 
 
 def as_loaded(path: Path) -> np.ndarray:
     """Reads a file as an image to show beside predictions: as mmcv loads it for a model, rotated by its EXIF data.
 
-    Files that mmcv cannot read, such as a TIFF with many channels, are read by :func:`viewable`.
+    A TIFF with more than four channels, and a file that OpenCV cannot read, is read by :func:`viewable`.
 
     Returns:
         (H, W, 3), uint8, RGB.
@@ -143,10 +143,19 @@ def as_loaded(path: Path) -> np.ndarray:
         ValueError: The file cannot be read as an image.
     """
     import mmcv
+    many = _first_of_many(path)  # OpenCV would return the first page of a planar TIFF
+    if many is not None:
+        return many
     try:
         return mmcv.imread(str(path), channel_order='rgb')
     except Exception:  # OpenCV's errors
         return viewable(path)
+
+
+def _first_of_many(path: Path) -> Optional[np.ndarray]:
+    """Returns the first three channels, (H, W, 3), uint8, of a TIFF with more than four; None for any other file."""
+    own = _own_bands(path) if path.suffix.lower() in _TIFF else None
+    return own[..., :3] if own is not None and own.shape[2] > 4 else None
 
 
 def _own_bands(path: Path) -> Optional[np.ndarray]:

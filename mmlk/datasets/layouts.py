@@ -1,7 +1,7 @@
-"""Write the demo scenes to disk in the folder layouts of ADE20K, Cityscapes, Pascal VOC and COCO.
+"""Writes the demo scenes to disk in the folder layouts of ADE20K, Cityscapes, Pascal VOC and COCO.
 
-The same parameters give the same bytes wherever numpy and Pillow are the same. A manifest in the folder holds
-the parameters, so that a folder can be recognised as our own, as complete, and as what was asked for.
+With the same versions of numpy and Pillow, the same parameters give the same bytes. A manifest in the folder holds the
+parameters. It shows that the folder was written by this module, whether it is complete, and with which parameters.
 """
 import json
 import shutil
@@ -16,10 +16,10 @@ from mmlk.datasets import scenes
 from mmlk.datasets.scenes import CLASSES, SPLITS, Scene, draw
 
 GENERATOR = 'mmlk.datasets.scenes'
-GENERATOR_VERSION = 1  # to be raised whenever the same manifest would give other bytes
+GENERATOR_VERSION = 1  # must be increased when the same manifest gives other bytes
 MANIFEST = 'demo_data.json'
 
-# Each layout's folders at the top: all that is ever deleted before a folder is written again.
+# The top folders of each layout. Nothing else is deleted when a folder is overwritten.
 TOP_FOLDERS = {
     'ade20k': ('images', 'annotations'),
     'cityscapes': ('leftImg8bit', 'gtFine'),
@@ -34,8 +34,15 @@ class NotOurs(Exception):
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """The demo data to write: a key of ``TOP_FOLDERS``, the seed, the number of scenes in each split, and the height
-    and width of the images in pixels."""
+    """The demo data to write.
+
+    Args:
+        layout: A key of ``TOP_FOLDERS``.
+        seed: Seed of the scenes, not negative.
+        train: Number of training scenes.
+        val: Number of validation scenes.
+        size: Height and width of the images in pixels.
+    """
     layout: str
     seed: int
     train: int
@@ -43,7 +50,7 @@ class DemoPlan:
     size: Tuple[int, int]
 
     def manifest(self) -> dict:
-        """Everything that determines the files, with the types that reading it from JSON gives."""
+        """Returns all parameters that determine the files, in types that JSON preserves."""
         tuning = {name.lower(): getattr(scenes, name) for name in
                   ('CLASSES', 'OBJECTS', 'EXTENT', 'MIN_VISIBLE', 'RING_HOLE', 'BAR_WIDTH')}
         content = dict(asdict(self), **tuning, generator=GENERATOR, version=GENERATOR_VERSION)
@@ -52,20 +59,20 @@ class DemoPlan:
 
 def write_demo(plan: DemoPlan, out: Path, overwrite: bool = False,
                track: Callable[[Iterable, str], Iterable] = lambda items, what: items) -> bool:
-    """Draw the scenes of a plan and write them under a folder.
+    """Draws the scenes of a plan and writes them to a folder.
 
     Args:
         plan: What to write.
-        out: The dataset's root; made where it is missing.
-        overwrite: Write even if the folder holds files that are not ours. The layout's own top folders in it
-            are deleted first, everything else in it stays.
-        track: Wraps the loop over a split's scenes, given what to call it; for a progress bar.
+        out: The root folder of the dataset. It is created if it does not exist.
+        overwrite: If True, writes even if the folder contains other files. The top folders of the layout are deleted
+            first; other files are kept.
+        track: Called as ``track(scenes, name)``; returns the iterable to loop over. For a progress bar.
 
     Returns:
-        Whether anything was written: False if the folder already holds exactly this plan, complete.
+        False if the folder already contains the complete data of this plan, so that nothing was written.
 
     Raises:
-        NotOurs: If the folder holds files of another origin and ``overwrite`` is False.
+        NotOurs: The folder contains files that this module did not write, and ``overwrite`` is False.
     """
     found = _read_manifest(out)
     if found == dict(plan.manifest(), complete=True) and not overwrite:
@@ -114,7 +121,7 @@ def _save_png(path: Path, image: np.ndarray) -> None:
 
 
 def _write_ade20k(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> None:
-    """Label 0 means "not labelled" there, so the classes, ground too, are 1..K (``reduce_zero_label``)."""
+    """Writes ADE20K. There label 0 means "not labelled", so the K classes are 1 to K (``reduce_zero_label``)."""
     folder = {'train': 'training', 'val': 'validation'}[split]
     for index, scene in drawn:
         name = f'ADE_{split}_{index + 1:08d}'
@@ -123,7 +130,7 @@ def _write_ade20k(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> 
 
 
 def _write_cityscapes(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> None:
-    """Train ids 0..K-1, under a single city called "demo"."""
+    """Writes Cityscapes, with train ids 0 to K - 1, in a single city named "demo"."""
     for index, scene in drawn:
         name = f'demo_{index:06d}_000019'
         _save_png(out / 'leftImg8bit' / split / 'demo' / f'{name}_leftImg8bit.png', scene.image)
@@ -131,7 +138,7 @@ def _write_cityscapes(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]])
 
 
 def _write_voc(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> None:
-    """Labels 0..K-1. Every second training scene is one of SBD's, which has a folder and a list of its own."""
+    """Writes Pascal VOC, with labels 0 to K - 1. Every second training scene is in the folder and list of SBD."""
     names: Dict[str, List[str]] = {'train': [], 'aug': []} if split == 'train' else {split: []}
     for index, scene in drawn:
         name, part = f'{split}_{index:06d}', 'aug' if split == 'train' and index % 2 else split
@@ -145,7 +152,7 @@ def _write_voc(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> Non
 
 
 def _write_coco(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> None:
-    """Boxes, areas and masks are those of the visible part; ground is no category."""
+    """Writes COCO. Boxes, areas and masks are those of the visible parts; the ground is not a category."""
     images: List[dict] = []
     annotations: List[dict] = []
     for index, scene in drawn:
@@ -170,7 +177,7 @@ def _write_coco(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> No
 
 
 def run_lengths(mask: np.ndarray) -> List[int]:
-    """COCO's uncompressed run lengths of a (H, W) bool mask: column by column, zeros first."""
+    """Returns COCO's uncompressed run lengths of a mask, (H, W) bool: column by column, beginning with zeros."""
     flat = mask.ravel(order='F')
     ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()

@@ -1,4 +1,4 @@
-"""One sample of a dataset goes through its pipeline, so that what fails only there, or only later, is told first."""
+"""Runs one sample of a dataset through its pipeline before a run, to find errors that would occur only later."""
 import random
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional, Sequence
@@ -6,7 +6,7 @@ from typing import Any, Iterator, List, Optional, Sequence
 import numpy as np
 import torch
 
-_TRIED = 8  # samples; some pipelines pass over those without a usable annotation
+_TRIED = 8  # maximum number of samples to try: pipelines skip samples without a usable annotation
 _CURES = {
     'seg_map_path': 'the dataset has no label maps (data_prefix.seg_map_path). For a test set without them, take '
                     'LoadAnnotations out of its pipeline and set format_only=True in IoUMetric',
@@ -17,7 +17,7 @@ _CURES = {
 
 
 def leaves(dataset: Any) -> Iterator[Any]:
-    """The datasets with a pipeline of their own in a built dataset, inside any wrappers."""
+    """Yields the datasets that have a pipeline, inside of any wrappers of a built dataset."""
     if hasattr(dataset, 'datasets'):
         for part in dataset.datasets:
             yield from leaves(part)
@@ -28,17 +28,17 @@ def leaves(dataset: Any) -> Iterator[Any]:
 
 
 def fault(dataset: Any, use: str = 'predict') -> Optional[str]:
-    """The reason for which a sample cannot be trained on or evaluated; None if it can.
+    """Runs a sample through the pipeline, and returns the reason for which it cannot be used.
 
-    The pipeline runs as in a run, step by step; random numbers are left as they were. Of a dataset whose first samples
-    the pipeline leaves out, nothing is said.
+    The states of the random generators are restored. If the pipeline skips the first samples, they are not checked.
 
     Args:
-        dataset: An ``mmengine.dataset.BaseDataset``, no wrapper.
-        use: What it is for: ``'train'``, ``'evaluate'`` predictions against label maps, or only to ``'predict'``.
+        dataset: An ``mmengine.dataset.BaseDataset``, not a wrapper.
+        use: ``'train'``, ``'evaluate'`` (predictions are compared with label maps) or ``'predict'``.
 
     Returns:
-        The step that fails and how, or what is wrong with what comes out of the last one.
+        The step that fails and its error, or what is wrong with the output of the last step. None if the sample can be
+        used.
     """
     steps = list(getattr(dataset.pipeline, 'transforms', ()))
     with _random_numbers_kept():
@@ -49,7 +49,7 @@ def fault(dataset: Any, use: str = 'predict') -> Optional[str]:
                 name = f'pipeline.{number} ({type(step).__name__})'
                 try:
                     results = step(results)
-                except Exception as error:  # a transform's own code
+                except Exception as error:  # a transform can raise any exception
                     return f'{name}: {_why(error)}'
                 if results is None:
                     break

@@ -1,12 +1,13 @@
-"""Seeded synthetic scenes in which an object's class is its overall shape and nothing else.
+"""Synthetic scenes in which the class of an object can be recognized only by its overall shape.
 
-A scene is textured ground under a few overlapping shapes. Colour, texture, size, angle and place are drawn
-without looking at the class, and the classes share their local parts: a disc and a ring have the same outer
-edge, a square, a bar and a cross the same straight edges and right corners. What tells them apart (is there a
-hole, how far away is the opposite edge) lies tens of pixels apart, so a network has to look that far.
-Saturated colour marks an object against the dull ground; it says nothing about which object it is.
+A scene consists of textured ground and a few overlapping shapes. Colour, texture, size, angle and position are random
+and independent of the class. The classes have the same local parts: a disc and a ring have the same outer edge; a
+square, a bar and a cross have the same straight edges and right angles. The difference between them (whether there is a
+hole, how far away the opposite edge is) spans tens of pixels, so a network needs a receptive field of that size.
+Objects have saturated colours and the ground does not, which separates objects from the ground but not the classes from
+each other.
 
-The same seed draws the same scene whichever other scenes are drawn: each has its own random generator.
+Each scene has its own random generator, so it depends only on the seed, the split and its number.
 """
 import colorsys
 import math
@@ -22,24 +23,35 @@ CLASSES = ('ground', 'disc', 'ring', 'square', 'bar', 'cross')
 PALETTE = ((96, 96, 96), (230, 75, 60), (245, 190, 40), (70, 130, 230), (60, 175, 90), (165, 85, 200))
 SPLITS = ('train', 'val')
 
-# What makes scenes easier or harder. Extents are fractions of the image's shorter side.
-OBJECTS = (2, 3)  # fewest and most objects tried for a scene
-EXTENT = (0.42, 0.66)  # the longest straight line through an object, about
-MIN_VISIBLE = 0.75  # part of an object that the ones over it must leave in sight
-RING_HOLE = 0.55  # inner over outer radius
-BAR_WIDTH = 0.34  # width over length, for the bar and for the arms of the cross
+# Parameters of the difficulty. Extents are fractions of the image's shorter side.
+OBJECTS = (2, 3)  # minimum and maximum number of objects that are tried in a scene
+EXTENT = (0.42, 0.66)  # minimum and maximum extent of an object: approximately its longest diameter
+MIN_VISIBLE = 0.75  # minimum fraction of an object that later objects leave visible
+RING_HOLE = 0.55  # inner radius / outer radius
+BAR_WIDTH = 0.34  # width / length, for the bar and for the arms of the cross
 
 PHOTO_TEXTURES = ('brick', 'grass', 'gravel')  # CC0 pictures inside the scikit-image package
 
 
 class SceneObject(NamedTuple):
-    """One object: ``label`` indexes ``CLASSES``; ``mask`` is its visible part, (H, W) bool."""
+    """An object of a scene.
+
+    Args:
+        label: Index into ``CLASSES``.
+        mask: The visible part, (H, W), bool.
+    """
     label: int
     mask: np.ndarray
 
 
 class Scene(NamedTuple):
-    """``image`` (H, W, 3) uint8 RGB, ``labels`` (H, W) uint8 indices into ``CLASSES``, and the objects."""
+    """A scene with its annotations.
+
+    Args:
+        image: (H, W, 3), uint8, RGB.
+        labels: (H, W), uint8, indices into ``CLASSES``.
+        objects: The objects.
+    """
     image: np.ndarray
     labels: np.ndarray
     objects: Tuple[SceneObject, ...]
@@ -50,12 +62,12 @@ def draw(seed: int, split: str, index: int, size: Tuple[int, int]) -> Scene:
 
     Args:
         seed: Seed of the whole dataset, not negative.
-        split: ``'train'`` or ``'val'``; the two never share a scene.
+        split: ``'train'`` or ``'val'``. The scenes of the two splits are different.
         index: Number of the scene in its split, not negative.
         size: Height and width in pixels, each at least 32.
 
     Raises:
-        ValueError: For an unknown split or too small a size.
+        ValueError: The split is unknown, or the size is too small.
     """
     if split not in SPLITS:
         raise ValueError(f'split is {split!r}; expected one of {SPLITS}')
@@ -91,7 +103,7 @@ def draw(seed: int, split: str, index: int, size: Tuple[int, int]) -> Scene:
 
 
 def shape_distance(name: str, x: np.ndarray, y: np.ndarray, extent: float) -> np.ndarray:
-    """Signed distance to a shape's edge in pixels, negative inside.
+    """Returns the signed distance to the edge of a shape in pixels, negative inside.
 
     Args:
         name: One of ``CLASSES[1:]``.
@@ -121,7 +133,7 @@ def _box_distance(x: np.ndarray, y: np.ndarray, half_width: float, half_height: 
 
 
 def _place(rng: np.random.Generator, name: str, owner: np.ndarray, areas: list):
-    """Distances (H, W) of a new object that hides none of those before it too much, or None."""
+    """Returns the distances, (H, W), of a random new object that leaves the earlier ones visible, or None."""
     height, width = owner.shape
     rows, columns = np.mgrid[:height, :width] + 0.5
     for _ in range(20):
@@ -143,19 +155,19 @@ def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, size: Tuple[int, int], colour: np.ndarray) -> np.ndarray:
-    """The colour (3,) under a random texture of random strength; (H, W, 3), mostly within 0..1."""
+    """Returns the colour, (3,), multiplied by a random texture: (H, W, 3), mostly within 0 to 1."""
     return colour * (1 + rng.uniform(0.25, 0.7) * (_texture(rng, size)[..., None] - 0.5))
 
 
 def _light(rng: np.random.Generator, size: Tuple[int, int]) -> np.ndarray:
-    """A slope of brightness across the whole scene, (H, W, 1) about 1."""
+    """Returns a random linear gradient of brightness, (H, W, 1), around 1."""
     rows, columns = np.meshgrid(np.linspace(-1, 1, size[0]), np.linspace(-1, 1, size[1]), indexing='ij')
     angle = rng.uniform(0, 2 * math.pi)
     return (1 + rng.uniform(0, 0.15) * (math.sin(angle) * rows + math.cos(angle) * columns))[..., None]
 
 
 def _texture(rng: np.random.Generator, size: Tuple[int, int]) -> np.ndarray:
-    """A random texture, (H, W) within 0..1; ground and objects draw from the same kinds."""
+    """Returns a random texture, (H, W), from 0 to 1. The ground and the objects use the same kinds."""
     kind = rng.choice(('cloud', 'grain', 'stripes', 'checks', *PHOTO_TEXTURES))
     height, width = size
     unit = min(size) / 128  # textures grow with the image, as the objects do
@@ -182,7 +194,7 @@ def _texture(rng: np.random.Generator, size: Tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=None)
 def _photo(name: str) -> Image.Image:
-    """A grey picture that scikit-image carries, with its contrast stretched."""
+    """Returns a grey image from the package scikit-image, with its contrast stretched."""
     package = find_spec('skimage')
     if package is None:
         raise ModuleNotFoundError('the demo scenes take three textures from scikit-image, which is not '

@@ -1,4 +1,4 @@
-"""Do the settings of a config fit each other and its datasets? Answered before a model is built or a file is read."""
+"""Checks that the settings of a config are consistent, before a model is built or a file is read."""
 import inspect
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -12,21 +12,27 @@ _ENDLESS = ('InfiniteSampler', 'InfiniteBatchSampler', 'InfiniteGroupBatchSample
 
 
 class HeadSettings(NamedTuple):
-    """A head of a model: its place in the config, its number of classes, and the number of label ids it can learn."""
+    """A head of a model.
+
+    Args:
+        where: Dotted place in the config.
+        classes: Number of classes.
+        ids: Number of label ids that it can learn.
+    """
     where: str
     classes: int
     ids: int
 
 
 def conflicts(cfg: dict, splits: Sequence[str] = SPLITS) -> List[DataProblem]:
-    """Settings that contradict each other, so that a run would fail late, train nothing, or never end.
+    """Finds inconsistent settings, with which a run would fail late, learn nothing or never end.
 
     Args:
         cfg: A whole config of mmseg or mmdet. Call :func:`mmlk.datasets.check.missing` on it first.
-        splits: Which of the ``<split>_dataloader`` to look at.
+        splits: The splits whose ``<split>_dataloader`` is checked.
 
     Returns:
-        One problem per setting to change; none if all fit.
+        One problem for each setting to change. Empty if the settings are consistent.
     """
     found = [*_loops(cfg, splits)]
     classes: Dict[str, Tuple[str, List[str]]] = {}  # by split: where, and the names
@@ -50,7 +56,7 @@ def conflicts(cfg: dict, splits: Sequence[str] = SPLITS) -> List[DataProblem]:
 
 
 def heads(cfg: dict) -> List[HeadSettings]:
-    """The heads that classify pixels, boxes or masks, of a config's ``model``, inside any wrapper."""
+    """Returns the heads of a config's ``model`` that classify pixels, boxes or masks, also inside of wrappers."""
     return list(_walk(cfg.get('model') or {}, 'model', cfg.get('default_scope')))
 
 
@@ -73,7 +79,7 @@ def _walk(part: dict, where: str, scope: Optional[str]) -> Iterator[HeadSettings
 
 
 def _default_classes(head: dict, scope: Optional[str]) -> Any:
-    """The default of ``num_classes`` of a head's class."""
+    """Returns the default value of ``num_classes`` of a head's class."""
     from mmengine.registry import MODELS
     with MODELS.switch_scope_and_registry(scope) as registry:
         kind = registry.get(head['type']) if isinstance(head.get('type'), str) else head.get('type')
@@ -85,14 +91,17 @@ def _default_classes(head: dict, scope: Optional[str]) -> Any:
 
 
 def _counts_classes(cfg: dict, split: str, dataset: Any) -> bool:
-    """Whether the number of the dataset's classes must be the heads'. Not where their names go to the model, which
-    counts words, and not for evaluations of other things, such as tracks."""
+    """Returns whether the heads must have as many classes as the dataset.
+
+    They need not if the class names are inputs of the model (open vocabulary), or if other things than classes are
+    evaluated, such as tracks.
+    """
     known = {type_name(evaluator) for _, evaluator in evaluators(cfg, split)} & {'CocoMetric', 'IoUMetric'}
     return not getattr(dataset, 'return_classes', False) and (split == 'train' or bool(known))
 
 
 def _heads(cfg: dict, where: str, dataset: Any, names: List[str]) -> Iterator[DataProblem]:
-    """Heads with another number of classes than the dataset."""
+    """Yields a problem for each head whose number of classes does not fit the dataset."""
     boxes = cfg.get('default_scope') == 'mmdet'
     names = list(dataset.metainfo.get('thing_classes') or names) if boxes else names  # of panoptic sets
     for head in heads(cfg):
@@ -103,7 +112,7 @@ def _heads(cfg: dict, where: str, dataset: Any, names: List[str]) -> Iterator[Da
 
 
 def _classes(found: Dict[str, Tuple[str, List[str]]]) -> Iterator[DataProblem]:
-    """Splits with other classes than those of the training."""
+    """Yields a problem for each split whose classes differ from those of the training set."""
     if 'train' not in found:
         return
     first, names = found['train']
@@ -120,7 +129,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _pipeline(cfg: dict, split: str, where: str, dataset: dict, built: Any) -> Iterator[DataProblem]:
-    """Loading steps that contradict the dataset or the model."""
+    """Yields a problem for each loading step that is inconsistent with the dataset or the model."""
     loading = [(place, step) for place, step in steps(dataset.get('pipeline') or (), f'{where}.pipeline')
                if type_name(step) == 'LoadAnnotations']
     for place, step in loading:
@@ -140,7 +149,7 @@ def _pipeline(cfg: dict, split: str, where: str, dataset: dict, built: Any) -> I
 
 
 def steps(pipeline: Sequence, where: str) -> Iterator[Tuple[str, dict]]:
-    """(dotted place, config) of the steps of a pipeline, and of those inside of steps."""
+    """Yields (dotted place, config) for each step of a pipeline, and for steps inside of steps."""
     for number, step in enumerate(pipeline):
         place = f'{where}.{number}'
         if isinstance(step, (list, tuple)):
@@ -151,7 +160,7 @@ def steps(pipeline: Sequence, where: str) -> Iterator[Tuple[str, dict]]:
 
 
 def _loops(cfg: dict, splits: Sequence[str]) -> Iterator[DataProblem]:
-    """Loops over epochs whose sampler never ends."""
+    """Yields a problem for each epoch-based loop whose sampler never ends."""
     for split in splits:
         loop, loader = cfg.get(f'{split}_cfg') or {}, cfg.get(f'{split}_dataloader') or {}
         name = type_name(loop) or ('EpochBasedTrainLoop' if loop.get('by_epoch', True) else 'IterBasedTrainLoop')
@@ -168,7 +177,7 @@ def _loops(cfg: dict, splits: Sequence[str]) -> Iterator[DataProblem]:
 
 
 def use_of(cfg: dict, split: str) -> str:
-    """How a split is used: ``'train'``, ``'evaluate'`` (its metric reads label maps) or ``'predict'``."""
+    """Returns how a split is used: ``'train'``, ``'evaluate'`` (its metric reads label maps) or ``'predict'``."""
     if split == 'train':
         return split
     compared = any(type_name(evaluator) == 'IoUMetric' and not evaluator.get('format_only')

@@ -1,1 +1,1 @@
-"""What leaves training behind: export, and checkpoints with their branches merged."""
+"""Deployment: export to other formats, and checkpoints with merged branches."""

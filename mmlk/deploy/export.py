@@ -1,4 +1,6 @@
-"""From a trained checkpoint to a file that runs without this toolbox, proved equal to the model before it has its name.
+"""Exports a trained checkpoint to a file that runs without this toolbox.
+
+The file gets its name only after its outputs have been compared with those of the model.
 
 What is in the file, in any format:
 
@@ -40,32 +42,37 @@ from .formats import FORMATS, OPSETS, Graph, RunBatch
 
 Size = Tuple[int, int]
 
-MOST_PIXELS = 1e-3  # share of the pixels whose label rounding may change, where two classes are as likely
-TURNS = 5  # of the timing
+MOST_PIXELS = 1e-3  # maximum fraction of pixels whose label may differ, because two classes have nearly equal logits
+TURNS = 5  # number of times that the file and the model are timed
 
 
 def _window_attentions(model: nn.Module) -> List[nn.Module]:
-    """Those of mmseg's and mmdet's Swin."""
+    """Returns the window attention modules of Swin, in mmseg's and mmdet's implementations."""
     return [module for module in model.modules() if type(module).__name__ == 'ShiftWindowMSA']
 
 
 def _window_reverse(window_size: int, windows: Tensor, height: int, width: int) -> Tensor:
-    """Windows (N * number, window_size, window_size, C) of a Swin to maps (N, height, width, C): as mmseg's and mmdet's
-    own, which make a number of the batch."""
+    """Converts windows of Swin, (N * windows, window_size, window_size, C), to maps, (N, height, width, C).
+
+    The toolboxes' own function computes N as a Python number, which would fix the batch size in the exported file.
+    """
     rows, columns = height // window_size, width // window_size
     x = windows.view(-1, rows, columns, window_size, window_size, windows.shape[-1])
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])
 
 
 class Exportable(nn.Module):
-    """A model in inference form, from images (N, C, H, W) of values 0 to 255, RGB where C is 3, to a tuple of tensors.
+    """Base class of modules that compute a model's outputs from images, to be exported.
 
     Args:
-        model: The merged model, of which it deletes what is not run.
-        channels: Of the images.
+        model: The merged model. It is changed in-place: parts that are not used are deleted.
+        channels: Number of channels of the images.
+
+    Shape:
+        Input: (N, C, H, W), values from 0 to 255; three channels are RGB. Output: a tuple of tensors.
 
     Raises:
-        ValueError: The model normalises images of another number of channels.
+        ValueError: The model's data preprocessor is for another number of channels.
     """
 
     def __init__(self, model: nn.Module, channels: int = 3):
@@ -88,15 +95,15 @@ class Exportable(nn.Module):
 
     @staticmethod
     def outputs(model: nn.Module, inputs: Tensor) -> Tuple[Tensor, ...]:
-        """What a model of this kind, merged or not, makes of normalised images."""
+        """Returns the outputs of the model, merged or not, for normalized images."""
         raise NotImplementedError
 
     def names(self, outputs: Sequence[Tensor]) -> List[str]:
-        """A name for each of the outputs."""
+        """Returns a name for each output."""
         raise NotImplementedError
 
     def facts(self) -> Dict[str, object]:
-        """The metadata about the input: its shape and channel order, mean and standard deviation."""
+        """Returns metadata about the input: shape, channel order, mean and standard deviation."""
         return dict(input=f'images: float32 (batch, {self.channels}, height, width), {order_of(self.channels)}, values '
                     '0 to 255; normalised inside',
                     mean=self.mean.flatten().tolist(), std=self.std.flatten().tolist(),
@@ -104,12 +111,12 @@ class Exportable(nn.Module):
 
 
 def order_of(channels: int) -> str:
-    """The order of the channels that an exported file takes, in words."""
+    """Returns the channel order of the input of an exported file, as text."""
     return {1: 'grey', 3: 'RGB'}.get(channels, 'channels as in the data')
 
 
 class Segmentation(Exportable):
-    """Labels (N, H, W) and logits (N, C, H, W) of a segmentor of mmseg."""
+    """Exports a segmentor of mmseg. The outputs are labels, (N, H, W), and logits, (N, C, H, W)."""
 
     def __init__(self, model: nn.Module, channels: int = 3):
         super().__init__(model, channels)
@@ -143,7 +150,7 @@ class DenseDetection(Exportable):
 
 
 class Features(Exportable):
-    """The maps of a detector's neck, or of its backbone where it has none."""
+    """Exports the feature maps of a detector's neck, or of its backbone if it has no neck."""
 
     def __init__(self, model: nn.Module, channels: int = 3):
         super().__init__(model, channels)
@@ -160,7 +167,7 @@ class Features(Exportable):
 
 
 def kind_of(model: nn.Module) -> Type[Exportable]:
-    """The subclass of :class:`Exportable` that exports a model.
+    """Returns the subclass of :class:`Exportable` that exports a model.
 
     Raises:
         ValueError: The model is neither a segmentor nor a detector.
@@ -176,7 +183,7 @@ def kind_of(model: nn.Module) -> Type[Exportable]:
 
 
 def default_size(cfg: Config) -> Optional[Size]:
-    """Height and width that a config's model works at: the window it is tested by, or the crops it is trained on."""
+    """Returns height and width in pixels of a config's test window or, without one, of its training crops."""
     model = cfg.model
     for size in ((model.get('test_cfg') or {}).get('crop_size'), (model.get('data_preprocessor') or {}).get('size'),
                  cfg.get('crop_size')):
@@ -186,7 +193,7 @@ def default_size(cfg: Config) -> Optional[Size]:
 
 
 def sizes_of(size: Size, step: Optional[int]) -> str:
-    """In words, which images a file takes."""
+    """Returns a text that says which image sizes a file accepts."""
     if step is None:
         return f'{size[1]}x{size[0]}'
     return f"{'any size' if step == 1 else f'multiples of {step} pixels'} from {formats.LEAST_SIDE} pixels on"
@@ -213,11 +220,11 @@ class OutputComparison:
 
     @property
     def worst(self) -> str:
-        """The output with the largest difference, relative to its largest value."""
+        """The name of the output with the largest difference, relative to its largest absolute value."""
         return max(self.differences, key=lambda name: self.differences[name] / max(self.largest[name], 1e-30))
 
     def add(self, name: str, found: Tensor, expected: Tensor) -> None:
-        """Compare one output of one batch.
+        """Adds the comparison of one output of one batch.
 
         Raises:
             ValueError: The shapes differ.
@@ -234,7 +241,14 @@ class OutputComparison:
         self.largest[name] = max(self.largest.get(name, 0.0), expected.abs().max().item())
 
     def check(self, tolerance: float) -> None:
-        """Raise a ValueError where something differs by more than rounding explains."""
+        """Checks that all differences are within rounding.
+
+        Args:
+            tolerance: Maximum absolute difference of an output, relative to its largest absolute value.
+
+        Raises:
+            ValueError: An output, or the labels of more than ``MOST_PIXELS`` of the pixels, differ by more.
+        """
         for name, difference in self.differences.items():
             if not difference <= tolerance * self.largest[name]:
                 raise ValueError(f"output '{name}' differs by {difference:.3g} where the largest value is "
@@ -254,7 +268,7 @@ class OutputComparison:
 
 @dataclass
 class ExportResult:
-    """What was written, how far it is from PyTorch, and seconds for one image, the median of ``TURNS``."""
+    """The exported file, its differences from PyTorch, and the median seconds for one image over ``TURNS`` calls."""
     path: str
     format: str
     channels: int
@@ -301,29 +315,30 @@ class ExportResult:
 def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], format: str = 'onnx',
            size: Optional[Size] = None, dynamic_size: bool = False, opset: Optional[int] = None,
            tolerance: float = 1e-3, say: Callable[[str], object] = lambda text: None) -> ExportResult:
-    """Write a segmentor, or what can be written of a detector, as a file of another format, and compare both.
+    """Exports a segmentor, or the exportable part of a detector, to a file, and compares their outputs.
 
-    The file is opened anew and run on each of the images, resized; on a batch of two; and, if it takes any size, at a
-    second one. What it is compared with is the model as trained, branches and all, behind its own data preprocessor.
+    The written file is opened again and run on each image (resized), on a batch of two and, with ``dynamic_size``, on
+    images of a second size. The outputs are compared with those of the trained model, whose branches are not merged,
+    with its own data preprocessor.
 
     Args:
         cfg: Config of the model. Not changed.
         checkpoint: Path of a checkpoint of the whole model.
-        out: Path of the file, with the ending of the format.
-        images: Photographs to compare on.
-        format: One of ``formats.FORMATS``.
-        size: Height and width; :func:`default_size` when None.
-        dynamic_size: Whether the file takes images of other sizes too.
-        opset: Of ONNX; what torch's exporter takes when None.
-        tolerance: Largest allowed difference of an output, relative to its largest value.
-        say: Told what comes next.
+        out: Path of the file to write, with the suffix of the format.
+        images: Photographs on which the outputs are compared.
+        format: A key of ``formats.FORMATS``.
+        size: Height and width in pixels. The default is :func:`default_size`.
+        dynamic_size: Whether the file also accepts images of other sizes.
+        opset: Opset version for ONNX. The default is that of torch's exporter.
+        tolerance: Maximum absolute difference of an output, relative to its largest absolute value.
+        say: Called with a text before each step.
 
     Returns:
-        What was written and measured.
+        The file, the differences and the time for one image.
 
     Raises:
-        ValueError: Arguments do not fit, packages are missing, the model cannot be exported, or the file's outputs
-            differ from the model's. There is no file then, or the one that was there before.
+        ValueError: The arguments are invalid, packages are missing, the model cannot be exported, or the outputs of the
+            file differ from those of the model. No file is written then, and an existing file is not changed.
     """
     size = _check(cfg, out, format, size, opset)
     check_backbone(cfg)
@@ -396,11 +411,20 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
 
 def compare_outputs(run: RunBatch, model: nn.Module, kind: Type[Exportable], names: Sequence[str],
                     batches: Sequence[Tensor]) -> OutputComparison:
-    """Run batches of images (N, C, H, W), of three channels RGB, and uint8, through a file and through the model as it
-    was trained.
+    """Compares the outputs of an exported file and of the trained model.
+
+    Args:
+        run: The function that runs the file, of :func:`mmlk.deploy.formats.open_exported`.
+        model: The trained model.
+        kind: The subclass of :class:`Exportable` with which the file was exported.
+        names: Names of the outputs.
+        batches: Images, (N, C, H, W), uint8. Three channels are RGB.
+
+    Returns:
+        The differences.
 
     Raises:
-        ValueError: The file does not take a batch, or an output has another shape.
+        ValueError: The file does not accept a batch, or an output has another shape.
     """
     comparison = OutputComparison(sum(map(len, batches)), list(dict.fromkeys(tuple(b.shape[2:]) for b in batches)))
     for batch in batches:
@@ -418,7 +442,7 @@ def compare_outputs(run: RunBatch, model: nn.Module, kind: Type[Exportable], nam
 
 @torch.no_grad()
 def reference(model: nn.Module, kind: Type[Exportable], images: Tensor) -> Tuple[Tensor, ...]:
-    """What the trained model makes of images, by its own data preprocessor, which is used to BGR ones."""
+    """Returns the outputs of the trained model, with its own data preprocessor, which takes BGR images."""
     from mmengine.structures import BaseDataElement
     samples = [BaseDataElement() for _ in images]
     images = images.flip(1) if images.shape[1] == 3 else images
@@ -427,7 +451,7 @@ def reference(model: nn.Module, kind: Type[Exportable], images: Tensor) -> Tuple
 
 
 def _check(cfg: Config, out: str, format: str, size: Optional[Size], opset: Optional[int]) -> Size:
-    """The size of the images, when the arguments fit."""
+    """Checks the arguments, and returns the height and width of the images."""
     if format not in FORMATS:
         raise ValueError(f"there is no format '{format}'; there is {', '.join(FORMATS)}")
     if osp.splitext(out)[1] != FORMATS[format].suffix:
@@ -446,25 +470,25 @@ def _check(cfg: Config, out: str, format: str, size: Optional[Size], opset: Opti
 
 
 def _photograph(path: Path, size: Size, channels: int) -> Tensor:
-    """An image resized to (channels, *size), uint8, of three channels RGB."""
+    """Returns an image as (channels, *size), uint8. Three channels are RGB."""
     return torch.from_numpy(read_image(path, size, channels).transpose(2, 0, 1))
 
 
 def _divisor(preprocessor: nn.Module) -> int:
-    """Of the height and width of all images that the model is tested on."""
+    """Returns the number of which the height and width of all test images of the model are multiples."""
     return (getattr(preprocessor, 'pad_size_divisor', None)
             or (getattr(preprocessor, 'test_cfg', None) or {}).get('size_divisor') or 1)
 
 
 def _other_size(images: Tensor, step: int) -> Tensor:
-    """Resize images to another height and width, multiples of ``step`` and, if possible, of no larger number."""
+    """Resizes images to a second size, which shares no larger divisor than ``step``, if possible."""
     height, width = images.shape[2:]
     size = [-(-max(length, formats.LEAST_SIDE) // step) * step for length in (height * 5 // 4 + 3, width * 3 // 4 + 1)]
     return torch.nn.functional.interpolate(images, size, mode='bilinear').round().byte()
 
 
 def _latency(run: RunBatch, subject: nn.Module, image: Tensor) -> Tuple[float, float]:
-    """Median seconds of the file and of PyTorch, taking turns."""
+    """Returns the median seconds of the exported file and of PyTorch, timed in turns on a CPU."""
     from mmlk.ops.benchmark import turns
 
     def with_torch():
@@ -477,7 +501,7 @@ def _latency(run: RunBatch, subject: nn.Module, image: Tensor) -> Tuple[float, f
 
 
 def _facts(cfg: Config, checkpoint: str, subject: Exportable, model: nn.Module) -> Dict[str, object]:
-    """The metadata of the file."""
+    """Returns the metadata of the exported file."""
     from mmlk import __version__
     from mmlk.analysis import cam
     meta = read_weights(checkpoint).get('meta')

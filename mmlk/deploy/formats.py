@@ -1,4 +1,4 @@
-"""Networks as files that run without this toolbox: ONNX, TorchScript, and PyTorch's exported programs.
+"""Writes networks to files that run without this toolbox: ONNX, TorchScript and PyTorch's exported programs.
 
 The batch may have any size, and the image where that is asked for. ONNX files are written from exported programs, in
 which two kinds of operators become plain ones first:
@@ -24,7 +24,13 @@ METADATA = 'metadata.json'  # beside the graph, in files of PyTorch
 
 
 class Format(NamedTuple):
-    """``suffix`` of its files, the ``runtime`` that they are checked with, and the ``packages`` that it needs."""
+    """A file format.
+
+    Args:
+        suffix: Suffix of the file name.
+        runtime: Name of the runtime with which files are checked.
+        packages: Packages that the format needs.
+    """
     suffix: str
     runtime: str
     packages: Tuple[str, ...] = ()
@@ -43,18 +49,18 @@ LEAST_SIDE = 96
 
 
 def lacking(format: str) -> List[str]:
-    """The packages that a format needs and that are not installed."""
+    """Returns the packages that a format needs and that are not installed."""
     return [package for package in FORMATS[format].packages if find_spec(package) is None]
 
 
 class Graph(NamedTuple):
-    """What is written to a file.
+    """A network to write to a file.
 
     Args:
-        module: In eval mode.
-        example: An input of the module, (2, C, H, W).
-        step: The file takes heights and widths that are multiples of this number of pixels; None for the height and
-            width of the example alone.
+        module: The network, in eval mode.
+        example: An example input of the module, (2, C, H, W).
+        step: The file accepts heights and widths that are multiples of this number of pixels. None for a file that
+            accepts only the height and width of the example.
         input_name: The name of the input.
         output_names: The names of the outputs, in their order.
         metadata: Facts to store in the file.
@@ -67,12 +73,12 @@ class Graph(NamedTuple):
     metadata: Mapping[str, object]
 
     def text(self) -> Dict[str, str]:
-        """The metadata as text, which all three formats can store; what is no text becomes JSON."""
+        """Returns the metadata as text, which all three formats can store. Other types are written as JSON."""
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.metadata.items()}
 
 
 class ExportFailed(ValueError):
-    """PyTorch could not write the graph; the message says why, in its words."""
+    """PyTorch could not export the graph. The message contains its error."""
 
 
 def write_graph(graph: Graph, path: str, format: str, opset: Optional[int] = None) -> None:
@@ -122,7 +128,7 @@ def open_exported(path: str, format: str) -> RunBatch:
 
 
 def opset_of(path: str) -> int:
-    """The opset of an ONNX file."""
+    """Returns the opset version of an ONNX file."""
     import onnx
     model = onnx.load(path, load_external_data=False)
     return next(entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx'))
@@ -130,7 +136,7 @@ def opset_of(path: str) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the many warnings of tracing and of deprecations."""
+    """A context manager that suppresses warnings of tracing and of deprecated functions."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
@@ -178,7 +184,7 @@ def _write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: str, 
 
 
 def _name_sizes(value, names: Mapping[str, str]) -> None:
-    """Give the free sizes of an input or output names instead of the exporter's symbols."""
+    """Renames the dynamic dimensions of an input or output, which the exporter names by symbols."""
     import onnx_ir
     value.shape = onnx_ir.Shape([size if isinstance(size, int) else names.get(str(size), str(size))
                                  for size in value.shape])
@@ -199,7 +205,7 @@ def _plain_operators(program: torch.export.ExportedProgram) -> Dict[Any, Callabl
 
 
 def _cells(length: int, cells: int, like: Tensor) -> Tensor:
-    """(cells, length): the share of each element in each cell of an adaptive average pooling."""
+    """Returns the weight of each element in each cell of an adaptive average pooling, (cells, length)."""
     position = torch.arange(length, device=like.device)
     cell = torch.arange(cells, device=like.device)[:, None]
     start, end = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
@@ -214,7 +220,7 @@ def _adaptive_avg_pool2d(x: Tensor, output_size: Sequence[int]) -> Tensor:
 
 
 def _circle(frequencies: int, length: int, like: Tensor) -> Tuple[Tensor, Tensor]:
-    """Cosines and sines of 2 pi k n / length, (frequencies, length) both, over the root of the length."""
+    """Returns cos and sin of 2 pi k n / length, divided by sqrt(length); both (frequencies, length)."""
     turns = torch.arange(frequencies, device=like.device)[:, None] * torch.arange(length, device=like.device)
     angles = (turns - turns // length * length).to(like.dtype) * (2 * math.pi / length)  # small, and so exact
     return angles.cos() / length**0.5, angles.sin() / length**0.5

@@ -1,4 +1,4 @@
-"""From a trained checkpoint to a merged one, proved equal before it is written."""
+"""Merges the branches of a trained checkpoint, and compares the outputs before the result is written."""
 import os
 import os.path as osp
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _HEAD = '# The config of a merged model, written by tools/merge.py'  # by which 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What was written and how far the merged features are from the trained ones."""
+    """The written files, and the differences between the outputs of the merged and of the trained model."""
 
     checkpoint: str
     config: str
@@ -103,7 +103,7 @@ def merge_checkpoint(cfg: Config, checkpoint: str, out: str, image: Optional[str
 
 
 def _is_ours(config: str) -> bool:
-    """Whether an earlier call has written a file."""
+    """Returns whether a file was written by an earlier call."""
     with open(config, encoding='utf-8', errors='replace') as file:
         return file.readline().startswith(_HEAD)
 
@@ -113,12 +113,12 @@ def _count(model: nn.Module) -> int:
 
 
 def _largest(tensors: Sequence[Tensor]) -> float:
-    """The largest magnitude in any of them; NaN where one has a NaN, which ``max`` of Python would lose."""
+    """Returns the largest absolute value in the tensors, or NaN if one of them contains NaN."""
     return torch.stack([tensor.abs().max() for tensor in tensors]).max().item()
 
 
 def _real_input(path: Optional[str], model: nn.Module, channels: int) -> Tensor:
-    """A photograph as the model's normalised input, (1, channels, H, W)."""
+    """Returns a photograph as the normalized input of the model, (1, channels, H, W)."""
     import mmcv
     if path is None:
         from skimage import data
@@ -133,7 +133,7 @@ def _real_input(path: Optional[str], model: nn.Module, channels: int) -> Tensor:
 
 @torch.no_grad()
 def _outputs(model: nn.Module, inputs: Tensor) -> List[Tensor]:
-    """Backbone maps, then a segmentor's logits or a detector's neck maps, of one forward."""
+    """Returns the maps of the backbone, followed by the logits of a segmentor or the neck's maps of a detector."""
     maps: List[Tensor] = []
     hook = model.backbone.register_forward_hook(lambda _, __, output: maps.extend(output))
     try:
@@ -148,7 +148,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> List[Tensor]:
 
 
 def _plain(value: Any) -> Any:
-    """The part of a checkpoint's meta that is plain data."""
+    """Returns the part of a checkpoint's ``meta`` that is plain data."""
     if isinstance(value, dict):
         kept = {k: _plain(v) for k, v in value.items() if isinstance(k, str)}
         return {k: v for k, v in kept.items() if v is not None}

@@ -1,4 +1,4 @@
-"""Comparisons of models: under one budget and several seeds, or of what is known of them; every step is kept.
+"""Compares models: trained with one budget and several seeds, or from known results. Finished steps are kept.
 
 A comparison's folder holds, for each config and seed, ``runs/CONFIG/seed0/`` with the whole config that is trained,
 logs and ``run.json``, which says what is done. What is done is not done again; a run of other settings is refused.
@@ -52,8 +52,14 @@ Tick = Callable[[str, int, int], object]
 
 @dataclass
 class ComparedModel:
-    """A model to compare: ``name`` in the report, ``path`` of its config and what that says, and a checkpoint if one is
-    to be tested in place of being trained."""
+    """A model to compare.
+
+    Args:
+        name: Name in the report.
+        path: Path of its config.
+        cfg: The config.
+        checkpoint: A checkpoint to test. None to train the model.
+    """
     name: str
     path: str
     cfg: Config
@@ -80,7 +86,7 @@ class ComparedModel:
 
     @property
     def data(self) -> str:
-        """The name of the data that the model is tested on."""
+        """Name of the dataset on which the model is tested."""
         _, dataset = next(datasets(self.cfg, 'test'))
         root = Path(dataset.get('data_root') or '')
         if 'demo' in root.parts:
@@ -89,12 +95,12 @@ class ComparedModel:
 
     @property
     def cited_names(self) -> List[str]:
-        """Names of the backbone that references know."""
+        """Names of the backbone in the list of references."""
         return [scoped_name(self.cfg.model.backbone)]
 
     @property
     def method_names(self) -> List[str]:
-        """Names of the method and its head that references know."""
+        """Names of the method and of its heads in the list of references."""
         model = self.cfg.model
         heads = model.get('decode_head') or {}
         return [type_name(part) for part in (model, *(heads if isinstance(heads, list) else [heads])) if 'type' in part]
@@ -102,7 +108,14 @@ class ComparedModel:
 
 @dataclass
 class Study:
-    """A list of configs with a question: ``finding`` is what the paper found, ``source`` where."""
+    """A list of configs that answer a question of a paper.
+
+    Args:
+        title: Title of the study.
+        configs: Paths of the configs by the name of the model.
+        finding: The result of the paper.
+        source: Where the paper reports it.
+    """
     title: str
     configs: Dict[str, str]
     finding: str = ''
@@ -110,10 +123,10 @@ class Study:
 
 
 def read_study(path: Path) -> Study:
-    """A study's YAML file; its configs' paths are relative to it.
+    """Reads the YAML file of a study. Paths of configs in it are relative to the file.
 
     Raises:
-        ValueError: It is none; the message says what is wrong.
+        ValueError: The file cannot be read or is not a study. The message says what is wrong.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
@@ -135,7 +148,7 @@ def read_study(path: Path) -> Study:
 
 
 def with_published(text: str) -> str:
-    """The text with the published result of a config of the model zoo in place of its name in braces.
+    """Returns the text with each name in braces, of a config of the zoo, replaced with its published result.
 
     Raises:
         ValueError: The zoo has no such config, or no result was published for it.
@@ -153,7 +166,7 @@ def check_models(entries: Sequence[ComparedModel]) -> None:
     """Check that models can be compared.
 
     Raises:
-        ValueError: There is no entry, two have one name, one has no backbone, or tasks or data differ.
+        ValueError: There are no models, two have the same name, one has no backbone, or their tasks or data differ.
     """
     if not entries:
         raise ValueError('there is no config to compare')
@@ -176,13 +189,13 @@ def check_models(entries: Sequence[ComparedModel]) -> None:
 
 
 def read_classes(given: str) -> List[str]:
-    """Class names of a text file, one a line, in the order of the labels, or of a number of classes.
+    """Returns the class names in a text file, or generates names for a number of classes.
 
-    A number before a name, as in ``1 sky``, is left out; of a table with tabs, as ADE20K's objectInfo150.txt, the last
-    column is taken.
+    The file has one name a line, in the order of the labels. A number before a name, as in ``1 sky``, is removed. If
+    there are several columns separated by tabs, as in ADE20K's objectInfo150.txt, the last one is used.
 
     Raises:
-        ValueError: It is neither a file with names nor a number.
+        ValueError: The argument is neither a file with names nor a number.
     """
     if given.isdecimal() and int(given) > 0:
         return [f'class {number}' for number in range(1, int(given) + 1)]
@@ -202,12 +215,12 @@ def read_classes(given: str) -> List[str]:
 
 
 def use_data(cfg: Config, root: Optional[str], classes: Optional[Sequence[str]]) -> None:
-    """Point a config's datasets, evaluators and heads to other data of the same layout.
+    """Changes a config's datasets, evaluators and heads to other data with the same folder layout.
 
     Args:
-        cfg: Is changed.
-        root: The data's folder; None leaves it.
-        classes: Their names; None leaves them.
+        cfg: The config. It is changed in-place.
+        root: The folder of the data. None to keep the one of the config.
+        classes: The names of the classes. None to keep those of the config.
     """
     roots = set()
     for _, dataset in itertools.chain.from_iterable(datasets(cfg, split) for split in SPLITS):
@@ -247,10 +260,10 @@ def _set_num_classes(part: Any, number: int) -> None:
 
 
 def training_length(cfg: Config) -> Tuple[int, str]:
-    """The length of a config's training, and its unit: 'iterations' or 'epochs'.
+    """Returns the length of a config's training, and its unit: 'iterations' or 'epochs'.
 
     Raises:
-        ValueError: It does not say.
+        ValueError: The config does not set it.
     """
     loop = cfg.get('train_cfg') or {}
     for key, unit in (('max_iters', 'iterations'), ('max_epochs', 'epochs')):
@@ -260,9 +273,10 @@ def training_length(cfg: Config) -> Tuple[int, str]:
 
 
 def use_budget(cfg: Config, budget: int) -> None:
-    """Shorten or stretch a config's whole schedule to a number of iterations, or of epochs where it counts in epochs.
+    """Scales a config's whole schedule to a number of iterations, or of epochs if the config counts in epochs.
 
-    It is validated by the test that follows alone; four checkpoints on the way let a run go on that was cut off.
+    The model is not validated during training, but tested at the end. Four checkpoints are saved during training, from
+    which an interrupted run can be resumed.
     """
     old, unit = training_length(cfg)
     factor, by_epoch = budget / old, unit == 'epochs'
@@ -289,7 +303,7 @@ def use_budget(cfg: Config, budget: int) -> None:
 
 
 def _schedulers(settings: Any) -> Iterator[dict]:
-    """Those of a config: one, a list of them, or either for each of several optimizers by name."""
+    """Yields the schedulers of a config: one, a list of them, or either of these for each of several optimizers."""
     if isinstance(settings, dict) and 'type' in settings:
         yield settings
     elif isinstance(settings, (dict, list, tuple)):
@@ -298,12 +312,15 @@ def _schedulers(settings: Any) -> Iterator[dict]:
 
 
 class RunFailed(Exception):
-    """A run's training or test that ended with an error; the message has its last lines."""
+    """The training or test of a run ended with an error. The message contains the last lines of its output."""
 
 
 @dataclass
 class Run:
-    """One config trained with one seed, or one checkpoint (``seed`` is None), and tested; all in ``folder``."""
+    """One config that is trained with one seed and tested, or one checkpoint that is tested (``seed`` is None).
+
+    All files of the run are in ``folder``.
+    """
     entry: ComparedModel
     seed: Optional[int]
     folder: Path
@@ -311,17 +328,17 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The name of the run in messages."""
+        """Name of the run in messages."""
         return self.entry.name if self.seed is None else f'{self.entry.name}, seed {self.seed}'
 
     @property
     def config(self) -> Path:
-        """The path of the whole config that is run."""
+        """Path of the complete config that is run."""
         return self.folder / f'{self.entry.stem}.py'
 
     @property
     def checkpoint(self) -> Optional[str]:
-        """The path of the checkpoint that is tested; None before training has ended."""
+        """Path of the checkpoint to test; None if training is not finished."""
         if self.seed is None:
             return self.entry.checkpoint
         path = self.folder / 'train' / self.state.get('checkpoint', 'none')
@@ -329,24 +346,24 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the checkpoint has been tested, and was not overwritten since."""
+        """Whether the checkpoint was tested, and has not been overwritten since."""
         if self.checkpoint is None or 'metrics' not in self.state:
             return False
         stamp = self.state.get('tested_stamp')  # older runs have none
         return stamp is None or stamp == list(_stamp(Path(self.checkpoint)))
 
     def settings(self) -> Config:
-        """The config of the model with the seed of this run, in a form that can be written to a file."""
+        """Returns the config of the model with the seed of this run, in a form that can be written to a file."""
         cfg = Config(with_paths(self.entry.cfg.to_dict()))
         if self.seed is not None:
             cfg.randomness = dict(cfg.get('randomness') or {}, seed=self.seed)
         return cfg
 
     def open(self) -> None:
-        """Read the state that an earlier call left; writes nothing.
+        """Reads the state that an earlier call saved. Writes nothing.
 
         Raises:
-            ValueError: That was of other settings.
+            ValueError: The earlier call had other settings.
         """
         if not self.config.is_file():
             return
@@ -366,14 +383,14 @@ class Run:
                              f'{listed}\nTake another --out, or remove that folder')
 
     def carry_out(self, tools: Path, tick: Tick) -> None:
-        """Train, if that is not done yet, and test.
+        """Trains, if that is not finished, and tests.
 
         Args:
             tools: The folder of train.py and test.py.
-            tick: Called as things go, with 'train' or 'test', what is done and the total.
+            tick: Called to report progress, with 'train' or 'test', the number of steps done and their total.
 
         Raises:
-            RunFailed: A tool ended with an error. What it did is kept, and the next call goes on.
+            RunFailed: A tool ended with an error. Its results are kept, and the next call continues from there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.config.is_file():
@@ -400,7 +417,7 @@ class Run:
         path.with_suffix('.part').replace(path)  # whole or not at all
 
     def _run(self, arguments: Sequence, step: str, tick: Tick) -> float:
-        """Run a tool, append its output to a log, and return the seconds it took."""
+        """Runs a tool, appends its output to a log file, and returns the seconds that it took."""
         began, last, log = time.monotonic(), deque(maxlen=12), self.folder / f'{step}.log'
         with log.open('a', buffering=1) as file, subprocess.Popen(
                 [sys.executable, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -422,7 +439,7 @@ class Run:
 
 
 def progress_of(line: str, total: Optional[int], unit: Optional[str]) -> Optional[Tuple[int, int]]:
-    """The number of steps done and their total, from a line of mmengine's log; None if the line has neither.
+    """Returns the number of steps done and their total from a line of mmengine's log; None if it has no such numbers.
 
     Args:
         line: As ``... Iter(train) [ 20/700] ...``, ``... Epoch(train) [1][ 25/75] ...`` or ``... [50/101] ...``.
@@ -440,7 +457,7 @@ def progress_of(line: str, total: Optional[int], unit: Optional[str]) -> Optiona
 
 
 def _flat(settings: Any, path: str = '') -> Iterator[Tuple[str, Any]]:
-    """Dotted names and values of nested settings."""
+    """Yields the dotted name and the value of each of nested settings."""
     if isinstance(settings, dict) and settings:
         for key, value in settings.items():
             yield from _flat(value, f'{path}.{key}' if path else str(key))
@@ -459,7 +476,7 @@ def _differences(before: Iterator[Tuple[str, Any]], after: Iterator[Tuple[str, A
 
 
 def remembered(path: Path, key: dict, compute: Callable[[], Any]) -> Any:
-    """Return a cached result if the file has one for this key; else compute it and write it to the file."""
+    """Returns the cached result if the file has one for this key; otherwise computes it and writes it to the file."""
     key = json.loads(json.dumps(key))
     try:
         content = json.loads(path.read_text())
@@ -474,13 +491,13 @@ def remembered(path: Path, key: dict, compute: Callable[[], Any]) -> Any:
 
 
 def machine() -> str:
-    """The processor or the GPU that training runs on, and the versions of PyTorch and Python."""
+    """Returns the name of the CPU or GPU on which training runs, and the versions of PyTorch and Python."""
     from mmlk.ops.benchmark import describe
     return describe(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
 
 
 def versions() -> Dict[str, str]:
-    """The versions of the packages that a result depends on."""
+    """Returns the versions of the packages on which results depend."""
     modules = [mmlk, torch, np, mmengine, mmcv]
     with suppress(ImportError):
         import mmseg
@@ -493,15 +510,15 @@ def versions() -> Dict[str, str]:
 
 def accuracy(entries: Sequence[ComparedModel], runs: Sequence[Run], root: Path) -> Tuple[Dict[str, Column],
                                                                                  Dict[str, Dict[str, Cell]]]:
-    """Accuracy that is published, was found by this toolbox, or is of these runs.
+    """Collects the accuracies of the models: published, measured with this toolbox, and of these runs.
 
     Args:
         entries: The models.
-        runs: Finished.
-        root: Of the model zoo.
+        runs: The finished runs.
+        root: The folder of the model zoo.
 
     Returns:
-        The columns by key, and each model's cells by the same keys.
+        The columns by key, and the cells of each model by the same keys.
     """
     cells: Dict[str, Dict[str, Cell]] = {entry.name: {} for entry in entries}
     columns: Dict[str, Column] = {}
@@ -543,7 +560,7 @@ def _origin(entry: ComparedModel, runs: Sequence[Run]) -> Tuple[str, str]:
 
 def compare_latency(entries: Sequence[ComparedModel], part: str, size: Tuple[int, int], turns: int,
                     device: torch.device, tick: Callable[[str, int], object]) -> Dict[str, dict]:
-    """Measure the inference of all models in one run, with their branches merged.
+    """Measures the latency of inference of all models in one process, with merged branches.
 
     Returns:
         :meth:`latency.LatencyRow.to_dict` of each model, by its name.
@@ -560,12 +577,12 @@ def compare_latency(entries: Sequence[ComparedModel], part: str, size: Tuple[int
 
 def measure_model_erf(entry: ComparedModel, checkpoint: Optional[str], images: Sequence[Path], size: int, device: str,
                       out: Path, track: Callable) -> Tuple[dict, erf.ReceptiveField]:
-    """A backbone's effective receptive field at its last stage, of a checkpoint or of random weights.
+    """Measures the effective receptive field of a backbone's last stage, for a checkpoint or for random weights.
 
-    Its mean scores are kept as ``out`` with the suffix .npy.
+    The mean scores are written to ``out`` with the suffix .npy.
 
     Raises:
-        ValueError: It cannot be measured; the message says why.
+        ValueError: It cannot be measured. The message says why.
     """
     from mmlk.weights import load
 
@@ -591,16 +608,16 @@ def measure_model_erf(entry: ComparedModel, checkpoint: Optional[str], images: S
 
 
 def _stamp(path: Path) -> Tuple[int, int]:
-    """Size and time of the last change of a file, which differ if it was overwritten."""
+    """Returns the size and the modification time of a file, to detect that it was overwritten."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
 def default_size(entries: Sequence[ComparedModel], root: Path) -> Tuple[int, int]:
-    """Height and width at which all models are measured: that of the zoo's counts, else the training crop.
+    """Returns height and width at which all models are measured: the size of the zoo's counts, or the training crop.
 
     Raises:
-        ValueError: They do not agree on one.
+        ValueError: The models have different sizes.
     """
     rows = {row['Name']: row for row in zoo.rows(zoo.read(root))}
     for sizes in ([rows[entry.stem] and zoo.image_size(rows[entry.stem]) for entry in entries if entry.stem in rows],

@@ -10,12 +10,12 @@ CONSOLE = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def progress(*columns: ProgressColumn) -> Progress:
-    """A progress bar with these columns beside it; nothing is drawn where the output is a file or a pipe."""
+    """Returns a progress bar with these columns. Nothing is drawn if the output is a file or a pipe."""
     return Progress(TextColumn('{task.description}', markup=False), BarColumn(), *columns, TimeElapsedColumn(),
                     console=CONSOLE, disable=not sys.stdout.isatty())
 
 
 def track(items: Sequence[Item], description: str) -> Iterator[Item]:
-    """The items one by one, with a progress bar."""
+    """Yields the items, and shows a progress bar."""
     with progress(MofNCompleteColumn()) as bar:
         yield from bar.track(items, len(items), description=description)

@@ -32,7 +32,7 @@ TOLERANCE = {torch.float16: 5e-4, torch.bfloat16: 4e-3, torch.float32: 2e-6}  # 
 
 
 class Report:
-    """What was found, on the screen and in two files that are written anew with every line."""
+    """The results, which are printed and written to two files. Each new line rewrites the files."""
 
     def __init__(self, out: Path, seconds: float):
         out.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class Report:
         (self.out / 'check.json').write_text(json.dumps(figures, indent=1) + '\n')
 
     def row(self, part: str, **values) -> None:
-        """One line of a part's table."""
+        """Adds a row to the table of a part."""
         rows = self.figures.setdefault(part, [])
         rows.append(values)
         if len(rows) == 1:
@@ -64,7 +64,7 @@ class Report:
 
 
 def milliseconds(call, device: torch.device, least: int = 5, budget: float = 0.1) -> float:
-    """Median of a call; on a GPU of batches of calls, so that what it takes to launch one does not count."""
+    """Returns the median milliseconds of a call. On a GPU, batches of calls are timed, to hide the launch overhead."""
     call()
     once = timed(call, device)
     if device.type != 'cuda':
@@ -79,7 +79,7 @@ def milliseconds(call, device: torch.device, least: int = 5, budget: float = 0.1
 
 
 def passes_of(quick: bool) -> list:
-    """Problems (N, C, H, W, kh, kw) whose passes are timed one by one."""
+    """Returns the problems, (N, C, H, W, kh, kw), whose passes are timed separately."""
     if quick:
         return [(1, 1, 8, 8, 9, 9)]
     return [(64, 384, 32, 32, 31, 31), (8, 128, 128, 128, 31, 31), (32, 512, 14, 14, 27, 27), (16, 128, 56, 56, 31, 31),
@@ -87,7 +87,7 @@ def passes_of(quick: bool) -> list:
 
 
 def check_warm(report: Report, args: Namespace, left: Callable[[], float]) -> None:
-    """Compile what later parts launch, in processes side by side: Triton keeps it on disk."""
+    """Compiles the kernels of later parts in parallel processes. Triton caches them on the disk."""
     if args.device.type != 'cuda':
         return
     command = [sys.executable, '-m', 'mmlk', 'gpu-check', '--warm']
@@ -102,7 +102,7 @@ def check_warm(report: Report, args: Namespace, left: Callable[[], float]) -> No
 
 
 def warm(number: int) -> None:
-    """One child of :func:`check_warm`."""
+    """The function that a child process of :func:`check_warm` runs."""
     n, c, h, w, kh, kw = passes_of(False)[number]
     for dtype in (*HALVES[:1], torch.float32, *HALVES[1:]):
         x, weight = (torch.randn(s, device='cuda').to(dtype) for s in ((n, c, h, w), (c, 1, kh, kw)))
@@ -112,7 +112,7 @@ def warm(number: int) -> None:
 
 
 def check_tests(report: Report, args: Namespace, left: Callable[[], float]) -> None:
-    """The tests of the Triton backend that need a GPU, or with ``--quick`` those that need none."""
+    """Runs the tests of the Triton backend that need a GPU, or with ``--quick`` those that need none."""
     if not (REPO / 'tests' / 'ops' / 'test_triton.py').is_file():
         report.say('', 'tests: not run, they are part of a checkout and not of an installed package')
         return
@@ -152,7 +152,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def check_precision(report: Report, args: Namespace, left: Callable[[], float]) -> None:
-    """Every backend, automatic choice and stock against float64, on the same rounded numbers."""
+    """Compares all backends, the automatic choice and PyTorch's convolution with float64, on equal inputs."""
     shapes = [(1, 2, 6, 8, 9, 9)] if args.quick else [
         (2, 16, 56, 56, 31, 31), (2, 16, 56, 55, 31, 31), (4, 16, 14, 14, 27, 27), (2, 16, 40, 40, 51, 5),
         (1, 4, 200, 304, 31, 31)]
@@ -195,7 +195,7 @@ def check_precision(report: Report, args: Namespace, left: Callable[[], float]) 
 
 
 def check_passes(report: Report, args: Namespace, left: Callable[[], float]) -> None:
-    """Milliseconds of each pass of the Triton backend, against floors, estimates and PyTorch's own."""
+    """Times each pass of the Triton backend, and compares it with lower bounds, estimates and PyTorch's convolution."""
     device = args.device
     peaks, bandwidth = report.figures['peaks'], report.figures['bandwidth']
     stock = next(b for b in TABLE if b.name == 'native')
@@ -307,7 +307,7 @@ class RepLKNet(nn.Module):
 
 
 def _with_stock(model: nn.Module) -> nn.Module:
-    """A copy on PyTorch's own convolutions."""
+    """Returns a copy of the model that uses PyTorch's own convolutions."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, DepthwiseConv2d):
@@ -316,7 +316,7 @@ def _with_stock(model: nn.Module) -> nn.Module:
 
 
 def check_models(report: Report, args: Namespace, left: Callable[[], float]) -> None:
-    """RepLKNet-31B, merged and in training, beside itself on stock convolutions in both memory formats."""
+    """Times RepLKNet-31B, merged and in training, against a copy with PyTorch's convolutions in both memory formats."""
     device = args.device
     small = dict(kernels=(9, 9, 9, 7), layers=(1, 1, 1, 1), width=8) if args.quick else {}
     sizes = [(2, 64)] if args.quick else [(1, 512), (16, 224)]
@@ -367,7 +367,7 @@ def check_models(report: Report, args: Namespace, left: Callable[[], float]) -> 
 
 
 def check_grid(report: Report, args: Namespace, left: Callable[[], float]) -> None:
-    """Whole operator, every backend and automatic choice, forward and backward."""
+    """Times the whole operator, forward and backward, for all backends and the automatic choice."""
     shapes = [(1, 1, 8, 9)] if args.quick else [(8, 128, 128, 31), (64, 384, 32, 31), (16, 384, 64, 31)]
     peaks = {getattr(torch, name): peak for name, peak in report.figures['peaks'].items()}
     rows = []
@@ -387,7 +387,7 @@ def check_grid(report: Report, args: Namespace, left: Callable[[], float]) -> No
 
 
 def check(args: Namespace) -> int:
-    """Run the parts one after the other, and print and save what they find.
+    """Runs the parts one after the other, and prints and saves their results.
 
     Args:
         args: The options of ``mmlk gpu-check``, with ``device`` as a :class:`torch.device`.

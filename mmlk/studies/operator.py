@@ -14,13 +14,13 @@ from mmlk.ops.benchmark import (Case, OperatorRow, contention, describe, machine
 
 
 def plain(row: OperatorRow) -> dict:
-    """One measurement as numbers and text, to be written as JSON."""
+    """Returns a measurement as numbers and text that JSON can store."""
     return {**row.case._asdict(), 'dtype': str(row.case.dtype)[6:], 'seconds': row.times, 'bytes': row.memory,
             'not_run': row.reasons, 'chosen': row.chosen}
 
 
 def grid(device: torch.device) -> List[Case]:
-    """The cases of the table: shapes of RepLKNet, SLaK and ConvNeXt."""
+    """Returns the cases of the table, with shapes of RepLKNet, SLaK and ConvNeXt."""
     if device.type == 'cuda':
         shapes = [(64, 384, 32, 31), (64, 384, 64, 31), (8, 128, 128, 31), (64, 128, 56, 7)]
         return [Case(n, c, size, size, k, backward, dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32)

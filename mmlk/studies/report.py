@@ -1,4 +1,4 @@
-"""The report of a comparison: one table in Markdown, LaTeX and JSON, where each number says where it comes from."""
+"""The report of a comparison: a table in Markdown, LaTeX and JSON that gives the source of each number."""
 import re
 import statistics
 from dataclasses import dataclass, field
@@ -20,20 +20,25 @@ _ESCAPED = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textas
 
 @dataclass(frozen=True)
 class Cell:
-    """A number: one value, or one of each seed. ``origin`` says what kind of number it is, 'published', 'counted here',
-    'measured here', 'tested here' or 'trained here', and ``detail`` where exactly it comes from."""
+    """A number in the table.
+
+    Args:
+        values: One value, or one for each seed.
+        origin: 'published', 'counted here', 'measured here', 'tested here' or 'trained here'.
+        detail: The exact source.
+    """
     values: Tuple[float, ...]
     origin: str
     detail: str
 
     @property
     def mean(self) -> float:
-        """The mean of the values."""
+        """Mean of the values."""
         return statistics.fmean(self.values)
 
     @property
     def deviation(self) -> float:
-        """Their sample standard deviation (of n - 1); 0 for one value."""
+        """Sample standard deviation of the values (divisor n - 1); 0 for one value."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
     @property
@@ -48,7 +53,13 @@ class Cell:
 
 
 class Column(NamedTuple):
-    """``title`` with its unit; a value is shown divided by ``scale``, with ``digits`` after the point."""
+    """A column of the table.
+
+    Args:
+        title: Title, with the unit.
+        scale: Values are divided by this number for display.
+        digits: Number of digits after the decimal point.
+    """
     title: str
     digits: int = 1
     scale: float = 1.0
@@ -65,7 +76,14 @@ class Column(NamedTuple):
 
 @dataclass
 class StudyRow:
-    """A model: ``cells`` by the key of the column, ``cites`` the keys of what its name is cited with."""
+    """A row of the table: a model.
+
+    Args:
+        name: Name of the model.
+        config: Path of its config.
+        cells: Cells by the key of the column.
+        cites: BibTeX keys that are cited with the name.
+    """
     name: str
     config: str
     cells: Dict[str, Cell] = field(default_factory=dict)
@@ -146,12 +164,12 @@ def escape(text: str) -> str:
 
 
 def cite(keys: Sequence[str]) -> str:
-    """A tie and a citation in LaTeX; empty without keys."""
+    """Returns a non-breaking space and a citation in LaTeX; empty without keys."""
     return f"~\\cite{{{','.join(keys)}}}" if keys else ''
 
 
 def cited(latex: str) -> List[str]:
-    """The keys that a LaTeX text cites, without duplicates."""
+    """Returns the keys that a LaTeX text cites, without duplicates."""
     return list(dict.fromkeys(key for group in re.findall(r'\\cite\{([^}]*)\}', latex) for key in group.split(',')))
 
 

@@ -358,10 +358,7 @@ def test_tool_says_what_is_wrong_before_any_work(args, problem, photograph, tmp_
 
 
 def test_tool_without_the_library(monkeypatch, capsys, photograph):
-    import importlib.util
-    found = copy.copy(importlib.util.find_spec)
-    monkeypatch.setattr(importlib.util, 'find_spec',
-                        lambda name, *args: None if name == 'pytorch_grad_cam' else found(name, *args))
+    monkeypatch.setattr('mmlk.cli.cam.find_spec', lambda name: None)
     with pytest.raises(SystemExit):
         run(monkeypatch, REPO / UPERNET, photograph)
     assert 'error: pytorch-grad-cam is not installed: pip install grad-cam' in capsys.readouterr().err
