@@ -397,7 +397,7 @@ def test_the_tool_says_where_nothing_merges(run):
     (['configs/upernet_swin-t_ade20k.py', '--shape', '512'], "WIDTHxHEIGHT in pixels, as 2048x512, got '512'"),
     (['configs/no.py', '--shape', '64x64'], 'no config at configs/no.py'),
     (['configs/_base_/runtime_seg.py', '--shape', '64x64'], 'the config has no backbone'),
-    (['configs/upernet_swin-t_ade20k.py', '--shape', '64x64', '--depth', '-1'], '--depth must be 0'),
+    (['configs/upernet_swin-t_ade20k.py', '--shape', '64x64', '--depth', '-1'], '--depth must be at least 0, got -1'),
     (['configs/upernet_swin-t_ade20k.py', '--shape', '64x64', '--cfg-options', 'model.backbone.type=Nothing'],
      'cannot be built: .*Nothing'),
     (['configs/mask_rcnn_resnet50_coco.py', '--shape', '64x64', '--cfg-options', 'model.neck.in_channels=[1,2,3,4]'],
