@@ -189,7 +189,8 @@ def test_fine_tuning_from_ones_own_checkpoint(data, tmp_path):
     draw(data, (0, 1))
     other = tmp_path / 'other'
     other.mkdir()
-    path = copy(other, 'own_segmentation.py', {**own(data), **TWO, '1e-4': '0.0'})  # weights stay as they are loaded
+    path = copy(other, 'own_segmentation.py', {**own(data), **TWO})
+    path.write_text(path.read_text().replace('2, 2, 1e-4', '2, 2, 0.0'))  # weights stay as they are loaded
     second, _ = train(path, load_from=str(checkpoint))
     before, after = dict(first.model.named_parameters()), dict(second.model.named_parameters())
     assert before.keys() == after.keys()
@@ -252,7 +253,7 @@ def test_links_and_pictures_exist(page):
             continue
         path, _, anchor = target.partition('#')
         found = (page.parent / path).resolve() if path else page
-        assert found.is_file(), f'{target} is not there'
+        assert found.exists(), f'{target} is not there'
         assert not anchor or anchor in anchors(found), f'{found.name} has no heading #{anchor}'
 
 
@@ -281,6 +282,8 @@ def test_paths_of_the_checkout_exist(page):
     for word in words:
         word = word.strip("'\"(),;:")
         if word.startswith(tuple(top for top in TOP if top not in ('data/', 'work_dirs/', 'build/'))):
+            if page.stem == 'add_a_backbone' and 'van' in word:  # the files of the family that it makes up
+                continue
             for path in braces(word):
                 found = path.partition('::')[0]
                 assert list(ROOT.glob(found.rstrip('/'))) or '*' in found, f'{page.name} names {path}'

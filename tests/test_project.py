@@ -2,6 +2,7 @@
 import ast
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -25,7 +26,8 @@ def needs(module):
 
 
 def run(*command):
-    return subprocess.run([sys.executable, '-m', *command], cwd=REPO, capture_output=True, text=True)
+    settings = {key: value for key, value in os.environ.items() if key != 'PYTEST_ADDOPTS'}
+    return subprocess.run([sys.executable, '-m', *command], cwd=REPO, capture_output=True, text=True, env=settings)
 
 
 @needs('ruff')

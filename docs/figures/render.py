@@ -30,7 +30,7 @@ def latency_rows() -> list:
     rows = []
     for row in read('latency')['rows']:
         first, median, third = (value / 1e3 for value in row['quartiles_ms'])
-        rows.append(latency.Row(row['name'], row['variant'], row['mode'], 1, 0, False,
+        rows.append(latency.LatencyRow(row['name'], row['variant'], row['mode'], 1, 0, False,
                                 seconds=[first, first, median, third, third]))  # of these quartiles
     return rows
 
@@ -48,10 +48,10 @@ def latency_table() -> str:
 def latency_picture():
     configs = {row['name']: row['config'] for row in read('latency')['rows']}
     results = {name: latency.known_result(config, ROOT) for name, config in configs.items()}
-    return latency.plot(latency_rows(), results, '')
+    return latency.plot_latency(latency_rows(), results, '')
 
 
-def camvid() -> report.Report:
+def camvid() -> report.StudyReport:
     saved = read('camvid')
     columns = {key: report.Column(**column) for key, column in saved['columns'].items()}
     lines = []
@@ -61,8 +61,8 @@ def camvid() -> report.Report:
             value, *spread = model[key] if isinstance(model[key], list) else [model[key]]
             half = spread[0] / 2**0.5 if spread else 0  # two values that far from their mean have this deviation
             cells[key] = report.Cell((value - half, value + half) if spread else (value, ), '', '')
-        lines.append(report.Line(model['name'], '', cells))
-    return report.Report('', lines, columns, [])
+        lines.append(report.StudyRow(model['name'], '', cells))
+    return report.StudyReport('', lines, columns, [])
 
 
 def camvid_table() -> str:
@@ -73,7 +73,7 @@ def camvid_table() -> str:
 
 
 def camvid_picture():
-    return report.plot(camvid(), 'miou', read('camvid')['panels'])
+    return report.plot_study(camvid(), 'miou', read('camvid')['panels'])
 
 
 def erf_table() -> str:
