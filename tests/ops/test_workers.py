@@ -24,8 +24,9 @@ SPECTRAL = ('dft', 'fft', 'fft_pairs')
 def two_threads_on_a_busy_machine(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    switches = itertools.count(0, 10)
+    switches, seconds = itertools.count(0, 10), itertools.count(0, 1e-6)
     monkeypatch.setattr(workers, '_switches', lambda: next(switches))
+    monkeypatch.setattr(workers, '_now', lambda: next(seconds))
     monkeypatch.setattr(workers, '_machine', workers._Machine())
     workers._machine.busy = True
     yield
@@ -121,19 +122,29 @@ def test_on_one_thread_and_on_many_the_caller_does_it(threads):
     assert threads_of() == {threading.get_ident()}
 
 
-def test_only_where_cores_are_taken_away(monkeypatch):
-    taken = []
-    monkeypatch.setattr(workers, '_switches', lambda: sum(taken))
+def test_only_while_cores_are_often_taken_away(monkeypatch):
+    """Decided anew after each window of calls, whose seconds are those of a false clock."""
+    taken, passed = [0], [0.0]
+    monkeypatch.setattr(workers, '_switches', lambda: taken[0])
+    monkeypatch.setattr(workers, '_now', lambda: passed[0])
     workers._machine.busy = False
 
-    def dealt(switches):
-        return threading.get_ident() not in {
-            *workers.each(CPU, lambda i: (taken.append(switches if i == 0 else 0), threading.get_ident())[1], range(4))}
+    def dealt(switches, seconds):
+        def call(i):
+            if i == 0:
+                taken[0] += switches
+                passed[0] += seconds
+            return threading.get_ident()
+        return threading.get_ident() not in workers.each(CPU, call, range(4))
 
-    assert [dealt(n) for n in (0, workers._BUSY_SWITCHES - 1, 0, workers._BUSY_SWITCHES)] == [False] * 4
-    calm = workers._CALM_CALLS
-    assert [dealt(n) for n in (1, *[0] * (calm - 1), 1, *[0] * calm)] == [True] * (2 * calm + 1)
-    assert not dealt(0)
+    window = workers._WINDOW
+    few, many = (round(workers._BUSY_RATE * window * factor) for factor in (0.5, 2))
+    assert not dealt(few, window) and not dealt(many, window / 2)  # the second is half a window
+    assert not dealt(0, 2 * window)  # in two and a half windows they are too few
+    for _ in range(2):  # busy for a while, then it is counted again
+        assert not dealt(many, window)
+        assert [dealt(0, workers._BUSY_SECONDS / 4) for _ in range(4)] == [True] * 4
+    assert not dealt(0, window) and not dealt(0, window)
 
 
 def test_for_a_gpu_the_caller_does_it():

@@ -8,8 +8,10 @@ On a busy machine the parallelism is therefore on the outside: each thread takes
 with a single PyTorch thread, and takes another chunk. Threads only wait for each other once, at the end, and a thread
 that was disturbed has simply computed fewer chunks. This is dynamic scheduling, as OpenMP's ``schedule(dynamic)`` does
 it (OpenMP API 5.0, section 2.9.2). On an idle machine the threads would use the shared caches less well, which costs up
-to a quarter of the time. So this way is only taken after the operating system has taken cores away from this process,
-which it counts as involuntary context switches.
+to a third of the time. So this way is only taken after the operating system has often taken cores away from this
+process, which it counts as involuntary context switches: on two cores about 35 per second on an idle machine, and about
+190 per second beside one busy process. The threads of this way switch more often by themselves, so their count says
+nothing: after two seconds the usual way is taken again, for as long as it takes to count.
 
 ``torch.set_num_threads`` only helps if its setting can differ from thread to thread, which depends on how PyTorch was
 built. :func:`_start` tests that, and otherwise everything runs in the calling thread.
@@ -17,6 +19,7 @@ built. :func:`_start` tests that, and otherwise everything runs in the calling t
 import os
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
@@ -30,8 +33,11 @@ except ImportError:  # not available on Windows, where everything runs in the ca
     resource = None  # type: ignore[assignment]
 
 _MAX_THREADS = 8  # maximum number of threads; more would often wait for Python's global interpreter lock
-_BUSY_SWITCHES = 4  # involuntary context switches in one call from which on the machine counts as busy
-_CALM_CALLS = 32  # calls without a context switch after which it counts as idle again
+_WINDOW = 0.1  # seconds of calls over which context switches are counted
+_BUSY_SECONDS = 2.0  # seconds of calls for which the machine counts as busy before they are counted again
+_BUSY_RATE = 90.0  # involuntary context switches per second from which on the machine counts as busy
+
+_now = time.perf_counter
 
 _lock = threading.Lock()
 _pools: Dict[Tuple[int, int], Optional[ThreadPoolExecutor]] = {}  # by process (a fork has no threads) and count
@@ -41,12 +47,15 @@ class _Machine:
     """Whether other processes have recently used the cores of this machine."""
 
     def __init__(self) -> None:
-        self.busy, self.calm = False, 0
+        self.busy, self.switches, self.seconds = False, 0, 0.0
 
-    def note(self, switches: int) -> None:
-        """Records a call during which there were ``switches`` involuntary context switches."""
-        self.calm = self.calm + 1 if switches == 0 else 0
-        self.busy = switches >= _BUSY_SWITCHES or self.busy and self.calm < _CALM_CALLS
+    def note(self, switches: int, seconds: float) -> None:
+        """Records a call of ``seconds`` in which there were ``switches`` involuntary context switches."""
+        self.switches += switches
+        self.seconds += seconds
+        if self.seconds >= (_BUSY_SECONDS if self.busy else _WINDOW):
+            self.busy = not self.busy and self.switches >= _BUSY_RATE * self.seconds
+            self.switches, self.seconds = 0, 0.0
 
 
 _machine = _Machine()
@@ -112,12 +121,12 @@ def each(device: torch.device, function: Callable[..., Any], *columns: Iterable[
              or modes_active())  # a mode, for example a FLOP counter, only sees the operators of its own thread
     if alone:
         return [function(*task) for task in tasks]
-    before = _switches()
+    before, started = _switches(), _now()
     try:
         pool = _pool(count) if _machine.busy else None
         return _in_parallel(pool, count, function, tasks) if pool else [function(*task) for task in tasks]
     finally:
-        _machine.note(_switches() - before)
+        _machine.note(_switches() - before, _now() - started)
 
 
 def _in_parallel(pool: ThreadPoolExecutor, count: int, function: Callable[..., Any], tasks: List[Tuple[Any, ...]]
