@@ -9,6 +9,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import nn
 
@@ -21,6 +22,8 @@ HALVES = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 @pytest.fixture(autouse=True)
 def _modules():
     register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope('mmdet'):  # a test before may have left another
+        yield
 
 
 def build(**cfg):
