@@ -16,6 +16,9 @@ from torch import nn, serialization
 #: The base class of all BatchNorm layers of PyTorch, including SyncBatchNorm.
 BatchNorm = nn.BatchNorm2d.__base__
 
+#: The base class of all InstanceNorm layers of PyTorch.
+InstanceNorm = nn.InstanceNorm2d.__base__
+
 _REFUSAL = re.compile(r'GLOBAL (\S+) (?:was not an allowed|whose module)')  # part of the message of torch.load
 
 

@@ -21,9 +21,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / 'mmlk'
 
 
 def _dotted(node):
-    """'torch.a.b' of nested attributes of the name ``torch``; '' of anything else."""
+    """'torch.a.b' of nested attributes of the name ``torch``, or of ``nn`` or ``F``; '' of anything else."""
     if isinstance(node, ast.Name):
-        return node.id if node.id == 'torch' else ''
+        return {'torch': 'torch', 'nn': 'torch.nn', 'F': 'torch.nn.functional'}.get(node.id, '')
     inner = _dotted(node.value) if isinstance(node, ast.Attribute) else ''
     return inner and f'{inner}.{node.attr}'
 
@@ -56,6 +56,12 @@ def test_batch_norm():
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LazyBatchNorm2d)
     assert all(issubclass(kind, _torch_private.BatchNorm) for kind in kinds)
     assert not any(issubclass(kind, _torch_private.BatchNorm) for kind in (nn.InstanceNorm2d, nn.GroupNorm, nn.Module))
+
+
+def test_instance_norm():
+    kinds = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LazyInstanceNorm2d)
+    assert all(issubclass(kind, _torch_private.InstanceNorm) for kind in kinds)
+    assert not any(issubclass(kind, _torch_private.InstanceNorm) for kind in (nn.BatchNorm2d, nn.GroupNorm, nn.Module))
 
 
 def test_dispatch_mode_without_the_private_module(monkeypatch):

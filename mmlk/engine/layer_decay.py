@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from mmlk._torch_private import BatchNorm, InstanceNorm
 from mmlk.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 _KEYS = ('decay_rate', 'decay_type', 'num_layers', 'custom_keys', 'norm_decay_mult', 'bias_decay_mult')
@@ -140,5 +141,4 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm,
-                               nn.LayerNorm))
+    return isinstance(module, (BatchNorm, InstanceNorm, nn.GroupNorm, nn.LayerNorm))
