@@ -3,6 +3,8 @@
 from types import FunctionType
 from typing import Any, Optional
 
+TIMM = 'timm:'  # what a model's name begins with, where it is one of timm
+
 
 def type_name(settings: Any) -> str:
     """Returns the name of a dict's class or function, without scope or module; ``''`` if it has no ``type``."""

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from mmlk._types import TIMM
 from mmlk.engine.network import build_network
 from mmlk.preprocessors import Normalization
 from mmlk.weights import LoadReport, WeightsError, load
@@ -15,7 +16,6 @@ from mmlk.weights.catalog import CATALOG, FAMILIES
 from mmlk.weights.layouts import find_tensors, fit
 from mmlk.weights.read import read_weights
 
-TIMM = 'timm:'
 CLASSES = 1000
 
 # Of the 1x1 convolution that some families have before their pooling.

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Mapping, Sequence, Tuple
 
+from mmlk._paths import MIM
+from mmlk._types import TIMM
 from mmlk.cli.options import add_config_options, add_device, check_minimum, choose_device, conventions, fail
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
     from mmlk.analysis.latency import KnownResult, LatencyNetwork, LatencyRow, Variant
 
-TIMM = 'timm:'
 PARTS, MODES = ('backbone', 'model'), ('inference', 'training')  # of mmlk.analysis.latency, which imports PyTorch
 
 
@@ -164,7 +165,6 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from rich.console import Console
 
-    import mmlk
     from mmlk.analysis import latency
     from mmlk.analysis.complexity import parse_size
     from mmlk.analysis.latency import Variant
@@ -176,8 +176,7 @@ def run(args: argparse.Namespace) -> None:
         fail(str(error))
     device = find_device(choose_device(args.device))
     networks = find_networks(args, size)
-    root = Path(mmlk.__file__).parent / '.mim'
-    results = {network.name: latency.known_result(network.name, root) for network in networks}
+    results = {network.name: latency.known_result(network.name, MIM) for network in networks}
     results = {name: result for name, result in results.items() if result}
     args.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True  # every call has the same shape

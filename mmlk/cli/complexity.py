@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, Optional, Tuple
 
+from mmlk._paths import MIM
 from mmlk.cli.options import add_config_options, check_minimum, conventions, fail
 
 if TYPE_CHECKING:
@@ -56,9 +57,8 @@ def measure(cfg: 'Config', size: Tuple[int, int]) -> Dict[str, 'Node']:
 
 def published(path: str, shape: str) -> Optional[str]:
     """The figures that were published for a config at this shape, as text; None where the model zoo has none."""
-    import mmlk
     from mmlk.analysis import zoo
-    for row in zoo.rows(zoo.read(Path(mmlk.__file__).parent / '.mim')):
+    for row in zoo.rows(zoo.read(MIM)):
         if row['Name'] == Path(path).stem and row['Metadata']['Input Size'] == shape:
             figures = row.get('Published', {})
             sizes = [f'{figures[key]}{key[-2]}' for key in ('Parameters (M)', 'FLOPs (G)') if key in figures]

@@ -15,12 +15,11 @@ import os
 import re
 from typing import TYPE_CHECKING, Optional
 
+from mmlk._types import TIMM
 from mmlk.cli.options import add_config_options, add_device, check_device, check_minimum, fail
 
 if TYPE_CHECKING:
     from mmlk.analysis.erf import ErfNetwork
-
-TIMM = 'timm:'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

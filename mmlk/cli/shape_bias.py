@@ -21,6 +21,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Optional
 
+from mmlk._types import TIMM
 from mmlk.cli.options import add_config_options, add_device, check_minimum, choose_device, fail
 
 if TYPE_CHECKING:
@@ -61,10 +62,9 @@ def check(args: argparse.Namespace) -> None:
 
 def default_name(model: str) -> str:
     """The name of a model that ``--names`` does not name."""
-    from mmlk.analysis import classifiers
     from mmlk.cli.prepare import is_config
-    if model.startswith(classifiers.TIMM):
-        return model[len(classifiers.TIMM):]
+    if model.startswith(TIMM):
+        return model[len(TIMM):]
     return os.path.splitext(os.path.basename(model))[0] if is_config(model) else model
 
 

@@ -25,6 +25,7 @@ import yaml
 from mmengine.config import Config
 
 import mmlk
+from mmlk._paths import MIM
 from mmlk._text import one_line, printable
 from mmlk._types import scoped_name, type_name, with_paths
 from mmlk.analysis import erf, latency, zoo
@@ -153,11 +154,12 @@ def with_published(text: str) -> str:
     Raises:
         ValueError: The zoo has no such config, or no result was published for it.
     """
-    for name in re.findall(r'\{([^{}]*)\}', text):
-        rows = [row for row in zoo.rows(zoo.read(Path(mmlk.__file__).parent / '.mim')) if row['Name'] == name]
-        if not rows or 'Results' not in rows[0]:
+    names = re.findall(r'\{([^{}]*)\}', text)
+    rows = {row['Name']: row for row in zoo.rows(zoo.read(MIM))} if names else {}
+    for name in names:
+        if 'Results' not in rows.get(name, {}):
             raise ValueError(f'{{{name}}} is no config with a published result in configs/metafiles')
-        metrics = rows[0]['Results'][0]['Metrics']
+        metrics = rows[name]['Results'][0]['Metrics']
         text = text.replace(f'{{{name}}}', f'{next(iter(metrics.values())):.2f}')
     return text
 

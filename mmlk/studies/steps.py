@@ -1,18 +1,15 @@
 """The steps of a comparison before its report: reading the data, counting the models, training and testing them."""
 import sys
-from pathlib import Path
 from typing import Dict, Sequence, Tuple
 
 from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-import mmlk
+from mmlk._paths import MIM
 from mmlk.analysis.complexity import Complexity, build_on_meta, count
 from mmlk.datasets.audit import audit
 from mmlk.engine.network import in_channels
 from mmlk.studies import compare
 from mmlk.studies.display import CONSOLE, progress, track
-
-MIM = Path(mmlk.__file__).parent / '.mim'
 
 
 def check_files(entries: Sequence[compare.ComparedModel]) -> None:

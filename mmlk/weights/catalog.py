@@ -14,6 +14,8 @@ from typing import Any, Callable, Dict, List, Mapping, Tuple
 
 import yaml
 
+from mmlk._paths import MIM
+
 __all__ = ['CATALOG', 'FAMILIES', 'IMAGENET', 'Entry', 'Triple', 'entries', 'read_record', 'read_records']
 
 Triple = Tuple[float, float, float]
@@ -26,7 +28,7 @@ CATALOG: Dict[str, 'Entry']
 #: The entries by family: the class name of a backbone of mmlk, or the name of a baseline's collection.
 FAMILIES: Dict[str, Tuple['Entry', ...]]
 
-RECORDS = Path(__file__).parents[1] / '.mim' / 'configs' / 'metafiles'
+RECORDS = MIM / 'configs' / 'metafiles'
 # libyaml, which the wheels of PyYAML include, is ten times as fast
 _SafeLoader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 _FIGURES = {'Top 1 Accuracy': 'top-1 {}', 'mIoU': 'mIoU {}', 'mIoU(ms+flip)': '{} ms', 'box AP': 'box AP {}',
