@@ -78,16 +78,18 @@ def test_merged_test_equals_and_predictions_are_written(segmentor, work):
     checkpoint = segmentor / 'iter_4.pth'
     options = data_options('ade20k', work / 'ade20k')
     found = {}
-    for name, extra in dict(plain=[], merged=['--merge']).items():
+    for name, extra in dict(plain=[], merged=['--merge'], fast=['--optimize']).items():
         out = python('tools/test.py', UPERNET, checkpoint, '--work-dir', work / name, '--out', work / name / 'png',
                      '--show-dir', work / name / 'show', *extra, '--cfg-options', *options)
-        assert ('parallel branches merged' in out) is (name == 'merged')
+        assert ('parallel branches merged' in out) is (name != 'plain')
+        assert ('in inference form: ' in out and 'feed-forward blocks' in out) is (name == 'fast')
         found[name] = [np.array(Image.open(path)) for path in sorted((work / name / 'png').glob('*.png'))]
         assert len(list((work / name / 'show').glob('*.png'))) == 3
     assert len(found['plain']) == 3 and all(p.shape == (64, 80) for p in found['plain'])
-    for plain, merged in zip(found['plain'], found['merged']):
-        assert (plain != merged).mean() < 0.002
-    assert metrics(work / 'plain', 'aAcc') == pytest.approx(metrics(work / 'merged', 'aAcc'), abs=0.2)
+    for name in ('merged', 'fast'):
+        for plain, other in zip(found['plain'], found[name]):
+            assert (plain != other).mean() < 0.002
+        assert metrics(work / 'plain', 'aAcc') == pytest.approx(metrics(work / name, 'aAcc'), abs=0.2)
 
 
 # Hooks and metrics as configs may name them, in a Python config over the demo's.

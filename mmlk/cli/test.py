@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--show-dir', metavar='DIR', help='draw predictions into this folder')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation by the config's tta_pipeline")
     parser.add_argument('--merge', action='store_true', help='merge parallel branches before testing')
+    parser.add_argument('--optimize', nargs='?', const='fp32', choices=('fp32', 'bf16'), metavar='DTYPE',
+                        help='merge, and test in the inference form of mmlk.deploy.optimize: fp32 (default) or bf16')
 
 
 def apply_options(cfg: 'Config', args: argparse.Namespace) -> None:
@@ -60,7 +62,9 @@ def apply_options(cfg: 'Config', args: argparse.Namespace) -> None:
             dataset.pipeline = cfg.tta_pipeline
         cfg.tta_model.module = cfg.model
         cfg.model = cfg.tta_model
-    if args.merge:
+    if args.optimize:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mmlk.OptimizeHook', dtype=args.optimize)]
+    elif args.merge:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mmlk.MergeBranchesHook')]
 
 
