@@ -115,7 +115,8 @@ def per_block(family: str, name: str, values: Sequence[Union[int, Sequence[int]]
     Raises:
         ValueError: There are too few or too many numbers, or one is not a positive integer.
     """
-    full = [tuple(v) if isinstance(v, (list, tuple)) else (v, ) * n for v, n in zip(values, blocks)]
+    full: List[Tuple[Any, ...]] = [tuple(v) if isinstance(v, (list, tuple)) else (v, ) * n
+                                   for v, n in zip(values, blocks)]
     fits = len(values) == len(blocks) and all(len(numbers) == n for numbers, n in zip(full, blocks))
     if not fits or not all(is_integer(v) and v > 0 for numbers in full for v in numbers):
         raise ValueError(f'{family}: {name} must be {len(blocks)} positive integers, or as many as its blocks for a '

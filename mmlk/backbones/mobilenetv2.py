@@ -134,11 +134,11 @@ class InvertedResidual(nn.Module):
 
 
 class Place(NamedTuple):
-    """Position of a block, ``index`` in a ``row`` of ``arch_settings``, and the sizes that follow from it."""
+    """Position of a block, number ``block`` in a ``row`` of ``arch_settings``, and the sizes that follow from it."""
 
     stage: int
     row: int
-    index: int
+    block: int
     in_channels: int
     hidden_channels: int
     out_channels: int
@@ -204,11 +204,11 @@ def _places(arch: Dict[str, Any], widths: Sequence[int], strides: Sequence[int],
         dilation_of = iter(dilations[stage])
         for row in rows:
             expansion, _, blocks, stride = arch['arch_settings'][row]
-            for index in range(blocks):
+            for block in range(blocks):
                 dilation = next(dilation_of) * arch['kernel_dilations'][row]
-                before, after = widths[row] if index == 0 else widths[row + 1], widths[row + 1]
-                step = strides[stage] if stride == 2 and index == 0 else 1
-                yield Place(stage, row, index, before, before * expansion, after, step, dilation,
+                before, after = widths[row] if block == 0 else widths[row + 1], widths[row + 1]
+                step = strides[stage] if stride == 2 and block == 0 else 1
+                yield Place(stage, row, block, before, before * expansion, after, step, dilation,
                             arch['shortcut'] and step == 1 and before == after)
 
 

@@ -103,9 +103,9 @@ class ParCMobileNetV2(MobileNetV2):
 
     def block(self, arch: Dict[str, Any], place: Place, drop_path: float, merged: bool) -> nn.Module:
         first, size = arch['ParC_insert_locs'][place.row], arch['stages_rs'][place.row]
-        if place.index < first:
+        if place.block < first:
             return super().block(arch, place, drop_path, merged)
         if place.hidden_channels % 2:
             raise ValueError('ParC halves the channels, so they must be even; widen_factor and arch_settings give '
                              f'{place.hidden_channels}')
-        return ParCInvertedResidual(place, size, place.index == first, self.norm_layer, drop_path)
+        return ParCInvertedResidual(place, size, place.block == first, self.norm_layer, drop_path)
