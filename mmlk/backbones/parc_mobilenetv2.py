@@ -69,7 +69,8 @@ class ParCMobileNetV2(MobileNetV2):
         arch: A name of ``ARCHS``, or a dict as :class:`MobileNetV2`'s, with ``ParC_insert_locs`` (for each row the
             index of the first block with ParC; the number of blocks for none) and ``stages_rs`` (for each row the
             native side of the maps, for which kernels and embeddings are made).
-        others: As for :class:`MobileNetV2`.
+
+    All other arguments are those of :class:`MobileNetV2` and :class:`BaseBackbone`.
 
     Raises:
         ValueError: An argument is not valid; the message says which one and what is allowed.
