@@ -1,7 +1,7 @@
 """The base class of all backbones: checks of arguments, freezing, activation checkpointing, stage and layer ids."""
 import math
 from contextlib import nullcontext
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -254,6 +254,15 @@ class BaseBackbone(BaseModule):
         """Returns the modules of the stem (0), or of stage ``stage_id - 1`` with the downsampling before it."""
         raise NotImplementedError
 
+    def _opened_parts(self, stage_id: int, openings: nn.ModuleList, stages: nn.ModuleList) -> List[nn.Module]:
+        """Returns :meth:`parts` of a backbone with a module before each stage, and norms ``norm<i>`` of its maps."""
+        if stage_id == 0:
+            return [openings[0]]
+        stage = stage_id - 1
+        before = [openings[stage]] if stage else []
+        after = [self._modules[f'norm{stage}']] if stage in self.out_indices else []
+        return [*before, stages[stage], *after]
+
     @property
     def num_layers(self) -> int:
         """Returns the largest layer id of a parameter that pretrained weights contain."""
@@ -359,6 +368,15 @@ class BaseBackbone(BaseModule):
                     if isinstance(module, BatchNorm):
                         module.eval()
         return self
+
+    def run_stages(self, x: Tensor, stages: Iterable[Iterable[nn.Module]]) -> Tuple[Tensor, ...]:
+        """Runs the blocks of all stages, and returns the maps of ``out_indices``."""
+        maps = []
+        for blocks in stages:
+            for block in blocks:
+                x = self.run(block, x)
+            maps.append(x)
+        return tuple(maps[i] for i in self.out_indices)
 
     def run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Returns ``block(x)``, with activation checkpointing if ``with_cp``, except under ``torch.compile``."""

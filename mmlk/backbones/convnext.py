@@ -180,12 +180,7 @@ class ConvNeXt(BaseBackbone):
         return tuple(maps[i] for i in self.out_indices)
 
     def parts(self, stage_id: int) -> List[nn.Module]:
-        if stage_id == 0:
-            return [self.downsample_layers[0]]
-        stage = stage_id - 1
-        before = [self.downsample_layers[stage]] if stage else []
-        after = [self._modules[f'norm{stage}']] if stage in self.out_indices else []
-        return [*before, self.stages[stage], *after]
+        return self._opened_parts(stage_id, self.downsample_layers, self.stages)
 
     def blocks_per_layer(self, stage: int) -> int:
         """Returns the number of blocks of a stage that have the same layer id."""

@@ -214,12 +214,7 @@ class GFNet(BaseBackbone):
         return tuple(maps[i] for i in self.out_indices)
 
     def parts(self, stage_id: int) -> List[nn.Module]:
-        if stage_id == 0:
-            return [self.patch_embed[0]]
-        stage = stage_id - 1
-        before = [self.patch_embed[stage]] if stage else []
-        after = [self._modules[f'norm{stage}']] if stage in self.out_indices else []
-        return [*before, self.blocks[stage], *after]
+        return self._opened_parts(stage_id, self.patch_embed, self.blocks)
 
     def stage_id(self, name: str) -> int:
         return 0 if name == 'pos_embed' else super().stage_id(name)

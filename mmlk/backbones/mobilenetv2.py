@@ -304,14 +304,8 @@ class MobileNetV2(BaseBackbone):
         return [self._modules[f'layer{row + 1}'] for row in self._stage_rows[stage]]
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        x = self.run(self.conv1, x)
-        maps = []
-        for stage in range(self.num_stages):
-            for layer in self._layers(stage):
-                for block in layer:
-                    x = self.run(block, x)
-            maps.append(x)
-        return tuple(maps[i] for i in self.out_indices)
+        stages = [[block for layer in self._layers(stage) for block in layer] for stage in range(self.num_stages)]
+        return self.run_stages(self.run(self.conv1, x), stages)
 
     def parts(self, stage_id: int) -> List[nn.Module]:
         return self._layers(stage_id - 1) if stage_id else [self.conv1]

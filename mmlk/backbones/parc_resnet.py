@@ -138,13 +138,7 @@ class ParCResNet(BaseBackbone):
         return [self._modules[f'layer{i + 1}'] for i in range(self.num_stages)]
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        maps = []
-        for stage in self._stages():
-            for block in stage:
-                x = self.run(block, x)
-            maps.append(x)
-        return tuple(maps[i] for i in self.out_indices)
+        return self.run_stages(self.maxpool(self.relu(self.bn1(self.conv1(x)))), self._stages())
 
     def parts(self, stage_id: int) -> List[nn.Module]:
         return [self._modules[f'layer{stage_id}']] if stage_id else [self.conv1, self.bn1]

@@ -233,13 +233,7 @@ class RepVGG(BaseBackbone):
         return [getattr(self, f'stage{i + 1}') for i in range(self.num_stages)]
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        x = self.run(self.stage0, x)
-        maps = []
-        for stage in self._stages():
-            for block in stage:
-                x = self.run(block, x)
-            maps.append(x)
-        return tuple(maps[i] for i in self.out_indices)
+        return self.run_stages(self.run(self.stage0, x), self._stages())
 
     def parts(self, stage_id: int) -> List[nn.Module]:
         return [getattr(self, f'stage{stage_id}')]
