@@ -5,9 +5,19 @@ import griffe
 
 
 class SphinxRoles(griffe.Extension):
-    """``:func:`mmlk.ops.merge``` becomes code, and ``::`` before a literal block one colon."""
+    """``:func:`mmlk.ops.merge``` becomes code that links to what it names, and ``::`` before a literal block one colon.
+
+    What the manual does not describe, and so gives no address, stays code without a link.
+    """
 
     def on_instance(self, *, obj: griffe.Object, **kwargs) -> None:
+        def link(role: re.Match) -> str:
+            try:
+                address = obj.resolve(role[1])
+            except griffe.NameResolutionError:
+                address = role[1]
+            return f'<autoref identifier="{address}" optional><code>{role[1]}</code></autoref>'
+
         if obj.docstring:
-            text = re.sub(r':\w+:`[~.]*([^`]+)`', r'`\1`', obj.docstring.value)
+            text = re.sub(r':\w+:`[~.]*([^`]+)`', link, obj.docstring.value)
             obj.docstring.value = re.sub(r'::$', ':', text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""For the manual's build: configs that a page links to, for readers of the repository, become files of the site."""
+"""For the manual's build: configs that pages link to become files of the site, and families of backbones are listed."""
 import re
 from pathlib import Path
 
@@ -16,5 +16,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def backbones() -> str:
+    """A section for each registered family. ``mmlk.backbones`` finds them when it is imported, which no page does."""
+    found = sorted((name, path.stem) for path in (ROOT / 'mmlk' / 'backbones').glob('*.py')
+                   for name in re.findall(r'^@MODELS.register_module\(\)\nclass (\w+)', path.read_text(), re.MULTILINE))
+    return '\n'.join(f'\n::: mmlk.backbones.{module}.{name}\n    options:\n      members: []\n'
+                     '      show_root_full_path: false' for name, module in found)
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    if page.file.src_uri == 'api/backbones.md':
+        markdown += backbones()
     return re.sub(r'\]\(\.\./configs/(\w[^/)]*\.py)\)', r'](configs/\1)', markdown)

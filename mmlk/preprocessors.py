@@ -37,7 +37,8 @@ class Normalization(NamedTuple):
         """
         if channels == 1:
             return cls((sum(IMAGENET_MEAN) / 3, ), (sum(IMAGENET_STD) / 3, ))
-        return cls(*(tuple(values[index % 3] for index in range(channels)) for values in (IMAGENET_MEAN, IMAGENET_STD)))
+        mean, std = (tuple(values[index % 3] for index in range(channels)) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return cls(mean, std)
 
     @classmethod
     def of_config(cls, cfg: Config, channels: int = 3) -> 'Normalization':

@@ -7,12 +7,13 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mmlk import __version__
 from mmlk.analysis import cam, latency
-from mmlk.cli import COMMANDS, main, options
+from mmlk.cli import COMMANDS, main, options, prepare
 from mmlk.datasets.layouts import TOP_FOLDERS
 from mmlk.deploy.formats import FORMATS
 from mmlk.studies.gpu_check import SHARES
@@ -111,6 +112,19 @@ def test_config_options_are_read_as_in_the_stock_tools():
     options.add_config_options(parser)
     args = parser.parse_args(['--cfg-options', 'a.b=1', 'c=[(1,2),x]', '--cfg-options', 'd=None'])
     assert args.cfg_options == {'a.b': 1, 'c': [(1, 2), 'x'], 'd': None}
+
+
+def test_models_of_one_command_and_their_names(capsys):
+    args = SimpleNamespace(checkpoint='a.pth', names=None)
+    prepare.add_models(args, 'model2', 'configs/a.b.py', [['timm:resnet50'], ['replknet-31b_in1k', 'b.pth']])
+    assert args.models == [('configs/a.b.py', 'a.pth'), ('timm:resnet50', None), ('replknet-31b_in1k', 'b.pth')]
+    assert args.names == ['a.b', 'resnet50', 'replknet-31b_in1k']
+    prepare.add_models(args, 'model2', 'a.py', [])
+    assert args.names == ['a.b', 'resnet50', 'replknet-31b_in1k']  # as given
+    with pytest.raises(SystemExit):
+        prepare.add_models(args, 'config2', 'a.py', [['b.py', 'b.pth', 'c.pth']])
+    assert capsys.readouterr().err == (
+        'error: --config2 takes a config and at most one checkpoint; give it once for every config\n')
 
 
 @pytest.mark.parametrize('argv, line', [

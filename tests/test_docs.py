@@ -370,6 +370,14 @@ def test_the_manual_builds_strictly(tmp_path):
                           cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     site = tmp_path / 'site'
+    from mmlk import backbones
     assert 'depthwise_conv2d' in (site / 'api' / 'ops' / 'index.html').read_text(encoding='utf-8')
+    # every family has its own arguments, and a link to those that all of them share
+    page = (site / 'api' / 'backbones' / 'index.html').read_text(encoding='utf-8')
+    families = [getattr(backbones, name) for name in backbones.__all__ if name != 'BaseBackbone']
+    assert {f'{cls.__module__}.{cls.__name__}' for cls in families} <= {*re.findall(r'id="([\w.]+)"', page)}
+    shared = [text for text in re.findall('All other arguments are those of.*?</p>', page, re.DOTALL)
+              if 'href="#mmlk.backbones.BaseBackbone"' in text]
+    assert len(shared) == len(families)
     # a snippet that is not found would leave its mark
     assert not [page for page in site.rglob('*.html') if '--8<--' in page.read_text(encoding='utf-8')]

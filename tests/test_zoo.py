@@ -50,7 +50,8 @@ def test_collections(path):
     assert set(RECORDS[path]) <= {'Collections', 'Files', 'Models'}
     assert all(set(file) <= FILES for file in RECORDS[path].get('Files', []))
     for collection in collections.values():
-        assert collection['License'] and collection['Paper']['Title'] and collection['Paper']['URL']
+        assert collection['License'] and (collection.get('License Source') or collection['License'].startswith('none,'))
+        assert collection['Paper']['Title'] and collection['Paper']['URL']
         assert collection['Backbones'] and collection['BibTeX'].startswith('@')
     names = [c['Name'] for metafile in RECORDS.values() for c in metafile['Collections']]
     assert len(set(names)) == len(names)

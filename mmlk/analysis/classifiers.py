@@ -167,7 +167,7 @@ def with_head(backbone: nn.Module, checkpoint: str) -> Classifier:
         parent, _, child = module.rpartition('.')
         setattr(backbone.get_submodule(parent), child, nn.Identity())
     head = _head(_beside(report, backbone), type(backbone).__name__, report.path)
-    images = {}
+    images: Dict[str, Any] = {}
     entry = CATALOG.get(checkpoint)
     if entry:
         images = dict(size=int(entry.image_size.split('x')[0]),

@@ -20,7 +20,7 @@ import statistics
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
@@ -362,7 +362,7 @@ def known_result(name: str, root: Path) -> Optional[KnownResult]:
     return None
 
 
-def plot_latency(rows: Sequence[LatencyRow], results: Dict[str, KnownResult], title: str) -> 'Figure':
+def plot_latency(rows: Sequence[LatencyRow], results: Mapping[str, KnownResult], title: str) -> 'Figure':
     """Bars of time for each mode, the middle half of the turns as whiskers; accuracy against latency where known.
 
     Args:

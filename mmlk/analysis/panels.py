@@ -58,8 +58,8 @@ def distinct_palette(count: int) -> List[Tuple[int, int, int]]:
     """
     colours = []
     for index in range(count):
-        colour = colorsys.hsv_to_rgb(index * 0.618034 % 1, .75, (1, .8, .6)[index % 3])
-        colours.append(tuple(round(255 * part) for part in colour))
+        red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, .75, (1, .8, .6)[index % 3])
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
     return colours
 
 

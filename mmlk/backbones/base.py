@@ -1,7 +1,7 @@
 """The base class of all backbones: checks of arguments, freezing, activation checkpointing, stage and layer ids."""
 import math
 from contextlib import nullcontext
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -115,7 +115,8 @@ def per_block(family: str, name: str, values: Sequence[Union[int, Sequence[int]]
     Raises:
         ValueError: There are too few or too many numbers, or one is not a positive integer.
     """
-    full = [tuple(v) if isinstance(v, (list, tuple)) else (v, ) * n for v, n in zip(values, blocks)]
+    full: List[Tuple[Any, ...]] = [tuple(v) if isinstance(v, (list, tuple)) else (v, ) * n
+                                   for v, n in zip(values, blocks)]
     fits = len(values) == len(blocks) and all(len(numbers) == n for numbers, n in zip(full, blocks))
     if not fits or not all(is_integer(v) and v > 0 for numbers in full for v in numbers):
         raise ValueError(f'{family}: {name} must be {len(blocks)} positive integers, or as many as its blocks for a '
@@ -167,7 +168,7 @@ class StatisticsKept:
 
 
 class BaseBackbone(BaseModule):
-    """Base class of the backbones.
+    """Base class of the backbones. It documents the arguments that all of them share.
 
     ``forward`` takes an image (N, in_channels, H, W) and returns a tuple with one map for each of ``out_indices``. A
     subclass calls ``super().__init__`` first, creates its modules, and calls ``self.finish()`` at the end. It
@@ -178,14 +179,17 @@ class BaseBackbone(BaseModule):
         in_channels: Number of channels of the image.
         out_indices: Indices of the stages whose maps are returned, in this order. Stages after the last one of them are
             not created.
-        drop_path_rate: Drop rate (stochastic depth) of the last block, rising linearly from 0; in [0, 1).
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages. Frozen modules have no
-            gradients and stay in eval mode.
+        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1). It increases linearly from 0.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with the norms on their maps.
+            Frozen modules have no gradients and stay in eval mode.
         norm_cfg: Norm layer config for mmcv's ``build_norm_layer``.
         norm_eval: If True, BatchNorm's running statistics are not changed in training.
         with_cp: If True, recomputes blocks in the backward pass to save memory (activation checkpointing).
-        init_cfg: Initialization config of mmengine. ``dict(type='mmlk.Pretrained', checkpoint=...)`` loads weights and
-            raises an error if they do not match.
+        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns. It has no effect on a backbone without
+            parallel branches.
+        init_cfg: Initialization config of mmengine. ``dict(type='mmlk.Pretrained', checkpoint='replknet-31b_in1k')``
+            loads weights, and raises an error if they do not match. ``checkpoint`` is a file, a URL or a name that
+            ``mmlk weights list`` prints.
 
     Raises:
         ValueError: An argument is not valid; the message says which one and what is allowed.
@@ -197,7 +201,7 @@ class BaseBackbone(BaseModule):
     def __init__(self, stage_channels: Sequence[int], *, in_channels: int = 3,
                  out_indices: Sequence[int] = (0, 1, 2, 3), drop_path_rate: float = 0.0, frozen_stages: int = -1,
                  norm_cfg: dict = dict(type='BN'), norm_eval: bool = False, with_cp: bool = False,
-                 init_cfg: Optional[dict] = None):
+                 merged: bool = False, init_cfg: Optional[dict] = None):
         super().__init__(init_cfg=init_cfg)
         name, stages = type(self).__name__, len(stage_channels)
         indices = tuple(out_indices) if isinstance(out_indices, (list, tuple)) else ()
@@ -213,7 +217,7 @@ class BaseBackbone(BaseModule):
             raise ValueError(f'{name}: in_channels must be positive, got {in_channels!r}')
         if not isinstance(norm_cfg, dict):
             raise ValueError(f'{name}: norm_cfg must be a dict, got {norm_cfg!r}')
-        check_flags(dict(norm_eval=norm_eval, with_cp=with_cp), 'norm_eval', 'with_cp')
+        check_flags(dict(norm_eval=norm_eval, with_cp=with_cp, merged=merged), 'norm_eval', 'with_cp', 'merged')
         self.in_channels = in_channels
         self.out_indices = indices
         self.out_channels = tuple(stage_channels[i] for i in indices)
@@ -249,6 +253,15 @@ class BaseBackbone(BaseModule):
     def parts(self, stage_id: int) -> List[nn.Module]:
         """Returns the modules of the stem (0), or of stage ``stage_id - 1`` with the downsampling before it."""
         raise NotImplementedError
+
+    def _opened_parts(self, stage_id: int, openings: nn.ModuleList, stages: nn.ModuleList) -> List[nn.Module]:
+        """Returns :meth:`parts` of a backbone with a module before each stage, and norms ``norm<i>`` of its maps."""
+        if stage_id == 0:
+            return [openings[0]]
+        stage = stage_id - 1
+        before = [openings[stage]] if stage else []
+        after = [self._modules[f'norm{stage}']] if stage in self.out_indices else []
+        return [*before, stages[stage], *after]
 
     @property
     def num_layers(self) -> int:
@@ -355,6 +368,15 @@ class BaseBackbone(BaseModule):
                     if isinstance(module, BatchNorm):
                         module.eval()
         return self
+
+    def run_stages(self, x: Tensor, stages: Iterable[Iterable[nn.Module]]) -> Tuple[Tensor, ...]:
+        """Runs the blocks of all stages, and returns the maps of ``out_indices``."""
+        maps = []
+        for blocks in stages:
+            for block in blocks:
+                x = self.run(block, x)
+            maps.append(x)
+        return tuple(maps[i] for i in self.out_indices)
 
     def run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Returns ``block(x)``, with activation checkpointing if ``with_cp``, except under ``torch.compile``."""

@@ -15,7 +15,7 @@ from mmlk.ops import DepthwiseConv2d
 from mmlk.registry import MODELS
 from mmlk.reparam import ReparamLargeKernel
 
-from .base import (Arch, BaseBackbone, check_flags, check_kernels, check_not_negative, check_per_stage, check_positive,
+from .base import (Arch, BaseBackbone, check_kernels, check_not_negative, check_per_stage, check_positive,
                    resolve_arch)
 
 
@@ -97,16 +97,9 @@ class ConvNeXt(BaseBackbone):
             ``layer_scale_init_value`` (0: no layer scale), ``kernel_sizes`` (one per stage; 7 each) and
             ``small_kernel``: None for plain depthwise convolutions (``dwconv``), else the size of the parallel small
             kernel of re-parameterized ones (``large_kernel``).
-        in_channels: Number of channels of the image.
-        out_indices: Indices of the stages whose maps are returned.
-        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
         norm_cfg: Norm layer config of the re-parameterized branches.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training.
-        with_cp: If True, recomputes blocks in the backward pass to save memory.
-        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns.
-        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained',
-            checkpoint='convnext_tiny_1k_224_ema.pth')``.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, dims[i], H // s, W // s), s = 4, 8, 16, 32. Rows and
@@ -124,10 +117,9 @@ class ConvNeXt(BaseBackbone):
                  init_cfg: Optional[dict] = None):
         full = self.complete(arch)
         depths, dims = full['depths'], full['dims']
-        check_flags(dict(merged=merged), 'merged')
         super().__init__(dims, in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
                          frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
-                         init_cfg=init_cfg)
+                         merged=merged, init_cfg=init_cfg)
         rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
         self.downsample_layers, self.stages = nn.ModuleList(), nn.ModuleList()
         for i in range(self.num_stages):
@@ -188,12 +180,7 @@ class ConvNeXt(BaseBackbone):
         return tuple(maps[i] for i in self.out_indices)
 
     def parts(self, stage_id: int) -> List[nn.Module]:
-        if stage_id == 0:
-            return [self.downsample_layers[0]]
-        stage = stage_id - 1
-        before = [self.downsample_layers[stage]] if stage else []
-        after = [self._modules[f'norm{stage}']] if stage in self.out_indices else []
-        return [*before, self.stages[stage], *after]
+        return self._opened_parts(stage_id, self.downsample_layers, self.stages)
 
     def blocks_per_layer(self, stage: int) -> int:
         """Returns the number of blocks of a stage that have the same layer id."""

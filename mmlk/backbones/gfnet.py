@@ -143,17 +143,11 @@ class GFNet(BaseBackbone):
         arch: A name of ``ARCHS``, or a dict with ``embed_dim`` and ``depth`` (one per stage) and optionally
             ``mlp_ratio`` (one per stage; 4 each), ``img_size`` (side of the image whose maps the filters and the
             position embedding fit), ``init_values`` (initial layer scale) and ``no_layerscale``.
-        in_channels: Number of channels of the image.
-        out_indices: Indices of the stages whose maps are returned.
-        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
-        frozen_stages: -1 nothing, 0 the stem and the position embedding, k also the first k stages with their output
-            norms.
+        frozen_stages: As in :class:`BaseBackbone`; the position embedding belongs to the stem.
         norm_cfg: Norm layer config of the norms on the returned maps; None for LayerNorm over the channels. The others
             are LayerNorms: published weights hold no other.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training.
-        with_cp: If True, recomputes blocks in the backward pass to save memory.
-        merged: Has no effect, because there are no parallel branches to merge.
-        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='gfnet-h-ti.pth')``.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, embed_dim[i], H // s, W // s), s = 4, 8, 16, 32. Rows and
@@ -175,7 +169,7 @@ class GFNet(BaseBackbone):
             norm_cfg = dict(type=ChannelNorm, eps=1e-6)
         super().__init__(channels, in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
                          frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
-                         init_cfg=init_cfg)
+                         merged=merged, init_cfg=init_cfg)
         rates = torch.linspace(0, drop_path_rate, sum(depth), device='cpu').tolist()
         init_values = None if full['no_layerscale'] else full['init_values']
         self.pos_embed = nn.Parameter(torch.empty(1, _side(img_size, 0)**2, channels[0]))
@@ -220,12 +214,7 @@ class GFNet(BaseBackbone):
         return tuple(maps[i] for i in self.out_indices)
 
     def parts(self, stage_id: int) -> List[nn.Module]:
-        if stage_id == 0:
-            return [self.patch_embed[0]]
-        stage = stage_id - 1
-        before = [self.patch_embed[stage]] if stage else []
-        after = [self._modules[f'norm{stage}']] if stage in self.out_indices else []
-        return [*before, self.blocks[stage], *after]
+        return self._opened_parts(stage_id, self.patch_embed, self.blocks)
 
     def stage_id(self, name: str) -> int:
         return 0 if name == 'pos_embed' else super().stage_id(name)

@@ -178,16 +178,10 @@ class HorNet(ConvNeXt):
             which double with each), ``gnconv`` (one dict per stage) and optionally ``layer_scale_init_value`` (0: no
             layer scale). A ``gnconv`` has ``order``, ``s`` (factor of the gates) and, for a global filter in place of
             the 7x7 convolution, ``h`` and ``w``, its size in the frequency domain.
-        in_channels: Number of channels of the image.
-        out_indices: Indices of the stages whose maps are returned.
-        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
         norm_cfg: Norm layer config of the norms on the returned maps; None for LayerNorm over the channels, as
             officially. The others are LayerNorms: published weights hold no other.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training.
-        with_cp: If True, recomputes blocks in the backward pass to save memory.
-        merged: Has no effect, because there are no parallel branches to merge.
-        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='hornet_tiny_gf.pth')``.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, base_dim * 2**i, H // s, W // s), s = 4, 8, 16, 32. Rows

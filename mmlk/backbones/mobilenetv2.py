@@ -134,11 +134,11 @@ class InvertedResidual(nn.Module):
 
 
 class Place(NamedTuple):
-    """Position of a block, ``index`` in a ``row`` of ``arch_settings``, and the sizes that follow from it."""
+    """Position of a block, number ``block`` in a ``row`` of ``arch_settings``, and the sizes that follow from it."""
 
     stage: int
     row: int
-    index: int
+    block: int
     in_channels: int
     hidden_channels: int
     out_channels: int
@@ -204,11 +204,11 @@ def _places(arch: Dict[str, Any], widths: Sequence[int], strides: Sequence[int],
         dilation_of = iter(dilations[stage])
         for row in rows:
             expansion, _, blocks, stride = arch['arch_settings'][row]
-            for index in range(blocks):
+            for block in range(blocks):
                 dilation = next(dilation_of) * arch['kernel_dilations'][row]
-                before, after = widths[row] if index == 0 else widths[row + 1], widths[row + 1]
-                step = strides[stage] if stride == 2 and index == 0 else 1
-                yield Place(stage, row, index, before, before * expansion, after, step, dilation,
+                before, after = widths[row] if block == 0 else widths[row + 1], widths[row + 1]
+                step = strides[stage] if stride == 2 and block == 0 else 1
+                yield Place(stage, row, block, before, before * expansion, after, step, dilation,
                             arch['shortcut'] and step == 1 and before == after)
 
 
@@ -232,20 +232,14 @@ class MobileNetV2(BaseBackbone):
             ``kernel_dilations`` (of the depthwise convolutions, one per row; 3 and 1 each), ``small_kernel`` (None, or
             the size of a kernel in parallel to each larger one) and ``shortcut`` (whether blocks that keep the shape
             add their input).
-        in_channels: Number of channels of the image.
-        out_indices: Indices of the stages whose maps are returned.
         strides: Stride of the block that opens each stage, after the stem's 2.
         dilations: Dilation of the depthwise convolutions of each stage, or of each block of it, times
             ``kernel_dilations``. mmseg's D8 form has strides (2, 2, 1, 1), and dilates the first block of each row
             alone: (1, 1, (2, 1, 1, 1, 2, 1, 1), (4, 1, 1, 4)).
-        drop_path_rate: Drop rate (stochastic depth) of the last block that has a shortcut, rising linearly from 0 over
-            those blocks, in [0, 1). Neither in the papers nor in mmpretrain's code.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
-        norm_cfg: Norm layer config.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training.
-        with_cp: If True, recomputes blocks in the backward pass to save memory.
-        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns.
-        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint=...)``.
+        drop_path_rate: Drop rate (stochastic depth) of the last block that has a shortcut. It increases linearly from 0
+            over those blocks. Neither in the papers nor in mmpretrain's code.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32
@@ -261,12 +255,11 @@ class MobileNetV2(BaseBackbone):
                  norm_eval: bool = False, with_cp: bool = False, merged: bool = False,
                  init_cfg: Optional[dict] = None):
         full = self.complete(arch)
-        check_flags(dict(merged=merged), 'merged')
         stages = _stages(full['arch_settings'])
         widths = [make_divisible(row[1] * full['widen_factor'], 8) for row in full['arch_settings']]
         super().__init__([widths[rows[-1]] for rows in stages], in_channels=in_channels, out_indices=out_indices,
                          drop_path_rate=drop_path_rate, frozen_stages=frozen_stages, norm_cfg=norm_cfg,
-                         norm_eval=norm_eval, with_cp=with_cp, init_cfg=init_cfg)
+                         norm_eval=norm_eval, with_cp=with_cp, merged=merged, init_cfg=init_cfg)
         check_sequences(dict(strides=strides, dilations=dilations), 'strides', 'dilations')
         if len(strides) != len(stages) or not all(is_integer(v) and v > 0 for v in strides):
             raise ValueError(f'{type(self).__name__}: strides must be {len(stages)} positive integers, '
@@ -311,14 +304,8 @@ class MobileNetV2(BaseBackbone):
         return [self._modules[f'layer{row + 1}'] for row in self._stage_rows[stage]]
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        x = self.run(self.conv1, x)
-        maps = []
-        for stage in range(self.num_stages):
-            for layer in self._layers(stage):
-                for block in layer:
-                    x = self.run(block, x)
-            maps.append(x)
-        return tuple(maps[i] for i in self.out_indices)
+        stages = [[block for layer in self._layers(stage) for block in layer] for stage in range(self.num_stages)]
+        return self.run_stages(self.run(self.conv1, x), stages)
 
     def parts(self, stage_id: int) -> List[nn.Module]:
         return self._layers(stage_id - 1) if stage_id else [self.conv1]

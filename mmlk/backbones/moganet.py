@@ -185,15 +185,9 @@ class MogaNet(BaseBackbone):
         arch: A name of ``ARCHS`` ('XT' is the official 'x-tiny', and so on), or a dict with ``embed_dims``, ``depths``
             and ``ffn_ratios`` (one per stage) and optionally ``init_value`` (of layer scale), ``attn_dw_dilation`` and
             ``attn_channel_split`` (of the three depthwise convolutions).
-        in_channels: Number of channels of the image.
-        out_indices: Indices of the stages whose maps are returned.
-        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their norms.
         norm_cfg: Norm layer config; SyncBN in the official dense prediction.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training.
-        with_cp: If True, recomputes blocks in the backward pass to save memory.
-        merged: Has no effect, because there are no parallel branches to merge.
-        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='moganet-b_in1k')``.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, embed_dims[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16,
@@ -211,7 +205,7 @@ class MogaNet(BaseBackbone):
         dims, depths = full['embed_dims'], full['depths']
         super().__init__(dims, in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
                          frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
-                         init_cfg=init_cfg)
+                         merged=merged, init_cfg=init_cfg)
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
         width = in_channels
         for i in range(self.num_stages):

@@ -56,7 +56,8 @@ class ParCConvNeXt(ConvNeXt):
             the index of the first block with ParC; the depth of the stage for none) and ``stages_rs`` (for each stage
             the native side of the maps, for which kernels and embeddings are made). The default is ParC in the last
             third of the last two stages, for images of 224 pixels: 56, 28, 14, 7.
-        others: As for :class:`ConvNeXt`.
+
+    All other arguments are those of :class:`ConvNeXt` and :class:`BaseBackbone`.
 
     Raises:
         ValueError: An argument is not valid; the message says which one and what is allowed.

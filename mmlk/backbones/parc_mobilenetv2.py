@@ -69,7 +69,8 @@ class ParCMobileNetV2(MobileNetV2):
         arch: A name of ``ARCHS``, or a dict as :class:`MobileNetV2`'s, with ``ParC_insert_locs`` (for each row the
             index of the first block with ParC; the number of blocks for none) and ``stages_rs`` (for each row the
             native side of the maps, for which kernels and embeddings are made).
-        others: As for :class:`MobileNetV2`.
+
+    All other arguments are those of :class:`MobileNetV2` and :class:`BaseBackbone`.
 
     Raises:
         ValueError: An argument is not valid; the message says which one and what is allowed.
@@ -103,9 +104,9 @@ class ParCMobileNetV2(MobileNetV2):
 
     def block(self, arch: Dict[str, Any], place: Place, drop_path: float, merged: bool) -> nn.Module:
         first, size = arch['ParC_insert_locs'][place.row], arch['stages_rs'][place.row]
-        if place.index < first:
+        if place.block < first:
             return super().block(arch, place, drop_path, merged)
         if place.hidden_channels % 2:
             raise ValueError('ParC halves the channels, so they must be even; widen_factor and arch_settings give '
                              f'{place.hidden_channels}')
-        return ParCInvertedResidual(place, size, place.index == first, self.norm_layer, drop_path)
+        return ParCInvertedResidual(place, size, place.block == first, self.norm_layer, drop_path)

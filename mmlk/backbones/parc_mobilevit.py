@@ -240,20 +240,14 @@ class ParCNet(BaseBackbone):
             ``num_blocks`` (of the first two layers), ``expand_ratio``, ``meta_kernel_size`` (side of the maps that
             kernels and embeddings are made for), ``fusion`` (``'concat'`` or ``'add'``), ``use_pe`` (in the first ParC
             block of each layer), ``ffn_dropout`` and ``dropout``.
-        in_channels: Number of channels of the image.
-        out_indices: Indices of the stages whose maps are returned.
         output_stride: Stride of the last map, 8, 16 or 32; the official DeepLabv3 has 16.
-        drop_path_rate: Drop rate (stochastic depth) of the last block that has a residual, rising linearly from 0 over
-            those blocks, in [0, 1). Not in the official code, which has ``dropout``.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
+        drop_path_rate: Drop rate (stochastic depth) of the last block that has a residual. It increases linearly from 0
+            over those blocks. Not in the official code, which has ``dropout``.
         norm_cfg: Norm layer config. With SyncBN the norms of the ParC blocks, their channel attention's among them, and
             the one after each layer's last block are plain BatchNorm, as in the official code.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training; needed with one image on a
-            device.
-        with_cp: If True, recomputes blocks in the backward pass to save memory.
-        merged: Has no effect, because there are no parallel branches to merge.
-        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained',
-            checkpoint='checkpoint_ema_avg.pt')``.
+        norm_eval: As in :class:`BaseBackbone`; needed with one image on a device.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, out_channels[i + 1], ceil(H / s), ceil(W / s)), s = 4, 8,
@@ -271,7 +265,7 @@ class ParCNet(BaseBackbone):
         channels, num_blocks = full['out_channels'], full['num_blocks']
         super().__init__(channels[1:], in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
                          frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
-                         init_cfg=init_cfg)
+                         merged=merged, init_cfg=init_cfg)
         if not is_integer(output_stride) or output_stride not in (8, 16, 32):
             raise ValueError(f'ParCNet: output_stride must be 8, 16 or 32, got {output_stride!r}')
         norm_layer, expand = self.norm_layer, full['expand_ratio']

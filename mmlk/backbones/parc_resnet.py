@@ -96,17 +96,10 @@ class ParCResNet(BaseBackbone):
             stage the index of the first block with ParC, at least 1; the depth of the stage for none) and optionally
             ``planes`` (per stage, the channels inside, a quarter of the output's; the stem has those of the first) and
             ``stages_rs`` (per stage, the side of the maps that kernels and embeddings are made for).
-        in_channels: Number of channels of the image.
-        out_indices: Indices of the stages whose maps are returned.
-        drop_path_rate: Drop rate (stochastic depth) of the last block, rising linearly from 0, in [0, 1).
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages; the official dense prediction
-            has 1.
-        norm_cfg: Norm layer config.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training, as the official dense prediction
-            does.
-        with_cp: If True, recomputes blocks in the backward pass to save memory.
-        merged: Has no effect, because there are no parallel branches to merge.
-        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint=...)``.
+        frozen_stages: As in :class:`BaseBackbone`; 1 in the official dense prediction.
+        norm_eval: As in :class:`BaseBackbone`; True in the official dense prediction.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, 4 * planes[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16,
@@ -124,7 +117,7 @@ class ParCResNet(BaseBackbone):
         layers, planes = full['layers'], full['planes']
         super().__init__([_EXPANSION * p for p in planes], in_channels=in_channels, out_indices=out_indices,
                          drop_path_rate=drop_path_rate, frozen_stages=frozen_stages, norm_cfg=norm_cfg,
-                         norm_eval=norm_eval, with_cp=with_cp, init_cfg=init_cfg)
+                         norm_eval=norm_eval, with_cp=with_cp, merged=merged, init_cfg=init_cfg)
         width = planes[0]
         self.conv1 = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False)
         self.bn1 = self.norm_layer(width)
@@ -145,13 +138,7 @@ class ParCResNet(BaseBackbone):
         return [self._modules[f'layer{i + 1}'] for i in range(self.num_stages)]
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        maps = []
-        for stage in self._stages():
-            for block in stage:
-                x = self.run(block, x)
-            maps.append(x)
-        return tuple(maps[i] for i in self.out_indices)
+        return self.run_stages(self.maxpool(self.relu(self.bn1(self.conv1(x)))), self._stages())
 
     def parts(self, stage_id: int) -> List[nn.Module]:
         return [self._modules[f'layer{stage_id}']] if stage_id else [self.conv1, self.bn1]

@@ -75,15 +75,10 @@ class PeLK(ConvNeXt):
             of the centre in which weights are not shared), ``small_kernel`` (side of the parallel kernel; None: none),
             ``conv_ratio`` (share of the channels that are convolved) and ``width_factor`` (stage i has
             ``int(dims[i] * width_factor)`` channels).
-        in_channels: Number of channels of the image.
-        out_indices: Indices of the stages whose maps are returned.
-        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
         norm_cfg: Norm layer config of the small branches.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training.
-        with_cp: If True, recomputes blocks in the backward pass to save memory.
-        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns, with dense kernels.
-        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='pelk-t.pth')``.
+        merged: As in :class:`BaseBackbone`; the merged kernels are dense.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], H // s, W // s), s = 4, 8, 16, 32. Rows and

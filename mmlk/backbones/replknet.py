@@ -108,16 +108,9 @@ class RepLKNet(BaseBackbone):
             and optionally ``small_kernel`` (None: no parallel small kernel), ``dw_ratio`` and ``ffn_ratio`` (number
             of hidden channels of the two kinds of block, divided by that of the stage) and
             ``norm_intermediate_features`` (a norm on each output).
-        in_channels: Number of channels of the image.
-        out_indices: Indices of the stages whose maps are returned.
-        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_cfg: Norm layer config; SyncBN in the paper.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training.
-        with_cp: If True, recomputes blocks in the backward pass to save memory, as the official downstream training
-            did.
-        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns.
-        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='replknet-31b_in1k')``.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32.
@@ -135,10 +128,9 @@ class RepLKNet(BaseBackbone):
                  init_cfg: Optional[dict] = None):
         full = _complete(arch)
         channels, layers = full['channels'], full['layers']
-        check_flags(dict(merged=merged), 'merged')
         super().__init__(channels, in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
                          frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
-                         init_cfg=init_cfg)
+                         merged=merged, init_cfg=init_cfg)
         norm_layer = self.norm_layer
         width = channels[0]
         self.stem = nn.ModuleList([

@@ -179,21 +179,15 @@ class RepVGG(BaseBackbone):
         arch: A name of ``ARCHS``, or a dict with ``num_blocks`` and ``width_multiplier`` (four each; stage i has
             ``64 * 2**i * width_multiplier[i]`` channels) and optionally ``override_groups_map`` ({layer: groups},
             layers counted from 1 after the stem) and ``use_se`` (an SE block before each ReLU).
-        in_channels: Number of channels of the image.
-        out_indices: Indices of the stages whose maps are returned.
         strides: Stride of the first block of each stage, after the stem's 2.
         dilations: Dilation of the 3x3 convolutions of each stage, or of each block of it. The official PSPNet has
             strides (2, 2, 1, 1) and dilations (1, 1, 2, 4); the paper's fast form dilates only the last four blocks of
             the third stage, and the last stage.
-        drop_path_rate: Drop rate (stochastic depth) of the last block that has an identity branch, rising linearly from
-            0 over those blocks, in [0, 1). Neither in the paper nor in the official code; as in timm, the identity
+        drop_path_rate: Drop rate (stochastic depth) of the last block that has an identity branch. It increases
+            linearly from 0 over those blocks. Neither in the paper nor in the official code; as in timm, the identity
             branch is kept. It has no effect in the merged form.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
-        norm_cfg: Norm layer config.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training.
-        with_cp: If True, recomputes blocks in the backward pass to save memory.
-        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns.
-        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='RepVGG-A0-train.pth')``.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32
@@ -213,9 +207,8 @@ class RepVGG(BaseBackbone):
                                         full['override_groups_map'])
         super().__init__(channels, in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
                          frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
-                         init_cfg=init_cfg)
+                         merged=merged, init_cfg=init_cfg)
         check_sequences(dict(strides=strides, dilations=dilations), 'strides', 'dilations')
-        check_flags(dict(merged=merged), 'merged')
         if len(strides) != _STAGES or not all(is_integer(v) and v > 0 for v in strides):
             raise ValueError(f'RepVGG: strides must be {_STAGES} positive integers, got {tuple(strides)}')
         dilation = per_block('RepVGG', 'dilations', dilations, num_blocks)
@@ -240,13 +233,7 @@ class RepVGG(BaseBackbone):
         return [getattr(self, f'stage{i + 1}') for i in range(self.num_stages)]
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        x = self.run(self.stage0, x)
-        maps = []
-        for stage in self._stages():
-            for block in stage:
-                x = self.run(block, x)
-            maps.append(x)
-        return tuple(maps[i] for i in self.out_indices)
+        return self.run_stages(self.run(self.stage0, x), self._stages())
 
     def parts(self, stage_id: int) -> List[nn.Module]:
         return [getattr(self, f'stage{stage_id}')]

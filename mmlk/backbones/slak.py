@@ -44,17 +44,10 @@ class SLaK(ConvNeXt):
             ``width_factor`` (stage i has ``int(dims[i] * width_factor)`` channels) and ``Decom``: if True, the
             sizes K (large) and k (small) give two kernels, K x k and k x K; otherwise one K x K (``lkb_origin``). In
             the latter case there is no small branch if k is None or not smaller than K.
-        in_channels: Number of channels of the image.
-        out_indices: Indices of the stages whose maps are returned.
-        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
         norm_cfg: Norm layer config of the re-parameterized branches; SyncBN in the paper.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training.
-        with_cp: If True, recomputes blocks in the backward pass to save memory.
-        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns, with ``dense=True`` if
-            ``Decom`` is False.
-        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained',
-            checkpoint='SLaK_tiny_checkpoint.pth')``.
+        merged: As in :class:`BaseBackbone`; the form is that of ``dense=True`` if ``Decom`` is False.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], H // s, W // s), s = 4, 8, 16, 32. Rows and

@@ -118,7 +118,6 @@ class TimmBackbone(BaseBackbone):
 
     Args:
         model_name: Model name for ``timm.create_model``, for example ``'convnext_tiny.fb_in1k'``.
-        in_channels: Number of channels of the image.
         out_indices: Indices of the stages whose maps are returned; all of them by default.
         out_strides: Strides of the maps to return, in place of ``out_indices``; for each stride the last map that has
             it. If one is below 4, stage 0 is the one with the smallest stride.
@@ -128,15 +127,15 @@ class TimmBackbone(BaseBackbone):
         large_kernel: See above; None to keep timm's operators.
         model_args: Further arguments of the timm model, for example ``dict(dynamic_img_size=True)`` for a Swin that
             accepts images of any size.
-        drop_path_rate: Stochastic depth, in [0, 1), distributed over the blocks by timm.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
+        drop_path_rate: Drop rate (stochastic depth), distributed over the blocks by timm.
         sync_bn: If True, replaces every BatchNorm with SyncBN. Do not use ``sync_bn`` at the top level of a config
             with timm models: it would remove the activations that some of them have inside their BatchNorm.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training.
-        with_cp: If True, recomputes blocks in the backward pass to save memory, if timm supports it for the model.
+        with_cp: As in :class:`BaseBackbone`, if timm supports it for the model.
         merged: Has no effect, because :func:`mmlk.reparam.merge` does not change the blocks of timm.
-        init_cfg: Initialization config. As for ``checkpoint``, the kernels in the file must have the sizes of timm. To
-            load a file with enlarged kernels, use ``load_from`` of a config or :func:`mmlk.weights.load`.
+        init_cfg: As in :class:`BaseBackbone`. As for ``checkpoint``, the kernels in the file must have the sizes of
+            timm. To load a file with enlarged kernels, use ``load_from`` of a config or :func:`mmlk.weights.load`.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, channels[i], H', W'), where H' is H over the stride,
@@ -164,7 +163,7 @@ class TimmBackbone(BaseBackbone):
         first, indices = _choose(model_name, [f['reduction'] for f in features], out_indices, out_strides)
         super().__init__([f['num_chs'] for f in features[first:]], in_channels=in_channels, out_indices=indices,
                          drop_path_rate=drop_path_rate, frozen_stages=frozen_stages, norm_cfg={}, norm_eval=norm_eval,
-                         with_cp=with_cp, init_cfg=init_cfg)
+                         with_cp=with_cp, merged=merged, init_cfg=init_cfg)
         if drop_path_rate and not any(isinstance(m, DropPath) for m in model.modules()):
             raise ValueError(f'TimmBackbone: {model_name} has no stochastic depth, got drop_path_rate {drop_path_rate}')
         if sync_bn:

@@ -164,17 +164,11 @@ class UniRepLKNet(ConvNeXt):
         arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
             ``kernel_sizes`` (for each stage the kernel size of each block, see :class:`UniRepLKNetBlock`; None for
             those of the named arch with the same depths) and ``layer_scale_init_value`` (0: no layer scale).
-        in_channels: Number of channels of the image.
-        out_indices: Indices of the stages whose maps are returned.
-        drop_path_rate: Drop rate (stochastic depth) of the last block, in [0, 1); it increases linearly from 0.
-        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with their output norms.
         norm_cfg: Norm layer config of the blocks; SyncBN in the official downstream training. The norms of the stem,
             the downsampling and the outputs are always LayerNorms, as in the published weights.
-        norm_eval: If True, BatchNorm's running statistics are not changed in training.
-        with_cp: If True, recomputes blocks in the backward pass to save memory, as the official downstream training
-            did.
-        merged: If True, builds the form that :func:`mmlk.reparam.merge` returns, which is the official deploy form.
-        init_cfg: Initialization config, for example ``dict(type='mmlk.Pretrained', checkpoint='unireplknet-t_in1k')``.
+        merged: As in :class:`BaseBackbone`; it is the official deploy form.
+
+    All other arguments are those of :class:`BaseBackbone`.
 
     Shape:
         Input: (N, in_channels, H, W). Output: a tuple of (N, dims[i], ceil(H / s), ceil(W / s)), s = 4, 8, 16, 32. H

@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any, Dict, List
 
 from mmlk.cli.options import add_device, choose_device, fail
 
@@ -33,7 +34,9 @@ def run(args: argparse.Namespace) -> None:
     if device.type not in ('cpu', 'cuda') or device.type == 'cuda' and not torch.cuda.is_available():
         fail(f'--device {args.device}: there is no such device here; cpu runs always, cuda where torch finds a GPU')
     args.out.mkdir(parents=True, exist_ok=True)
-    started, figures, text = time.perf_counter(), {'machine': describe(device)}, []
+    started = time.perf_counter()
+    text: List[str] = []
+    figures: Dict[str, Any] = {'machine': describe(device)}
 
     def keep(*lines: str) -> None:
         """Print and save, so that a run that is cut off leaves the parts that it finished."""

@@ -19,7 +19,7 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, List
+from typing import TYPE_CHECKING, Any, Dict, List
 
 from mmlk._text import one_line
 from mmlk.cli.options import add_config_options, add_device, check_minimum, choose_device, fail
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
 
     rows, report, heats = [], [], {}
     for path, name in track(list(zip(paths, names_of(paths))), args.method):
-        facts = dict(image=str(path))
+        facts: Dict[str, Any] = dict(image=str(path))
         report.append(facts)
         try:
             sample = subject.sample(path)
@@ -148,8 +148,8 @@ def run(args: argparse.Namespace) -> None:
     if rows:
         cam.grid(rows).savefig(os.path.join(args.out, 'grid.png'), dpi=110)
         np.savez_compressed(os.path.join(args.out, 'cam.npz'), **heats)
-    with open(os.path.join(args.out, 'cam.json'), 'w') as file:
-        json.dump(dict(config=args.config, checkpoint=args.checkpoint, method=args.method, images=report), file,
+    with open(os.path.join(args.out, 'cam.json'), 'w') as opened:
+        json.dump(dict(config=args.config, checkpoint=args.checkpoint, method=args.method, images=report), opened,
                   indent=1)
     for facts in report:
         empty = [layer for layer, drawn in facts.get('layers', {}).items() if drawn['empty']]

@@ -43,21 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Add ``models``, (config, checkpoint) pairs, and the default names; end the program if an option is wrong."""
-    if any(len(model) > 2 for model in args.config2):
-        fail('--config2 takes a config and at most one checkpoint; give it once for every network')
+    from mmlk.cli.prepare import add_models
     check_minimum(args, num_images=1, size=8)
     if args.decades is not None and args.decades <= 0:
         fail(f'--decades must be above 0, got {args.decades:g}')
     args.device = check_device(args.device)
-    args.models = [(args.config, args.checkpoint), *((*model, None)[:2] for model in args.config2)]
-    args.names = args.names or [default_name(config) for config, _ in args.models]
+    add_models(args, 'config2', args.config, args.config2)
     if len(args.names) != len(args.models) or len({file_name(name) for name in args.names}) < len(args.names):
         fail(f'--names must be {len(args.models)} different names, got {", ".join(args.names)}')
-
-
-def default_name(config: str) -> str:
-    """The name of a network that ``--names`` does not name."""
-    return config[len(TIMM):] if config.startswith(TIMM) else os.path.splitext(os.path.basename(config))[0]
 
 
 def file_name(name: str) -> str:

@@ -75,7 +75,7 @@ def check_minimum(args: argparse.Namespace, **minimum: Any) -> None:
 def conventions(module: str) -> str:
     """The docstring of a module from its second paragraph on. The file is read, the module is not imported."""
     import ast
-    source = importlib.util.find_spec(module).loader.get_source(module)
+    source = Path(importlib.util.find_spec(module).origin).read_text(encoding='utf-8')
     return inspect.cleandoc(ast.get_docstring(ast.parse(source))).split('\n\n', 1)[1]
 
 

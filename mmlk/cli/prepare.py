@@ -8,12 +8,13 @@ import sys
 import traceback
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Iterator, Optional, Sequence
 
 from mmengine.config import Config
 
 from mmlk._text import printable
-from mmlk._types import is_a
+from mmlk._types import TIMM, is_a
 from mmlk.cli.options import fail
 from mmlk.engine import checkpoints, config, handlers, loading
 from mmlk.engine.distributed import read_slurm, use_gloo
@@ -25,6 +26,29 @@ _PROGRAMS = ('.pickle', '.pkl', '.yaml', '.yml')
 def is_config(text: str) -> bool:
     """Whether an argument is meant as a config file, be it one of a format that is refused."""
     return text.lower().endswith(('.py', *config.DATA_FORMATS))
+
+
+def add_models(args: argparse.Namespace, option: str, first: str, others: Sequence[Sequence[str]]) -> None:
+    """Set ``models``, (model, checkpoint) pairs, and the default ``names``; end the program if an option is wrong.
+
+    Args:
+        args: Arguments with ``checkpoint``, that of the first model, and ``names``.
+        option: The option that adds a model, without its dashes, such as ``model2``.
+        first: The first model: a config, ``timm:NAME``, or what else the command takes.
+        others: The values of the option: a model, and its checkpoint or nothing.
+    """
+    kind = option.rstrip('2')
+    if any(len(model) > 2 for model in others):
+        fail(f'--{option} takes a {kind} and at most one checkpoint; give it once for every {kind}')
+    args.models = [(first, args.checkpoint), *((*model, None)[:2] for model in others)]
+    args.names = args.names or [default_name(model) for model, _ in args.models]
+
+
+def default_name(model: str) -> str:
+    """The name of a model that ``--names`` does not name."""
+    if model.startswith(TIMM):
+        return model[len(TIMM):]
+    return Path(model).stem if is_config(model) else model
 
 
 class PrintableRecord(logging.LogRecord):

@@ -21,7 +21,6 @@ import json
 import os
 from typing import TYPE_CHECKING, Optional
 
-from mmlk._types import TIMM
 from mmlk.cli.options import add_config_options, add_device, check_minimum, choose_device, fail
 
 if TYPE_CHECKING:
@@ -51,21 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Add ``models``, (model, checkpoint) pairs, and the default names; end the program if an option is wrong."""
-    if any(len(model) > 2 for model in args.model2):
-        fail('--model2 takes a model and at most one checkpoint; give it once for every model')
+    from mmlk.cli.prepare import add_models
     check_minimum(args, batch_size=1, size=1)
-    args.models = [(args.model, args.checkpoint), *((*model, None)[:2] for model in args.model2)]
-    args.names = args.names or [default_name(model) for model, _ in args.models]
+    add_models(args, 'model2', args.model, args.model2)
     if len(args.names) != len(args.models) or len({*args.names, 'humans'}) <= len(args.names):
         fail(f"--names must be {len(args.models)} different names, not 'humans', got {', '.join(args.names)}")
-
-
-def default_name(model: str) -> str:
-    """The name of a model that ``--names`` does not name."""
-    from mmlk.cli.prepare import is_config
-    if model.startswith(TIMM):
-        return model[len(TIMM):]
-    return os.path.splitext(os.path.basename(model))[0] if is_config(model) else model
 
 
 def build(model: str, checkpoint: Optional[str], args: argparse.Namespace) -> 'Classifier':

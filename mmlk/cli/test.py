@@ -59,7 +59,7 @@ def apply_options(cfg: 'Config', args: argparse.Namespace) -> None:
         if lacking:
             fail(f"--tta needs {' and '.join(lacking)} in the config")
         for _, dataset in datasets(cfg, 'test'):
-            dataset.pipeline = cfg.tta_pipeline
+            dataset['pipeline'] = cfg.tta_pipeline
         cfg.tta_model.module = cfg.model
         cfg.model = cfg.tta_model
     if args.optimize:
@@ -80,11 +80,11 @@ def set_default_tta(cfg: 'Config') -> None:
         cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
     if 'tta_pipeline' not in cfg:
         _, dataset = next(datasets(cfg, 'test'))
-        last = dict(dataset.pipeline[-1])
+        last = dict(dataset['pipeline'][-1])
         last.update(meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
                                'flip_direction'))
         flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        cfg.tta_pipeline = [*dataset.pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [last]])]
+        cfg.tta_pipeline = [*dataset['pipeline'][:-1], dict(type='TestTimeAug', transforms=[flips, [last]])]
 
 
 def _has_mask_head(settings: Any) -> bool:

@@ -253,7 +253,7 @@ def _lost_of(dataset: dict, scope: Optional[str]) -> Iterator[Tuple[str, str]]:
         if built is not None:
             suffixes = {key: getattr(built, option, '')
                         for key, option in (('img_path', 'img_suffix'), ('seg_map_path', 'seg_map_suffix'))}
-            lost = _lost_paths(dataset, built.ann_file, built.data_prefix, suffixes)
+            lost = list(_lost_paths(dataset, built.ann_file, built.data_prefix, suffixes))
     for what, key in lost:
         yield what, 'data_root' if root else key
 

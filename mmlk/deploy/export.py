@@ -16,13 +16,13 @@ What is in the file, in any format:
 - Metadata as text: config, checkpoint, classes, mean and std, versions. ONNX has metadata properties for it; the two
   formats of PyTorch have ``metadata.json`` as an extra file.
 """
+import functools
 import os
 import os.path as osp
 import statistics
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class Exportable(nn.Module):
                 raise ValueError(f'the backbone takes images of {channels} channels, and the {name} of '
                                  f'data_preprocessor has {len(values)}')
         for attention in _window_attentions(model):
-            attention.window_reverse = partial(_window_reverse, attention.window_size)
+            attention.window_reverse = functools.partial(_window_reverse, attention.window_size)
         self.network = model
         self.channels, self.bgr = channels, normalization.bgr
         self.register_buffer('mean', mean)
@@ -275,7 +275,7 @@ class ExportResult:
     size: Size
     step: Optional[int]
     opset: Optional[int]
-    facts: Mapping[str, object]
+    facts: Mapping[str, Any]
     outputs: Mapping[str, Tensor]
     merged: int
     folded: Optional[int]

@@ -198,7 +198,7 @@ def _plain_operators(program: torch.export.ExportedProgram) -> Dict[Any, Callabl
         return whole and arguments.get('norm') == 'ortho' and list(arguments.get('dim', (-2, -1))) in ([-2, -1], [2, 3])
 
     aten = torch.ops.aten
-    transforms = {aten.fft_rfft2.default: _rfft2, aten.fft_irfft2.default: _irfft2}
+    transforms: Dict[Any, Callable] = {aten.fft_rfft2.default: _rfft2, aten.fft_irfft2.default: _irfft2}
     found = [node for node in program.graph.nodes if node.target in transforms]
     pooling = {aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d}
     return {**pooling, **transforms} if all(map(over_the_map, found)) else pooling

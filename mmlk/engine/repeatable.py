@@ -8,7 +8,7 @@ neither on the number of workers nor on where the run was interrupted, and no ge
 """
 import itertools
 import random
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -113,6 +113,7 @@ class GradientsHook(Hook):
 
 class _Index(int):
     """An index of a dataset. Its attribute ``place`` is (epoch, number of the sample within it)."""
+    place: Tuple[int, int]
 
 
 class _SeededItems:
@@ -141,10 +142,10 @@ def _number(sampler: Sampler, epoch: Callable[[], int]) -> None:
             if current:
                 yielded = 0
             for index in super().__iter__():
-                index = _Index(index)
-                index.place = current, yielded
+                numbered = _Index(index)
+                numbered.place = current, yielded
                 yielded += 1
-                yield index
+                yield numbered
 
     def skip(self, num_samples: int) -> None:
         """mmengine calls this on resume, with the absolute number of samples, if the sampler has such a method."""

@@ -1,7 +1,7 @@
 """A runner whose runs can be killed at any time and resumed with the same result as without the interruption."""
 import logging
 import os.path as osp
-from typing import Dict, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from mmengine.device import get_device
@@ -160,7 +160,7 @@ class ResumableRunner(Runner):
 
     def _choose_checkpoint(self) -> None:
         """Finds and checks the checkpoint to resume from, and takes over its seed before anything random is built."""
-        found = [None, None, None]  # path, seed, error message
+        found: List[Any] = [None, None, None]  # path, seed, error message
         if self.rank == 0:
             try:
                 found[:2] = self._find_checkpoint()

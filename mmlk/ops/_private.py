@@ -54,6 +54,16 @@ def is_legacy_batched(grad: Tensor) -> bool:
     return batched is None or bool(batched(grad))
 
 
+def in_export() -> bool:
+    """Returns whether ``torch.export`` runs.
+
+    The fallback is ``torch.compiler.is_exporting()``, which the compiler of torch 2.11 takes for True in whatever it
+    traces, also under ``torch.compile``: then PyTorch's own convolution is used.
+    """
+    flag = getattr(torch.compiler, '_is_exporting_flag', None)  # no warning, which the compiler could not trace
+    return torch.compiler.is_exporting() if flag is None else bool(flag)
+
+
 def modes_active() -> bool:
     """Returns whether the calling thread is in a ``TorchDispatchMode``, which only sees operators of its own thread.
 

@@ -12,7 +12,8 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
+from typing import (Callable, ContextManager, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple,
+                    TypeVar)
 
 import torch
 import torch.nn.functional as F
@@ -160,7 +161,7 @@ def _chosen(case: Case, problem: ConvProblem) -> List[str]:
             for step in ('forward', 'grad_input', 'grad_weight')]
 
 
-def turns(calls: Dict[Key, Call], device: torch.device, budget: float = 3.0, most: int = 15, least: int = 3,
+def turns(calls: Mapping[Key, Call], device: torch.device, budget: float = 3.0, most: int = 15, least: int = 3,
           tick: Callable[[], object] = lambda: None) -> Dict[Key, List[float]]:
     """Times several functions in turns, so that a machine whose speed changes slows all of them alike.
 

@@ -4,6 +4,8 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ._private import in_export
+
 MEMORY_FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 
 
@@ -94,13 +96,8 @@ def symbolic(*sizes: object) -> bool:
 def exporting() -> bool:
     """Returns whether a graph is being exported (``torch.export``, ONNX, TorchScript).
 
-    An exported graph has plain convolutions and no conversions of the memory format. Before torch 2.7, a strict
-    ``torch.export`` cannot be distinguished from ``torch.compile``, and this returns False.
+    An exported graph has plain convolutions and no conversions of the memory format.
     """
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return True
-    if not torch.compiler.is_compiling():
-        return False
-    if hasattr(torch.compiler, 'is_exporting'):
-        return torch.compiler.is_exporting()
-    return not torch.compiler.is_dynamo_compiling()
+    return torch.compiler.is_compiling() and in_export()

@@ -1,5 +1,5 @@
 """Functions that compute the kernel and the bias of an equivalent convolution. All of them compute in float64."""
-from typing import Sequence, Tuple
+from typing import Sequence, Tuple, Union
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,16 +24,21 @@ def _affine(bn: _BatchNorm) -> Tuple[Tensor, Tensor]:
     return scale, shift
 
 
+def _folded(layer: Union[nn.Conv2d, nn.Linear], bn: _BatchNorm) -> KernelBias:
+    """Returns weight and bias, both float64, of the layer that is equal to ``bn(layer(x))`` in eval mode."""
+    scale, bias = _affine(bn)
+    if layer.bias is not None:
+        bias = bias + layer.bias.double() * scale
+    return layer.weight.double() * scale.reshape(-1, *(1, ) * (layer.weight.dim() - 1)), bias
+
+
 def fold_bn(conv: nn.Conv2d, bn: _BatchNorm) -> KernelBias:
     """Returns the convolution that is equal to ``bn(conv(x))`` in eval mode.
 
     Returns:
         The kernel, with the shape of ``conv.weight``, and the bias, (C,); both float64.
     """
-    scale, bias = _affine(bn)
-    if conv.bias is not None:
-        bias = bias + conv.bias.double() * scale
-    return conv.weight.double() * scale.reshape(-1, 1, 1, 1), bias
+    return _folded(conv, bn)
 
 
 def fold_bn_before(bn: _BatchNorm, conv: nn.Conv2d) -> KernelBias:
@@ -85,10 +90,7 @@ def fold_linear(linear: nn.Linear, bn: _BatchNorm) -> KernelBias:
     Returns:
         The weight, with the shape of ``linear.weight``, and the bias, (C,); both float64.
     """
-    scale, bias = _affine(bn)
-    if linear.bias is not None:
-        bias = bias + linear.bias.double() * scale
-    return linear.weight.double() * scale[:, None], bias
+    return _folded(linear, bn)
 
 
 def dilate_kernel(kernel: Tensor, dilation: int) -> Tensor:

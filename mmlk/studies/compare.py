@@ -455,7 +455,7 @@ def progress_of(line: str, total: Optional[int], unit: Optional[str]) -> Optiona
     if found[1] == 'train' and unit == 'epochs' and len(numbers) == 3:
         epoch, done, steps = numbers
         return (epoch - 1) * steps + done, total * steps
-    return tuple(numbers[-2:]) if len(numbers) >= 2 else None
+    return (numbers[-2], numbers[-1]) if len(numbers) >= 2 else None
 
 
 def _flat(settings: Any, path: str = '') -> Iterator[Tuple[str, Any]]:
@@ -622,8 +622,9 @@ def default_size(entries: Sequence[ComparedModel], root: Path) -> Tuple[int, int
         ValueError: The models have different sizes.
     """
     rows = {row['Name']: row for row in zoo.rows(zoo.read(root))}
-    for sizes in ([rows[entry.stem] and zoo.image_size(rows[entry.stem]) for entry in entries if entry.stem in rows],
+    for sizes in ([zoo.image_size(rows[entry.stem]) for entry in entries if entry.stem in rows],
                   [tuple(entry.cfg.crop_size) for entry in entries if 'crop_size' in entry.cfg]):
         if len(sizes) == len(entries) and len(set(sizes)) == 1:
-            return sizes[0]
+            height, width = sizes[0]
+            return height, width
     raise ValueError('the configs have no image size in common; name one with --shape WIDTHxHEIGHT')

@@ -3,6 +3,7 @@
 Pure PyTorch: it runs on a machine without an OpenMMLab package.
 """
 import copy
+import functools
 import importlib.util
 import itertools
 import json
@@ -14,7 +15,7 @@ import sys
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, Dict
 
 import torch
 from torch import Tensor, nn
@@ -171,8 +172,9 @@ def check_precision(report: Report, args: Namespace, left: Callable[[], float]) 
             return nn.functional.conv2d(x, weight, bias, padding=(kh // 2, kw // 2), groups=c)
 
         problem = ConvProblem.of(x, weight)
-        calls = {name: lambda *t, name=name: depthwise_conv2d(*t, backend=name)
-                 for name in (b.name for b in TABLE if b.can_run(problem)[0])}
+        calls: Dict[str, Callable[..., Tensor]] = {
+            name: functools.partial(depthwise_conv2d, backend=name)
+            for name in (b.name for b in TABLE if b.can_run(problem)[0])}
         for name, call in {**calls, 'chosen': depthwise_conv2d, 'stock': stock}.items():
             if left() < 0:
                 return
@@ -318,7 +320,7 @@ def _with_stock(model: nn.Module) -> nn.Module:
 def check_models(report: Report, args: Namespace, left: Callable[[], float]) -> None:
     """Times RepLKNet-31B, merged and in training, against a copy with PyTorch's convolutions in both memory formats."""
     device = args.device
-    small = dict(kernels=(9, 9, 9, 7), layers=(1, 1, 1, 1), width=8) if args.quick else {}
+    small: Dict[str, Any] = dict(kernels=(9, 9, 9, 7), layers=(1, 1, 1, 1), width=8) if args.quick else {}
     sizes = [(2, 64)] if args.quick else [(1, 512), (16, 224)]
     for dtype, training, (batch, size) in itertools.product(
             (torch.float32, ) if args.quick else (*HALVES, torch.float32), (False, True), sizes):

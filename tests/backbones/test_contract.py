@@ -2,6 +2,7 @@
 import copy
 import importlib
 import inspect
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mmengine.registry import MODELS as ROOT
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmlk.backbones import BaseBackbone
 from mmlk.ops import set_memory_format
 from mmlk.registry import MODELS
 from mmlk.reparam import MergeableBranches, merge
@@ -72,6 +74,34 @@ def test_builds_from_any_registry_by_scoped_name(family, scope):
 def test_takes_the_shared_arguments(family):
     signature = inspect.signature(MODELS.get(family).__init__)
     assert [name for name in signature.parameters if name in SHARED] == SHARED
+
+
+def documented(cls):
+    """The arguments that the docstring of a class documents, with their texts."""
+    part = inspect.getdoc(cls).partition('Args:\n')[2].partition('\n\n')[0]
+    pieces = re.split(r'^    (\w+): ', part, flags=re.MULTILINE)
+    return {name: ' '.join(text.split()) for name, text in zip(pieces[1::2], pieces[2::2])}
+
+
+def test_an_argument_is_documented_once():
+    """A family documents its own arguments, and a shared one where it differs. It says where the others are."""
+    texts = documented(BaseBackbone)
+    families = [cls for cls in MODELS.module_dict.values() if inspect.isclass(cls) and issubclass(cls, BaseBackbone)]
+    assert {*SHARED} - {'arch'} <= {*texts} and len(families) > len(TINY)
+    first = {text: f'BaseBackbone {name}' for name, text in texts.items()}
+    for cls in families:
+        own, taken = documented(cls), inspect.signature(cls).parameters
+        above = {name for parent in cls.__mro__[1:] if issubclass(parent, BaseBackbone) for name in documented(parent)}
+        assert {*own} <= {*taken} and {*taken} <= {*own, *above}, cls
+        assert 'All other arguments are those of :class:`' in inspect.getdoc(cls), cls
+        for name, text in own.items():
+            assert first.setdefault(text, f'{cls.__name__} {name}') == f'{cls.__name__} {name}', (cls, name)
+
+
+@pytest.mark.parametrize('flag', ['norm_eval', 'with_cp', 'merged'])
+def test_flags_are_bool(family, flag):
+    with pytest.raises(ValueError, match=f"{flag} must be True or False, got 'no'"):
+        build(family, **{flag: 'no'})
 
 
 @pytest.mark.parametrize('size', [(64, 64), (333, 500), (75, 32), (33, 97)])

@@ -217,7 +217,7 @@ def test_compiled_equals_eager_without_a_graph_break(memory_format):
 
 def test_exports_as_plain_convolutions():
     net, x = fill(ParC(4, 7)).eval(), image(1, 4, 40, 44)
-    for strict in (False, True) if hasattr(torch.compiler, 'is_exporting') else (False, ):
+    for strict in (False, True):
         program = torch.export.export(net, (x, ), strict=strict)
         targets = [str(node.target) for node in program.graph.nodes]
         assert targets.count('aten.conv2d.default') == 2 and not any('fft' in target for target in targets)

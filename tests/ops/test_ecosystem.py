@@ -119,7 +119,7 @@ def convolutions(graph):
 @pytest.mark.parametrize('kernel', [(31, 31), (5, 51)], ids=str)
 def test_exports_as_plain_convolutions(kernel):
     net, x = Net(kernel).eval(), torch.randn(1, 3, 12, 12)
-    for strict in (False, True) if hasattr(torch.compiler, 'is_exporting') else (False, ):
+    for strict in (False, True):
         program = torch.export.export(net, (x, ), strict=strict)
         assert convolutions(program.graph) == ['aten.conv2d.default'] * 2
     traced = torch.jit.trace(net, x)

@@ -3,6 +3,7 @@ import re
 import threading
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,11 +63,15 @@ def assert_right():
         assert relative_error(found, along) < TOLERANCE[torch.float32]
 
 
-@has_hooks  # older versions of PyTorch use the other names themselves
+@has_hooks
 @pytest.mark.parametrize('name', NAMES)
 def test_a_version_without_a_name_gives_the_same_and_warns_once(name, monkeypatch):
+    look_up = _private._private
     _private._warn.cache_clear()
-    monkeypatch.delattr(NAMES[name], name)
+    assert hasattr(NAMES[name], name)
+    # the name is hidden from mmlk alone, because PyTorch itself uses it
+    monkeypatch.setattr(_private, '_private', lambda owner, wanted, instead: look_up(
+        None if wanted == name else owner, wanted, instead))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         assert_right()
@@ -82,6 +87,26 @@ def test_only_the_leaves_are_saved_where_it_is_not_known_whether_they_are_packed
     monkeypatch.delattr(torch._C._autograd, '_top_saved_tensors_default_hooks')
     with pytest.warns(UserWarning, match='computed again'):
         assert len(depthwise_conv2d(*tensors(), backend='fft').grad_fn.saved_tensors) == 2
+
+
+@pytest.mark.parametrize('answer', [False, True])
+def test_without_the_flag_of_an_export_the_public_function_answers(answer, monkeypatch):
+    torch_without = SimpleNamespace(compiler=SimpleNamespace(is_exporting=lambda: answer))
+    monkeypatch.setattr(_private, 'torch', torch_without)
+    assert _private.in_export() is answer
+
+
+def test_a_compiled_function_is_no_export():
+    """The compiler of torch 2.11 takes ``is_exporting()`` for True in what it traces."""
+    torch.compiler.reset()
+    seen = []
+
+    def keep(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == 'call_function')
+        return graph
+
+    torch.compile(lambda x, weight: depthwise_conv2d(x, weight), backend=keep, fullgraph=True)(*tensors())
+    assert seen == ['mmlk.depthwise_conv2d.default']
 
 
 @pytest.mark.filterwarnings('ignore:torch .* has no')
