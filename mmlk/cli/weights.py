@@ -21,9 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed = commands.add_parser('list', help='the catalogue')
     listed.add_argument('words', metavar='WORD', nargs='*', help='only names and families with all of these')
     fetch = commands.add_parser('fetch', help='download, or find in the cache, and print the path')
-    fetch.add_argument('source', metavar='NAME', help='a name of the catalogue, or a URL')
+    fetch.add_argument('source', metavar='NAME', help='a name of the catalogue, a URL, or hf-hub:owner/name/file')
     look = commands.add_parser('inspect', help='what a file holds; runs nothing in it')
-    look.add_argument('source', metavar='FILE', help='a path, a name of the catalogue, or a URL')
+    look.add_argument('source', metavar='FILE', help='a path, a name of the catalogue, a URL, or '
+                      'hf-hub:owner/name/file')
 
 
 def _pixels(triple: 'Triple') -> str:
