@@ -1,8 +1,10 @@
-"""Pretrained and trained weights: what there is, get it, look into a file.
+"""Pretrained and trained weights: what there is, get it, look into a file, pass it on.
 
     mmlk weights list [WORD ...]
     mmlk weights fetch replknet-31b_in1k
     mmlk weights inspect FILE
+    mmlk weights save CHECKPOINT OUT.safetensors
+    mmlk weights push OUT.safetensors OWNER/NAME
 """
 import argparse
 import reprlib
@@ -25,6 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     look = commands.add_parser('inspect', help='what a file holds; runs nothing in it')
     look.add_argument('source', metavar='FILE', help='a path, a name of the catalogue, a URL, or '
                       'hf-hub:owner/name/file')
+    save = commands.add_parser('save', help='write a checkpoint as a safetensors file that says what it is')
+    save.add_argument('checkpoint', metavar='CHECKPOINT', help='of a training, or a backbone: a path, a name of the '
+                      'catalogue, a URL, or hf-hub:owner/name/file')
+    save.add_argument('out', metavar='OUT.safetensors', help='the file to write; one that is there is replaced')
+    save.add_argument('--backbone', action='store_true', help='of a whole model, only its backbone')
+    save.add_argument('--licence', default='', metavar='TEXT', help='of the weights, if no record has it, such as MIT')
+    save.add_argument('--source', default='', metavar='TEXT', help='where they come from, if no record has it')
 
 
 def _pixels(triple: 'Triple') -> str:
@@ -74,7 +83,8 @@ def inspect(source: str) -> None:
     from mmlk.weights.fetch import find
     from mmlk.weights.identify import identify
     from mmlk.weights.layouts import find_tensors, fit
-    from mmlk.weights.read import read_weights
+    from mmlk.weights.read import read_metadata, read_weights
+    from mmlk.weights.saving import shortened
     path = find(source)
     payload = read_weights(path)
     layout = find_tensors(payload, path)
@@ -92,7 +102,8 @@ def inspect(source: str) -> None:
              f'first keys  {", ".join(names[:3])}',
              f'last keys   {", ".join(names[-3:])}',
              *(f'{key:<11} {_brief(payload[key])}' for key in payload
-               if key in ('meta', 'args', 'epoch', 'iter', 'config', 'cfg'))]
+               if key in ('meta', 'args', 'epoch', 'iter', 'config', 'cfg')),
+             *(f'{key:<11} {shortened(value)}' for key, value in (read_metadata(path) or {}).items())]
     print('\n'.join(map(one_line, lines)))
 
 
@@ -104,6 +115,9 @@ def run(args: argparse.Namespace) -> None:
             show_catalog(args.words)
         elif args.command == 'fetch':
             print(find(args.source))
+        elif args.command == 'save':
+            from mmlk.weights import save
+            print(save(args.checkpoint, args.out, args.backbone, args.licence, args.source))
         else:
             inspect(args.source)
     except WeightsError as error:
