@@ -10,9 +10,9 @@ import argparse
 import reprlib
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Sequence
 
-from mmlk._text import one_line
+from mmlk._text import one_line, printable
 
 if TYPE_CHECKING:
     from mmlk.weights.catalog import Triple
@@ -34,6 +34,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     save.add_argument('--backbone', action='store_true', help='of a whole model, only its backbone')
     save.add_argument('--licence', default='', metavar='TEXT', help='of the weights, if no record has it, such as MIT')
     save.add_argument('--source', default='', metavar='TEXT', help='where they come from, if no record has it')
+    push = commands.add_parser('push', help='prepare a folder with a model card for the Hugging Face Hub; uploads only '
+                               'with --upload')
+    push.add_argument('weights', metavar='FILE.safetensors', help='what mmlk weights save has written')
+    push.add_argument('repo', metavar='OWNER/NAME', help='repository on the Hub')
+    push.add_argument('--upload', action='store_true', help='upload the folder; without it nothing leaves this machine')
+    push.add_argument('--out', default='', metavar='FOLDER', help='the folder (work_dirs/hub/OWNER/NAME)')
+    push.add_argument('--record', default='', metavar='NAME', help='a config, or a name that mmlk weights lists, whose '
+                      "published figures the card shows as published; by default the one in the file's metadata")
+    push.add_argument('--licence', default='', metavar='TEXT', help='of the weights, if the file does not have it')
+    push.add_argument('--measured', nargs='+', default=[], metavar='METRIC=VALUE', help='figures that you '
+                      "measured with this file, in percent, such as mIoU=49.9 or 'box AP=51.2'")
+    push.add_argument('--dataset', default='', metavar='NAME', help='on which they were measured; by default that '
+                      'of the record')
+    push.add_argument('--new-card', action='store_true', help='replace a card that is in the folder, which is kept '
+                      'otherwise')
+    push.add_argument('--private', action='store_true', help='a repository that is made anew is private')
 
 
 def _pixels(triple: 'Triple') -> str:
@@ -107,6 +123,30 @@ def inspect(source: str) -> None:
     print('\n'.join(map(one_line, lines)))
 
 
+def read_figures(texts: Sequence[str]) -> Dict[str, float]:
+    """The figures in ``METRIC=VALUE``; ends the program when one is not of that form."""
+    figures = {}
+    for text in texts:
+        name, _, value = text.partition('=')
+        try:
+            figures[name.strip()] = float(value)
+        except ValueError:
+            sys.exit(f'--measured takes METRIC=VALUE, got {printable(text)}')
+    return figures
+
+
+def push(args: argparse.Namespace) -> None:
+    """Prepare a folder for the Hub, print what is in it, and upload it if asked."""
+    from mmlk.weights.card import prepare_upload, upload
+    prepared = prepare_upload(args.weights, args.repo, args.out, args.record, args.licence, read_figures(args.measured),
+                              args.dataset, args.new_card, args.private)
+    print(prepared)
+    if args.upload:
+        print(f'uploaded: {printable(upload(prepared))}')
+    else:
+        print('nothing was uploaded; --upload does')
+
+
 def run(args: argparse.Namespace) -> None:
     from mmlk.weights import WeightsError
     from mmlk.weights.fetch import find
@@ -118,6 +158,8 @@ def run(args: argparse.Namespace) -> None:
         elif args.command == 'save':
             from mmlk.weights import save
             print(save(args.checkpoint, args.out, args.backbone, args.licence, args.source))
+        elif args.command == 'push':
+            push(args)
         else:
             inspect(args.source)
     except WeightsError as error:

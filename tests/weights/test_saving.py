@@ -163,9 +163,8 @@ def test_saved_again_the_facts_stay(checkpoint, tmp_path):
 
 def test_a_file_of_the_catalogue_brings_its_record(tmp_path, monkeypatch, trained):
     monkeypatch.setenv('MMLK_HOME', str(tmp_path))
-    for name, entry in CATALOG.items():
-        if not entry.sha256 and entry.licence == 'MIT':
-            break
+    entry = next(entry for entry in CATALOG.values() if not entry.sha256 and entry.licence == 'MIT')
+    name = entry.name
     cache_path(entry).parent.mkdir(parents=True)
     torch.save({'model': trained.state_dict()}, cache_path(entry))
     for source in (name, entry.url, cache_path(entry)):
