@@ -95,7 +95,7 @@ def build_classifier(model: str, checkpoint: Optional[str] = None, by_order: boo
     Args:
         model: ``timm:NAME``; a family and one of its archs, as ``RepLKNet-31B``; or a classifier of
             :mod:`mmlk.weights.catalog`, which has a checkpoint.
-        checkpoint: A path, an http(s) URL or a name of the catalogue. A model of timm takes timm's own without it.
+        checkpoint: A source that :func:`mmlk.weights.load` takes. A model of timm takes timm's own without it.
         by_order: Take the tensors of the file in their order, whatever their names; for models of timm.
 
     Raises:
@@ -157,7 +157,7 @@ def with_head(backbone: nn.Module, checkpoint: str) -> Classifier:
 
     Args:
         backbone: Returns a sequence of maps; it is changed.
-        checkpoint: A path, an http(s) URL or a name of the catalogue, whose size, mean and deviation of images count.
+        checkpoint: A source that :func:`mmlk.weights.load` takes, whose size, mean and deviation of images count.
 
     Raises:
         WeightsError: The file does not fill the backbone, or holds no head of 1000 classes that fits its last map.

@@ -7,8 +7,8 @@
 
 A config is that of a segmentor, detector or classifier; in its place may stand timm:NAME, a classifier that
 mmlk weights lists, or a backbone of mmlk with a checkpoint that has a classifier in it. A checkpoint is a file, an
-http(s) URL, or a name that mmlk weights lists; it comes before the images. Without one, a config's weights are
-random, and timm's models take timm's. Without images, those that scikit-image carries are taken.
+http(s) URL, hf-hub:owner/name/file, or a name that mmlk weights lists; it comes before the images. Without one, a
+config's weights are random, and timm's models take timm's. Without images, those that scikit-image carries are taken.
 
 Writes an overlay for every image and layer, with what is explained outlined in white; grid.png of all of them; cam.json
 and, with the maps as numbers, cam.npz. Needs pytorch-grad-cam: pip install grad-cam

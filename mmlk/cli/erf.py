@@ -4,8 +4,8 @@
     mmlk erf CONFIG --config2 OTHER_CONFIG --config2 timm:resnet50 --names ours theirs ResNet-50
 
 A config is that of a segmentor, detector or classifier, of whose backbone the field is, or timm:NAME. A checkpoint is a
-file, an http(s) URL, or a name that mmlk weights lists. Without one, weights are random: those that training from
-scratch starts with, but for branches that are scaled by almost zero, whose scales are set to one.
+file, an http(s) URL, hf-hub:owner/name/file, or a name that mmlk weights lists. Without one, weights are random: those
+that training from scratch starts with, but for branches that are scaled by almost zero, whose scales are set to one.
 
 Prints the table of area ratios, and writes erf.png, erf.json and each network's mean scores as NAME.npy.
 """

@@ -18,8 +18,8 @@ FORMATS = ('onnx', 'torchscript', 'exported-program')  # of mmlk.deploy.formats,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', help='config of a segmentor or detector')
-    parser.add_argument('checkpoint', help='its trained checkpoint: a file, an http(s) URL, or a name that '
-                        'mmlk weights lists')
+    parser.add_argument('checkpoint', help='its trained checkpoint: a file, an http(s) URL, '
+                        'hf-hub:owner/name/file, or a name that mmlk weights lists')
     parser.add_argument('--format', choices=FORMATS, default='onnx', help='(%(default)s)')
     parser.add_argument('--shape', metavar='WIDTHxHEIGHT', help='of the images; by default the window that the config '
                         'tests by, or the crops that it trains on')

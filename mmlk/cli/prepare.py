@@ -102,7 +102,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def find_checkpoint(source: str) -> str:
-    """The path of a checkpoint given as a path, URL or catalogue name; ends the program when it cannot be had or read.
+    """The path of a checkpoint given as :func:`mmlk.weights.load` takes it; ends the program when it cannot be read.
 
     It is read once here, through the allow-list of types, so that nothing later unpickles a file not looked at.
     """

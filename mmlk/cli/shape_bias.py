@@ -10,9 +10,9 @@ A model is one of:
 - the config of a segmentor or detector, whose backbone is taken, and such a checkpoint;
 - timm:NAME, with a checkpoint or with timm's own weights.
 
-A checkpoint is a file, an http(s) URL, or a name that mmlk weights lists. Classes are those of ImageNet-1K. The
-folder of images is laid out as cat/cat4-truck2.png, as in https://github.com/rgeirhos/texture-vs-shape, folder
-stimuli/style-transfer-preprocessed-512.
+A checkpoint is a file, an http(s) URL, hf-hub:owner/name/file, or a name that mmlk weights lists. Classes are those of
+ImageNet-1K. The folder of images is laid out as cat/cat4-truck2.png, as in
+https://github.com/rgeirhos/texture-vs-shape, folder stimuli/style-transfer-preprocessed-512.
 
 Prints the table, and writes shape_bias.png and shape_bias.json.
 """

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint: a file, an http(s) URL, or a name that mmlk weights lists')
+    parser.add_argument('checkpoint', help='checkpoint: a file, an http(s) URL, hf-hub:owner/name/file, or a '
+                        'name that mmlk weights lists')
     add_common_arguments(parser)
     parser.add_argument('--out', metavar='PATH',
                         help='save predictions: a folder of label PNGs (segmentation) or a .pkl file (detection)')

@@ -22,9 +22,9 @@ def load_checkpoint(filename: str, map_location: Any = None) -> dict:
     """Loads a checkpoint onto the CPU. Replaces mmengine's loaders, and has their arguments.
 
     Args:
-        filename: A path, an http(s) URL, a name of the catalogue, or a name of mmengine such as
-            ``torchvision://resnet50``, with the prefixes ``torchvision``, ``modelzoo``, ``open-mmlab``, ``openmmlab``
-            or ``mmcls``.
+        filename: A path, an http(s) URL, a name of the catalogue, ``hf-hub:owner/name/file``, or a name of mmengine
+            such as ``torchvision://resnet50``, with the prefixes ``torchvision``, ``modelzoo``, ``open-mmlab``,
+            ``openmmlab`` or ``mmcls``.
         map_location: Has no effect. The runner moves the tensors that it uses.
 
     Returns:
@@ -61,7 +61,7 @@ def _resolve(scheme: str, name: str) -> str:
     else:
         raise WeightsError(f'{scheme}://{name}: weights are not fetched over {scheme}://. Download the file, and give '
                            'its path. What can be given is a path, an http(s) URL, a name that tools/weights.py '
-                           'lists, or a name after torchvision://, open-mmlab:// or mmcls://')
+                           'lists, hf-hub:owner/name/file, or a name after torchvision://, open-mmlab:// or mmcls://')
     source = known.get(name)
     if not source:
         near = ', '.join(difflib.get_close_matches(name, known, n=3)) or 'none'

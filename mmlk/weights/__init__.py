@@ -10,8 +10,9 @@ from .errors import WeightsError
 if TYPE_CHECKING:
     from .loading import LoadReport, load
     from .pretrained import Pretrained
+    from .saving import SavedWeights, save
 
-__all__ = ['LoadReport', 'Pretrained', 'WeightsError', 'load']
+__all__ = ['LoadReport', 'Pretrained', 'SavedWeights', 'WeightsError', 'load', 'save']
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,6 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module('mmlk.weights.loading'), name)
     if name == 'Pretrained':
         return import_module('mmlk.weights.pretrained').Pretrained
+    if name in ('SavedWeights', 'save'):
+        return getattr(import_module('mmlk.weights.saving'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

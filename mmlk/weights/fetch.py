@@ -1,4 +1,4 @@
-"""Finds the file for a path, URL or catalogue name; downloads it once."""
+"""Finds the file for a path, URL, catalogue name or file of the Hugging Face Hub; downloads it once."""
 import difflib
 import errno
 import hashlib
@@ -8,6 +8,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from functools import lru_cache
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -17,9 +18,12 @@ from filelock import FileLock
 from rich.progress import (BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn,
                            TransferSpeedColumn)
 
+from mmlk._text import one_line
+
 from . import catalog
 from .catalog import Entry
 from .errors import WeightsError
+from .hub import PREFIX, download_from_hub
 
 TIMEOUT = 30.0  # seconds without data after which a connection is closed
 ATTEMPTS = 4  # maximum number of consecutive connections without any data
@@ -28,6 +32,8 @@ _BLOCK = 1 << 20
 # Servers whose file names end in the beginning of the sha256. Elsewhere, eight digits may be a date.
 _PUBLISHERS = ('download.openmmlab.com', 'download.pytorch.org', 'mmassets.onedl.ai')
 _DIGEST = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.pth$')
+# Creative Commons' NC, and licences in words.
+_NON_COMMERCIAL = re.compile(r'\bNC\b|non-?\s?commercial|research[ -]only', re.IGNORECASE)
 _FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}  # Windows has no EDQUOT
 
 
@@ -79,7 +85,10 @@ def published_digest(url: str) -> str:
 
 
 def find(source: Union[str, Path]) -> Path:
-    """Returns the path of the file for a path, an http(s) URL or a catalogue name; downloads it if needed.
+    """Returns the path of the file for a source of weights; downloads it if needed.
+
+    Args:
+        source: A path, an http(s) URL, a catalogue name, or ``hf-hub:owner/name[@revision]/file``.
 
     Raises:
         WeightsError: There is no such file or name, or the download failed.
@@ -96,20 +105,34 @@ def find(source: Union[str, Path]) -> Path:
         # different servers may have different files with the same name
         target = cache_dir() / f'{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}'
         entry = next((entry for entry in catalog.CATALOG.values() if source in (entry.url, entry.page)), None)
+        if entry:
+            tell_licence(entry.name, entry.licence)
         return download(source, cache_path(entry) if entry else target, published_digest(source))
+    if isinstance(source, str) and source.startswith(PREFIX):
+        return download_from_hub(source)
     near = difflib.get_close_matches(text.lower(), catalog.CATALOG, n=3)
     meant = f'Near names: {", ".join(near)}' if near else '`python tools/weights.py list` shows the names'
     raise WeightsError(f"no weights '{source}': there is no file {path.absolute()}, and the catalogue has no "
                        f'such name. {meant}')
 
 
+@lru_cache(maxsize=None)
+def tell_licence(name: str, licence: str) -> None:
+    """Logs the licence of weights if it forbids commercial use, once in a process."""
+    if _NON_COMMERCIAL.search(licence):
+        _log(f'{name}: the licence of these weights, {one_line(licence)}, does not allow commercial use')
+
+
 def fetch(entry: Entry) -> Path:
     """Returns the path of an entry's file; downloads it if needed, and checks its sha256 if that is known.
+
+    A licence that forbids commercial use is logged, once in a process.
 
     Raises:
         WeightsError: The file cannot be downloaded, or is not the published one.
     """
     target = cache_path(entry)
+    tell_licence(entry.name, entry.licence)
     try:
         return download(entry.url, target, entry.sha256)
     except WeightsError as error:

@@ -227,7 +227,8 @@ def load(module: nn.Module, source: Union[str, Path], strict: bool = True, allow
 
     Args:
         module: A backbone, or a whole segmentor or detector.
-        source: A path, an http(s) URL, or a name of :mod:`mmlk.weights.catalog`.
+        source: A path, an http(s) URL, a name of :mod:`mmlk.weights.catalog`, or
+            ``hf-hub:owner/name[@revision]/file``, a file of the Hugging Face Hub.
         strict: Whether to raise an error if a parameter or buffer was not filled, or if the file holds more of a part
             than the module has. Exceptions are ``num_batches_tracked``, and the module's ``optional_weights`` if the
             file holds none of them. If False, warn and load what fits.

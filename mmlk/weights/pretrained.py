@@ -20,7 +20,7 @@ class Pretrained:
     """mmengine's ``Pretrained`` that loads with :func:`mmlk.weights.load`: unfilled parameters are an error.
 
     Args:
-        checkpoint: A path, an http(s) URL or a name of the catalogue.
+        checkpoint: A path, an http(s) URL, a name of the catalogue, or ``hf-hub:owner/name[@revision]/file``.
         strict: If True, raises an error if a parameter or a buffer is not filled; if False, logs a warning.
         allow_pickle: See :func:`mmlk.weights.read.read_weights`.
         adapt_stem: If True, computes stem kernels for another number of input channels from those for RGB; see

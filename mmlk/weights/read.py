@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import serialization
@@ -197,6 +197,28 @@ def _last_line(error: object) -> str:
     return (told or lines or [''])[-1][:300]
 
 
+def _is_safetensors(head: bytes) -> bool:
+    """Returns whether a file that begins with these bytes is meant as a safetensors file."""
+    return head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 100_000_000
+
+
+def read_metadata(path: Union[str, Path]) -> Optional[Dict[str, str]]:
+    """Returns the metadata in the header of a safetensors file; None for a file of another format.
+
+    Raises:
+        WeightsError: The file is missing or damaged.
+    """
+    try:
+        with open(path, 'rb') as file:
+            if not _is_safetensors(file.read(9)):
+                return None
+        from safetensors import safe_open
+        with safe_open(str(path), 'pt') as opened:
+            return dict(opened.metadata() or {})
+    except Exception as error:
+        raise WeightsError(f'{path} is a damaged safetensors file, or cannot be read ({error})') from error
+
+
 def _read_safetensors(path: Path) -> Any:
     try:
         from safetensors.torch import load_file
@@ -238,7 +260,7 @@ def read_weights(path: Union[str, Path], allow_pickle: bool = False,
         raise WeightsError(f'{path} is a git-lfs pointer, not the weights; run `git lfs pull`')
     if head.lstrip().startswith(b'<'):
         raise WeightsError(f'{path} is a web page saved in place of the weights; download the file itself')
-    if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 100_000_000:
+    if _is_safetensors(head):
         return _read_safetensors(path)
     if head.startswith(b'PK'):
         if not zipfile.is_zipfile(path):

@@ -325,3 +325,20 @@ def test_load_from_url_and_from_a_name(server, cache, trained, fresh, monkeypatc
     report = load(fresh, name)
     assert (report.source, report.path) == (name, str(cache / f'{name}.pth'))
     assert_same(fresh.state_dict(), trained.state_dict())
+
+
+@pytest.mark.parametrize('licence, told', [
+    ('CC-BY-NC-4.0', True), ('cc-by-nc-sa-4.0', True), ('Non-commercial', True), ('research only', True),
+    ('MIT', False), ('MIT; conversion Apache-2.0', False), ('none stated', False), ('Inc. 2.0', False)])
+def test_a_licence_against_commercial_use_is_said_once(server, cache, monkeypatch, licence, told):
+    """Also when the file is in the cache, and when its URL is given."""
+    said = []
+    monkeypatch.setattr(fetch, '_log', said.append)
+    fetch.tell_licence.cache_clear()
+    name = 'replknet-31b_in1k'
+    entry = Entry(**{**vars(CATALOG[name]), 'url': server.url, 'sha256': '', 'licence': licence})
+    monkeypatch.setitem(CATALOG, name, entry)
+    for source in (server.url, name, name):
+        fetch.find(source)
+    expected = [f'{name}: the licence of these weights, {licence}, does not allow commercial use']
+    assert [line for line in said if 'the licence of' in line] == (expected if told else [])
