@@ -209,7 +209,8 @@ def normalised(requirement):
 def test_every_import_is_a_declared_and_pinned_dependency(repo):
     project = pytest.importorskip('tomllib').loads((repo / 'pyproject.toml').read_text(encoding='utf-8'))['project']
     extras = project['optional-dependencies']
-    declared = {normalised(text) for text in (*project['dependencies'], *extras['cam'], *extras['export'])}
+    declared = {normalised(text) for text in (*project['dependencies'], *extras['cam'], *extras['export'],
+                                              *extras['runtimes'])}
     imported = set()
     for path in (*(repo / 'mmlk').glob('[!.]*/**/*.py'), *(repo / 'mmlk').glob('*.py'), *(repo / 'tools').glob('*.py')):
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
