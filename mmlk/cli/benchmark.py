@@ -2,16 +2,19 @@
 
     mmlk benchmark configs/upernet_replknet31b_ade20k.py configs/upernet_swin-b_ade20k.py timm:convnext_base
     mmlk benchmark CONFIG... --part model --shape 1280x800 --variants fp32 merged merged+amp --device cuda
+    mmlk benchmark CONFIG... --variants fp32 optimized onnxruntime openvino openvino+bf16 --device cpu
 
 A source is a config or timm:NAME. Prints a table, and writes benchmark.json with every figure and benchmark.png: bars
-of time, and accuracy against latency for configs whose result the model zoo knows.
+of time, and accuracy against latency for configs whose result the model zoo knows. Beside each time stands how far the
+outputs are from those of the network in fp32.
 """
 import argparse
 import json
 import os.path as osp
 import sys
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Mapping, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, Mapping, Sequence, Tuple
 
 from mmlk._paths import MIM
 from mmlk._types import TIMM
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
-    from mmlk.analysis.latency import KnownResult, LatencyNetwork, LatencyRow, Variant
+    from mmlk.analysis.latency import KnownResult, LatencyNetwork, LatencyRow, RuntimeBuilder, Variant
 
 PARTS, MODES = ('backbone', 'model'), ('inference', 'training')  # of mmlk.analysis.latency, which imports PyTorch
 
@@ -32,12 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--part', choices=PARTS, default='backbone', help='what is measured (%(default)s)')
     parser.add_argument('--shape', default='512x512', metavar='WIDTHxHEIGHT', help='of the image (%(default)s)')
     parser.add_argument('--batch', type=int, default=1, help='images of a call (%(default)s)')
-    parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES, help='(default: both)')
+    parser.add_argument('--modes', nargs='+', choices=MODES,
+                        help='(default: both; inference alone with optimized, onnxruntime or openvino)')
     parser.add_argument('--variants', nargs='+', default=['fp32', 'merged'], metavar='VARIANT',
                         help='fp32, merged, amp, compiled, or some joined by +, as merged+amp (default: fp32 merged). '
-                        'Training knows no merged form')
+                        'Training knows no merged form. In inference also optimized, optimized+bf16, and on the CPU '
+                        'onnxruntime, openvino, openvino+bf16 (pip install mmlk[runtimes])')
     parser.add_argument('--turns', type=int, default=10, help='how often each is timed (%(default)s)')
-    parser.add_argument('--warmup', type=int, default=4, help='calls before that, untimed (%(default)s)')
+    parser.add_argument('--warmup', type=int, default=4, help='untimed calls before that, at least one (%(default)s)')
     add_device(parser)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'), metavar='DIR',
                         help='folder of the results (%(default)s)')
@@ -95,7 +100,8 @@ def build(networks: Sequence['LatencyNetwork'], sources: Sequence[str],
 
 
 def measure(networks: Sequence['LatencyNetwork'], modules: Sequence['torch.nn.Module'], args: argparse.Namespace,
-            variants: Sequence['Variant'], size: Tuple[int, int], device: 'torch.device') -> List['LatencyRow']:
+            variants: Sequence['Variant'], size: Tuple[int, int], device: 'torch.device',
+            runtimes: Mapping[str, 'RuntimeBuilder']) -> List['LatencyRow']:
     """The rows of all modes. The progress bar is drawn between calls, never during one."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -113,9 +119,22 @@ def measure(networks: Sequence['LatencyNetwork'], modules: Sequence['torch.nn.Mo
                 progress.refresh()
 
             rows += latency.measure_latency(networks, modules, variants, mode, size, args.batch, device, args.turns,
-                                            args.warmup, tick)
+                                            args.warmup, tick, runtimes)
             progress.remove_task(task)
     return rows
+
+
+def installed(variants: Sequence['Variant']) -> Tuple[List['Variant'], Dict[str, str]]:
+    """The variants whose packages are installed, and by name the runtimes that are not, with what is missing."""
+    if not any(variant.runtime for variant in variants):
+        return list(variants), {}
+    from mmlk.deploy.runtimes import why_not
+    reasons = {variant.runtime: why_not(variant.runtime) for variant in variants if variant.runtime}
+    missing = {name: reason for name, reason in reasons.items() if reason}
+    left = [variant for variant in variants if variant.runtime not in missing]
+    if not left:
+        fail(f"nothing is left to measure: {'; '.join(missing.values())}")
+    return left, missing
 
 
 def table(rows: Sequence['LatencyRow'], mode: str) -> 'Table':
@@ -124,9 +143,11 @@ def table(rows: Sequence['LatencyRow'], mode: str) -> 'Table':
     from rich.table import Table
     drawn = Table(title=mode, title_justify='left', box=box.SIMPLE_HEAD, pad_edge=False)
     drawn.add_column('network (variant)', overflow='fold', min_width=16)
-    for name in ('median\nms', 'middle half\nms', 'images\n/ s', 'peak\nMiB', 'times\nfirst'):
-        drawn.add_column(name, justify='right', no_wrap=True)
     rows = [row for row in rows if row.mode == mode]
+    compared = any(row.difference for row in rows)
+    for name in ('median\nms', 'middle half\nms', 'images\n/ s', 'peak\nMiB', 'times\nfirst',
+                 *(['difference\nlargest', 'of largest\nvalue'] if compared else [])):
+        drawn.add_column(name, justify='right', no_wrap=True)
     first = next((row for row in rows if not row.failed), None)
     for row in rows:
         if row.failed:
@@ -134,13 +155,15 @@ def table(rows: Sequence['LatencyRow'], mode: str) -> 'Table':
             continue
         low, high = (seconds * 1e3 for seconds in row.quartiles)
         memory = '' if row.memory is None else f'{row.memory / 2**20:.0f}'
+        difference = [f'{value:.1e}' for value in row.difference or ()]
         drawn.add_row(row.label, f'{row.median * 1e3:.1f}', f'{low:.1f} to {high:.1f}', f'{row.throughput:.2f}',
-                      memory, f'{row.relative_to(first):.2f}')
+                      memory, f'{row.relative_to(first):.2f}', *difference)
     return drawn
 
 
 def save(rows: Sequence['LatencyRow'], results: Mapping[str, 'KnownResult'], args: argparse.Namespace,
-         size: Tuple[int, int], device: 'torch.device', title: str) -> None:
+         size: Tuple[int, int], device: 'torch.device', title: str, versions: Mapping[str, str],
+         missing: Mapping[str, str]) -> None:
     """Write benchmark.json and benchmark.png."""
     import torch
 
@@ -148,7 +171,8 @@ def save(rows: Sequence['LatencyRow'], results: Mapping[str, 'KnownResult'], arg
     from mmlk.ops.benchmark import describe
     report = dict(
         machine=describe(device), device=str(device), part=args.part, shape=dict(width=size[1], height=size[0]),
-        batch=args.batch, turns=args.turns, warmup=args.warmup, weights='random',
+        batch=args.batch, turns=args.turns, warmup=args.warmup, weights='random', threads=torch.get_num_threads(),
+        runtimes=dict(versions), not_installed=dict(missing),
         measured=conventions(latency.__name__),
         rows=[dict(row.to_dict(), result=results[row.name]._asdict() if row.name in results else None)
               for row in rows])
@@ -172,29 +196,48 @@ def run(args: argparse.Namespace) -> None:
     try:
         size = parse_size(args.shape)
         variants = list(dict.fromkeys(Variant.parse(text) for text in args.variants))
+        device = find_device(choose_device(args.device))
+        only_infer = any(variant.runtime for variant in variants)
+        args.modes = args.modes or (['inference'] if only_infer else MODES)
+        for variant in variants:
+            for mode in args.modes:
+                variant.check(mode, device)
     except ValueError as error:
         fail(str(error))
-    device = find_device(choose_device(args.device))
+    variants, missing = installed(variants)
+    for reason in missing.values():
+        print(reason)
     networks = find_networks(args, size)
     results = {network.name: latency.known_result(network.name, MIM) for network in networks}
     results = {name: result for name, result in results.items() if result}
     args.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True  # every call has the same shape
     modules = build(networks, args.sources, device)
-    rows = measure(networks, modules, args, variants, size, device)
+    used = list(dict.fromkeys(variant.runtime for variant in variants if variant.runtime))
+    if used:
+        from mmlk.deploy.runtimes import builders, version
+        versions = {name: version(name) for name in used}
+        with tempfile.TemporaryDirectory() as folder:
+            rows = measure(networks, modules, args, variants, size, device, builders(Path(folder)))
+    else:
+        versions, rows = {}, measure(networks, modules, args, variants, size, device, {})
     if all(row.failed for row in rows):
         fail('nothing could be measured: ' + '; '.join(f'{row.label}: {row.failed}' for row in rows))
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     title = (f'{args.part}, {args.batch} x {size[1]}x{size[0]} (width x height), random weights, '
-             f'{args.turns} turns\n{describe(device)}')
+             f'{args.turns} turns\n{describe(device)}'
+             + ''.join(f', {name} {number}' for name, number in versions.items() if name != 'optimized'))
     console.print(title)
     for mode in dict.fromkeys(row.mode for row in rows):
         console.print(table(rows, mode))
     for row in rows:
         if row.failed:
             console.print(f'{row.label}, {row.mode}: {row.failed}')
+    if used and args.part == 'model':
+        console.print("Inference ends where a file of the model ends: at a segmentor's logits, at the maps of a "
+                      "detector's head or neck.")
     recompute = dict.fromkeys(row.name for row in rows if row.recomputes)
     if recompute:
         console.print(f"Recompute activations in training, as configured (with_cp): {', '.join(recompute)}.")
-    save(rows, results, args, size, device, title)
+    save(rows, results, args, size, device, title, versions, missing)
     console.print(f"Every figure: {args.out / 'benchmark.json'}; the picture: {args.out / 'benchmark.png'}")

@@ -1,7 +1,7 @@
 """Writes networks to files that run without this toolbox: ONNX, TorchScript and PyTorch's exported programs.
 
-The batch may have any size, and the image where that is asked for. ONNX files are written from exported programs, in
-which two kinds of operators become plain ones first:
+The batch may have any size, unless it is fixed, and the image where that is asked for. ONNX files are written from
+exported programs, in which two kinds of operators become plain ones first:
 
 - Adaptive average pooling to other than one cell, of which torch 2.12 writes, where the size of the map is not fixed,
   a file that gives wrong numbers without a word. It is a product with a matrix along each axis.
@@ -58,12 +58,13 @@ class Graph(NamedTuple):
 
     Args:
         module: The network, in eval mode.
-        example: An example input of the module, (2, C, H, W).
+        example: An example input of the module, (N, C, H, W), of at least two images unless ``fixed_batch``.
         step: The file accepts heights and widths that are multiples of this number of pixels. None for a file that
             accepts only the height and width of the example.
         input_name: The name of the input.
         output_names: The names of the outputs, in their order.
         metadata: Facts to store in the file.
+        fixed_batch: Whether the file accepts only the number of images of the example, and not any number.
     """
     module: nn.Module
     example: Tensor
@@ -71,6 +72,7 @@ class Graph(NamedTuple):
     input_name: str
     output_names: Sequence[str]
     metadata: Mapping[str, object]
+    fixed_batch: bool = False
 
     def text(self) -> Dict[str, str]:
         """Returns the metadata as text, which all three formats can store. Other types are written as JSON."""
@@ -153,15 +155,15 @@ def _reported(how: str) -> Iterator[None]:
 
 
 def _program(graph: Graph) -> torch.export.ExportedProgram:
-    sizes = {0: torch.export.Dim('batch')}
+    sizes = {} if graph.fixed_batch else {0: torch.export.Dim('batch')}
     example, size = graph.example, ''
     if graph.step:
         size = ' for images of any size'
         for axis, name in ((2, 'height'), (3, 'width')):
             blocks = torch.export.Dim(name, min=-(-LEAST_SIDE // graph.step))
             sizes[axis] = graph.step * blocks if graph.step > 1 else blocks
-        example = example.new_zeros(2, example.shape[1], *(-(-max(side, 2 * LEAST_SIDE) // graph.step) * graph.step
-                                                           for side in example.shape[2:]))
+        example = example.new_zeros(*example.shape[:2], *(-(-max(side, 2 * LEAST_SIDE) // graph.step) * graph.step
+                                                          for side in example.shape[2:]))
     with _reported(f'exported{size}'):
         return torch.export.export(graph.module, (example, ), dynamic_shapes=(sizes, ), strict=False)
 

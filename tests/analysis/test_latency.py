@@ -1,6 +1,7 @@
 """What is measured and in which order; never how long it takes."""
 import importlib.util
 import json
+import math
 import re
 import sys
 
@@ -11,9 +12,11 @@ from torch import nn
 
 from mmlk.analysis import latency
 from mmlk.analysis.latency import (
+    Difference,
     KnownResult,
     LatencyNetwork,
     LatencyRow,
+    Outputs,
     Variant,
     jobs,
     latency_from_config,
@@ -24,6 +27,7 @@ from mmlk.analysis.latency import (
 from mmlk.backbones.replknet import RepLKNet
 from mmlk.ops import benchmark
 from mmlk.reparam import MergeableBranches
+from tests.utils import fill
 
 CPU = torch.device('cpu')
 ARCH = dict(large_kernel_sizes=[7], layers=[1], channels=[8], small_kernel=3)
@@ -51,7 +55,9 @@ def clock(monkeypatch):
 
 @pytest.mark.parametrize('text, variant', [
     ('fp32', Variant()), ('merged', Variant(merged=True)), ('amp', Variant(amp=True)),
-    ('amp+merged', Variant(merged=True, amp=True)), ('merged+compiled', Variant(merged=True, compiled=True))])
+    ('amp+merged', Variant(merged=True, amp=True)), ('merged+compiled', Variant(merged=True, compiled=True)),
+    ('optimized', Variant(runtime='optimized')), ('optimized+bf16', Variant(runtime='optimized', bf16=True)),
+    ('onnxruntime', Variant(runtime='onnxruntime')), ('bf16+openvino', Variant(runtime='openvino', bf16=True))])
 def test_variants_are_read(text, variant):
     assert Variant.parse(text) == variant
     assert Variant.parse(str(variant)) == variant
@@ -63,6 +69,18 @@ def test_unknown_variants_are_refused(text):
         Variant.parse(text)
 
 
+@pytest.mark.parametrize('text, problem', [
+    ('bf16', "bf16 stands behind optimized or openvino only; PyTorch's own forward has amp"),
+    ('merged+bf16', 'bf16 stands behind optimized or openvino only; PyTorch'),
+    ('onnxruntime+bf16', 'bf16 stands behind optimized or openvino only$'),
+    ('openvino+merged', 'merge branches themselves, and combine with bf16 only'),
+    ('optimized+amp', 'merge branches themselves, and combine with bf16 only'),
+    ('onnxruntime+openvino', 'merge branches themselves, and combine with bf16 only')])
+def test_runtimes_do_not_combine_with_the_switches(text, problem):
+    with pytest.raises(ValueError, match=f"unknown variant '{re.escape(text)}'; .*{problem}"):
+        Variant.parse(text)
+
+
 def test_figures_of_a_row():
     one, two = row(), row(seconds=[4., 3., 2.])
     assert (one.median, one.quartiles, one.throughput) == (2., (1.5, 3.), 2.)
@@ -71,6 +89,21 @@ def test_figures_of_a_row():
     facts = one.to_dict()
     assert (facts['median_s'], facts['seconds'], facts['images_per_second']) == (2., [2., 1., 4.], 2.)
     assert 'median_s' not in row(seconds=[], failed='out of memory').to_dict()
+    assert facts['largest_difference'] is None
+    told = row(difference=Difference(0.5, math.nan)).to_dict()
+    assert told['largest_difference'] == dict(absolute=0.5, relative=None) and json.dumps(told, allow_nan=False)
+
+
+def test_the_difference_is_that_of_the_output_that_differs_most_for_its_size():
+    expected = [torch.tensor([100., -200.]), torch.tensor([1., 2.])]
+    assert Difference.between(expected, expected) == (0, 0)
+    assert Difference.between([torch.tensor([101., -200.]), torch.tensor([1., 2.5])], expected) == (0.5, 0.25)
+    assert Difference.between([expected[0], torch.tensor([1., 2.5]).bfloat16()], expected) == (0.5, 0.25)
+    assert math.isnan(Difference.between([torch.tensor([math.nan, 0.]), expected[1] + 9], expected).relative)
+    assert Difference.between([torch.ones(2)], [torch.zeros(2)]).absolute == 1
+    for wrong in (expected[:1], [expected[0], torch.ones(1)]):
+        with pytest.raises(ValueError, match=r'have the shapes .*, and those of the network itself \[\(2,\), \(2,\)\]'):
+            Difference.between(wrong, expected)
 
 
 ALL = [Variant(), Variant(merged=True), Variant(amp=True), Variant(merged=True, amp=True)]
@@ -145,13 +178,97 @@ def test_networks_are_interleaved_and_a_failure_is_told(clock, monkeypatch):
     networks = [LatencyNetwork(name, lambda name=name: Noted(name)) for name in ('a', 'broken', 'b')]
     rows = measure_latency(networks, [n.build() for n in networks], [Variant()], 'inference', (8, 8), 2, CPU, turns=3,
                            warmup=2, tick=lambda *done: texts.append(done))
-    assert order == ['a', 'a', 'broken', 'b', 'b', 'a', 'b'] + ['a', 'a', 'b', 'b'] * 3 + [
-        'memory', 'memory']
+    assert order == ['a', 'a', 'a', 'broken', 'broken', 'b', 'b', 'b', 'a', 'b'] + ['a', 'a', 'b', 'b'] * 3 + [
+        'memory', 'memory']  # the first call of each is the reference of the differences
+    assert [r.difference for r in rows] == [(0, 0), None, (0, 0)]
     assert [(r.name, r.seconds, r.memory, r.parameters) for r in rows] == [
         ('a', [1.] * 3, 7, 5), ('broken', [], None, 5), ('b', [1.] * 3, 7, 5)]
     assert rows[1].failed == 'RuntimeError: no such operator'
     assert texts == [(f'inference: {name} (fp32) warmed up', 12) for name in ('a', 'broken', 'b')] + [
         ('inference: a (fp32)', 9), ('inference: b (fp32)', 9)] * 3
+
+
+def test_runtimes_take_turns_with_pytorch(clock, monkeypatch):
+    """Each is built once, when its warm-up begins, and gets the network as it is, its images and its precision."""
+    order = []
+    monkeypatch.setattr(benchmark, 'peak_memory', lambda call, device: 7)
+
+    def build(name):
+        def build(outputs, images, bf16):
+            order.append(f'build {name}')
+            assert type(outputs) is Outputs and not outputs.training and images.shape == (2, 3, 16, 16)
+            assert not outputs.network.stages[0].blocks[0].large_kernel.merged
+            if name == 'openvino' and bf16:
+                raise OSError('not on this processor\nsee the manual')
+            with torch.no_grad():
+                doubled = [2 * out for out in outputs(images)]
+            order.pop()  # this call's own 'PyTorch'
+
+            def call():
+                order.append(name)
+                return doubled
+            return call
+        return build
+
+    network = tiny()
+    module = network.build()
+    module.register_forward_hook(lambda *_: order.append('PyTorch'))
+    variants = [Variant.parse(text) for text in ('openvino', 'fp32', 'openvino+bf16', 'optimized')]
+    rows = measure_latency([network], [module], variants, 'inference', (16, 16), 2, CPU, turns=2, warmup=0,
+                           runtimes={name: build(name) for name in ('openvino', 'optimized', 'onnxruntime')})
+    assert order == ['PyTorch', 'build openvino', 'openvino', 'PyTorch', 'build openvino', 'build optimized',
+                     'optimized', *['openvino', 'PyTorch', 'optimized'],
+                     *['openvino', 'openvino', 'PyTorch', 'PyTorch', 'optimized', 'optimized'] * 2]
+    assert [(r.label, r.difference and round(r.difference.relative, 4), r.memory) for r in rows] == [
+        ('tiny (openvino)', 1, None), ('tiny (fp32)', 0, 7), ('tiny (openvino+bf16)', None, None),
+        ('tiny (optimized)', 1, 7)]
+    assert rows[2].failed == 'OSError: not on this processor'
+
+
+def test_differences_are_from_the_network_in_fp32_that_is_not_merged(clock):
+    """Although fp32 is not among the variants."""
+    network = tiny()
+    module = fill(network.build())
+    merged, amp = measure_latency([network], [module], ALL[1:3], 'inference', (16, 16), 1, CPU, turns=1, warmup=1)
+    image = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, = module.eval()(image)
+    assert merged.difference.relative == pytest.approx(merged.difference.absolute / expected.abs().max().item())
+    assert merged.difference.relative < 1e-5 < 1e-4 < amp.difference.relative < 0.1
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        halved = (module(image)[0].float() - expected).abs().max().item()
+    assert amp.difference.absolute == pytest.approx(halved, rel=0.5)
+    training, = measure_latency([network], [module], ALL[:1], 'training', (16, 16), 2, CPU, turns=1, warmup=1)
+    assert training.difference is None
+
+
+@pytest.mark.parametrize('variant, mode, device, problem', [
+    ('optimized', 'training', 'cpu', "variant 'optimized' is of inference only, and the mode is training"),
+    ('openvino+bf16', 'training', 'cpu', r"variant 'openvino\+bf16' is of inference only"),
+    ('onnxruntime', 'inference', 'cuda', "variant 'onnxruntime' runs on a CPU only, and the device is cuda")])
+def test_a_mode_or_a_device_that_a_runtime_lacks_is_refused(variant, mode, device, problem):
+    network = LatencyNetwork('never', None)
+    with pytest.raises(ValueError, match=problem):
+        measure_latency([network], [nn.Identity()], [Variant.parse(variant)], mode, (16, 16), 1, torch.device(device))
+
+
+def test_beside_a_runtime_whole_models_end_at_the_outputs_of_a_file(repo):
+    """Merged or not, all variants do the same work."""
+    variants = [Variant(), Variant(merged=True), Variant(runtime='optimized')]
+    for config, first in [(SEGMENTOR, (2, 6, 64, 96)), (DETECTOR, (2, 64, 16, 24))]:
+        network = latency_from_config(Config.fromfile(str(repo / config)), 'whole', 'model')
+        module = network.build()
+        seen = {}
+        found = list(jobs(network, module, variants, 'inference', (64, 96), 2, CPU, dict(
+            optimized=lambda outputs, images, bf16: lambda: seen.update(images=images) or outputs(images))))
+        expected = [out.shape for out in found[2].call()]
+        assert expected[0] == first and seen['images'].shape == (2, 3, 64, 96)
+        for job in found:
+            assert [out.shape for out in job.call()] == expected
+        if network.kind == 'segmentor':  # the logits that mmseg takes its labels from
+            job, = jobs(network, module, variants[:1], 'inference', (64, 96), 2, CPU)
+            logits = torch.stack([sample.seg_logits.data for sample in job.call()])
+            assert torch.allclose(logits, found[0].call()[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('config, kind, mode', [(SEGMENTOR, 'segmentor', 'inference'),
@@ -288,6 +405,9 @@ def test_the_tool_writes_figures_and_a_picture(run, tmp_path, clock):
     (['timm:resnet18', '--device', 'abacus'], '--device abacus: there is no such device here'),
     (['timm:resnet18', '--device', 'cuda:99'], '--device cuda:99: there is no such device here'),
     (['timm:resnet18', '--turns', '0'], '--turns must be at least 1, got 0'),
+    (['timm:resnet18', '--variants', 'fp32', 'onnxruntime', '--modes', 'inference', 'training'],
+     "variant 'onnxruntime' is of inference only, and the mode is training"),
+    (['timm:resnet18', '--variants', 'fp32', 'onnxruntime+bf16'], "unknown variant 'onnxruntime.bf16'"),
     (['timm:resnet18', 'timm:resnet18'], 'two sources have the same name: resnet18'),
     ([SEGMENTOR, '--cfg-options', 'model.backbone.type=Nothing'], 'cannot be built: .*Nothing'),
     ([SEGMENTOR, '--cfg-options', 'model.backbone.in_channels=0'], 'cannot be built: .*in_channels must be positive'),
@@ -302,3 +422,36 @@ def test_the_tool_says_when_nothing_could_be_measured(run, tmp_path):
     message = run(SEGMENTOR, '--shape', '64x64', '--device', 'cpu', '--out', tmp_path, '--cfg-options',
                   'model.backbone.in_channels=4', 'model.backbone.norm_cfg.type=IN1d', expect=2).err
     assert 'error: nothing could be measured: upernet_replknet-tiny_ade20k (fp32)' in message
+
+
+def test_the_tool_measures_runtimes_beside_pytorch(run, tmp_path, monkeypatch, clock):
+    """Packages that lack are named in the output and in the file, and the others are measured, in inference alone."""
+    monkeypatch.setattr('mmlk.deploy.optimize', lambda network, example, dtype=None: network, raising=False)
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    out = run(SEGMENTOR, '--shape', '64x64', '--turns', 1, '--warmup', 1, '--device', 'cpu', '--out', tmp_path,
+              '--variants', 'fp32', 'openvino', 'optimized', 'openvino+bf16', 'onnxruntime').out
+    missing = ['openvino, onnxscript are not installed: pip install openvino onnxscript',
+               'onnxscript is not installed: pip install onnxscript']
+    assert [line for line in out.splitlines() if 'installed' in line] == missing
+    assert re.search('difference +of largest', out)
+    report = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert report['not_installed'] == dict(openvino=missing[0], onnxruntime=missing[1])
+    assert list(report['runtimes']) == ['optimized'] and report['threads'] == torch.get_num_threads()
+    assert [(r['variant'], r['mode']) for r in report['rows']] == [('fp32', 'inference'), ('optimized', 'inference')]
+    assert all(0 <= r['largest_difference'][kind] < 1e-5 for r in report['rows'] for kind in ('absolute', 'relative'))
+
+
+def test_the_tool_refuses_when_no_variant_is_installed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, 'measure_latency', None)
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    message = run(SEGMENTOR, '--variants', 'openvino', 'openvino+bf16', '--device', 'cpu', '--out', tmp_path,
+                  expect=2).err
+    assert message == 'error: nothing is left to measure: openvino is not installed: pip install openvino\n'
+
+
+def test_the_tool_refuses_runtimes_on_a_gpu(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, 'measure_latency', None)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    message = run(SEGMENTOR, '--variants', 'fp32', 'openvino', '--device', 'cuda', '--out', tmp_path, expect=2).err
+    assert message == "error: variant 'openvino' runs on a CPU only, and the device is cuda\n"
