@@ -1,6 +1,7 @@
 """Detectors end to end in ONNX: their detections are mmdet's, with neither PyTorch nor OpenMMLab at hand."""
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_detections_of_20_scenes_are_those_of_mmdet(case, exported):
 
 
 @pytest.mark.parametrize('case, sizes', [
-    ('mask_rcnn', [(64, 80), (101, 134), (33, 160), (128, 96)]),
+    ('mask_rcnn', [(64, 80), (101, 134), (33, 160), (224, 288)]),
     pytest.param('ssd', [(320, 320), (301, 417)], marks=pytest.mark.slow),
 ])
 def test_of_any_size(case, sizes, exported):
@@ -207,11 +208,24 @@ def test_in_an_environment_that_holds_onnxruntime_and_numpy_alone(case, exported
         assert np.array_equal(there[name], value)
 
 
+def test_the_example_of_the_manual(exported, tmp_path, monkeypatch, capsys):
+    page = (CONFIGS.parent / 'docs' / 'export.md').read_text(encoding='utf-8')
+    block = page.partition('```python\n')[2].partition('```')[0]
+    model, path, _ = exported('mask_rcnn')
+    shutil.copy(path, tmp_path / 'mask_rcnn.onnx')
+    image = scene((64, 80), 2)
+    Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(tmp_path / 'street.jpg', quality=100, subsampling=0)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, 'export.md', 'exec'), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(predicted(model, image)[0]) and lines[0].split()[0] in scenes.CLASSES
+
+
 def test_the_computation_is_mmdets_to_the_last_bit():
     for case, (_, size) in CASES.items():
         model = build(config(case))
         end_to_end(model)
-        image = scene((96, 128) if case != 'ssd' else size, 5)
+        image = scene((224, 288) if case != 'ssd' else size, 5)  # large enough for boxes of several levels
         inputs = model.data_preprocessor(dict(inputs=list(image.flip(1)), data_samples=None), False)['inputs']
         with torch.no_grad():
             found = detect(model, inputs, tuple(image.shape[2:]))
