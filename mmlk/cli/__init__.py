@@ -33,6 +33,7 @@ COMMANDS: Dict[str, Command] = {
     'gpu-check': Command('gpu_check', 'prove the depthwise operator on a GPU'),
     'erf': Command('erf', 'measure effective receptive fields'),
     'cam': Command('cam', 'draw class-activation maps'),
+    'demo': Command('demo', 'compare two models in a browser, with their receptive fields'),
     'shape-bias': Command('shape_bias', 'measure the shape bias of classifiers'),
     'compare': Command('compare', 'train, test and measure several models, and write a report'),
     'check-data': Command('check_data', 'check the datasets of a config before a run'),
