@@ -11,6 +11,7 @@ import socket
 import statistics
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 #: Formats of an upload, as Pillow names them: those that neither run a program nor contain one, as EPS does.
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
-MAX_BYTES, MAX_PIXELS = 64 << 20, 64_000_000  # of an upload
+MAX_MEGABYTES, MAX_PIXELS = 64, 64_000_000  # of an upload
+MAX_RECEIVED = 1024  # megabytes that the server receives at most: gradio's own refusal shows no reason
 MAX_SIDE = 2048  # of the image that is predicted and shown: the logits of 150 classes need 2.5 GB then
 FIELD_SIDE = 512  # of the image whose receptive field is computed: gradients keep every feature map
 DECADES = 4  # of the colours of a receptive field
@@ -40,7 +42,6 @@ CSS = '''
 .gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
 .gradio-container h1 { margin: 0.4em 0 0.1em; }
 .models { align-items: flex-start; }
-.models > .column { min-width: min(320px, 100%) !important; }
 .models img { width: 100%; object-fit: contain; }
 .overlay img { cursor: crosshair; }
 .said { min-height: 1.6em; }
@@ -105,14 +106,19 @@ def read_upload(path: str) -> np.ndarray:
         (H, W, 3), uint8, RGB.
 
     Raises:
-        UploadError: It is no image in one of ``FORMATS``, is damaged, or has more than ``MAX_PIXELS`` pixels.
+        UploadError: It is no image in one of ``FORMATS``, is damaged, or has more than ``MAX_PIXELS`` pixels or
+            ``MAX_MEGABYTES``.
     """
+    from mmlk.datasets.audit import check_end
     from mmlk.datasets.images import as_loaded
+    if os.path.getsize(path) > MAX_MEGABYTES << 20:
+        raise UploadError(f'The file has {os.path.getsize(path) / 2**20:.0f} MB, and at most {MAX_MEGABYTES} MB can be '
+                          'shown: make the image smaller.')
     try:
         with Image.open(path, formats=FORMATS) as image:  # reads only the header
             width, height = image.size
     except Image.DecompressionBombError:
-        raise UploadError(f'The image has too many pixels. At most {MAX_PIXELS / 1e6:.0f} million can be shown.')
+        raise UploadError(f'The image has too many pixels. At most {MAX_PIXELS / 1e6:.0f} million can be shown.') from None
     except Exception:  # Pillow's decoders raise many types of errors
         raise UploadError('The file cannot be read as an image. Upload one of these formats: '
                           f"{', '.join(FORMATS)}.") from None
@@ -120,10 +126,9 @@ def read_upload(path: str) -> np.ndarray:
         raise UploadError(f'The image has {width} x {height} pixels, which is too many. At most '
                           f'{MAX_PIXELS / 1e6:.0f} million can be shown: make it smaller.')
     try:
-        from mmlk.datasets.audit import check_end
         check_end(path)
-        return as_loaded(path)
-    except Exception:  # the errors of several decoders
+        return as_loaded(Path(path))
+    except ValueError:
         raise UploadError('The image is damaged or incomplete. Save it again and upload the new file.') from None
 
 
@@ -245,23 +250,19 @@ def said(text: str, error: bool = False) -> str:
     return f'<div role="{"alert" if error else "status"}" class="{"error" if error else "status"}">{text}</div>'
 
 
-def build(models: Sequence[Model], title: str = 'mmlk demo') -> 'gradio.Blocks':
-    """The page, for :func:`serve`.
-
-    Args:
-        models: One or two.
-        title: Of the browser's window.
-    """
+def build(models: Sequence[Model]) -> 'gradio.Blocks':
+    """The page of one or two models, for :func:`serve`."""
     import gradio as gr
     # One job at a time, or the models would be timed while the other works
     event: Dict[str, Any] = dict(show_progress='hidden', trigger_mode='always_last', concurrency_limit=1,
                                  concurrency_id='models', api_visibility='private')
     hint = 'Click a pixel of a prediction to see its receptive field.'
 
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.Markdown(f"# {' and '.join(html.escape(model.name) for model in models)}")
-        upload = gr.File(label='Image: drop it here, or click to choose a file', file_count='single', height=140,
-                         file_types=['image'], elem_id='upload')
+    with gr.Blocks(title='mmlk demo', analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.Markdown('# mmlk demo')
+        # of any type, so that what is no image is refused by read_upload, with its message
+        upload = gr.File(label=f'Image of at most {MAX_MEGABYTES} MB: drop it here, or click to choose a file', height=140,
+                         elem_id='upload')
         message = gr.HTML(said('Choose an image.'), elem_id='message', elem_classes='said')
         image = gr.State(time_to_live=3600)
         overlays, facts, times, fields, reaches = columns = ([], [], [], [], [])
@@ -427,7 +428,7 @@ def serve(models: Sequence[Model], host: str = '127.0.0.1', port: int = 7860,
         fonts = dict(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
         app = gr.mount_gradio_app(
             fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None), build(models), path='/',
-            server_name=host, server_port=port, allowed_paths=[], show_error=False, max_file_size=MAX_BYTES,
+            server_name=host, server_port=port, allowed_paths=[], show_error=False, max_file_size=MAX_RECEIVED << 20,
             footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, mcp_server=False, pwa=False,
             theme=gr.themes.Default(**fonts), css=CSS)
         server = uvicorn.Server(uvicorn.Config(guard(app, host), log_level='warning', timeout_graceful_shutdown=1))

@@ -1,0 +1,265 @@
+"""The page that shows two models side by side: its parts, and the page itself in a browser."""
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+from torch import nn
+
+from mmlk.analysis.erf import ErfNetwork, contribution, open_branches
+from mmlk.cli import main
+from mmlk.engine.network import build_network
+from mmlk.predict import page
+from mmlk.preprocessors import Normalization
+
+REPO = Path(__file__).resolve().parents[2]
+DEMO = REPO / 'configs' / 'demo' / 'upernet_replknet-tiny_ade20k.py'
+
+
+def photograph(height=48, width=64):
+    pixels = np.random.RandomState(0).randint(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.BICUBIC))
+
+
+# What is uploaded
+
+def test_an_upload_is_read_as_rgb_and_rotated(tmp_path):
+    image = photograph()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown rotated by 90 degrees, clockwise
+    Image.fromarray(image).save(tmp_path / 'rotated.png', exif=exif)
+    Image.fromarray(image).save(tmp_path / 'plain.png')
+    Image.fromarray(image[..., 0]).save(tmp_path / 'grey.png')
+    assert np.array_equal(page.read_upload(str(tmp_path / 'plain.png')), image)
+    assert np.array_equal(page.read_upload(str(tmp_path / 'grey.png')), np.repeat(image[..., :1], 3, 2))
+    image = np.repeat(np.repeat(image, 8, 0), 8, 1)
+    Image.fromarray(image).save(tmp_path / 'rotated.jpg', exif=exif, quality=100, subsampling=0)
+    read = page.read_upload(str(tmp_path / 'rotated.jpg')).astype(int)
+    assert read.shape == (512, 384, 3) and np.abs(read - np.rot90(image, -1)).mean() < 2
+
+
+def uploads(folder):
+    """Files that cannot be shown, and what is said of them."""
+    image = Image.fromarray(photograph(400, 400))
+    for name in ('program.png', 'cut.png', 'cut.jpg'):
+        image.save(folder / name, 'EPS' if name == 'program.png' else None)
+    for name in ('cut.png', 'cut.jpg'):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:len(whole) // 2])
+    (folder / 'text.png').write_text('no image')
+    (folder / 'empty.png').write_bytes(b'')
+    Image.new('1', (9000, 9000)).save(folder / 'many.png')
+    Image.new('1', (20000, 20000)).save(folder / 'bomb.png')
+    with open(folder / 'large.png', 'wb') as file:
+        file.truncate(65 << 20)
+    formats = 'The file cannot be read as an image. Upload one of these formats: BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP.'
+    damaged = 'The image is damaged or incomplete. Save it again and upload the new file.'
+    return {'text.png': formats, 'empty.png': formats, 'program.png': formats, 'cut.png': damaged, 'cut.jpg': damaged,
+            'many.png': 'The image has 9000 x 9000 pixels, which is too many. At most 64 million can be shown: make it '
+            'smaller.', 'bomb.png': 'The image has too many pixels. At most 64 million can be shown.',
+            'large.png': 'The file has 65 MB, and at most 64 MB can be shown: make the image smaller.'}
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+def test_an_upload_that_cannot_be_shown_has_one_message(tmp_path):
+    for name, message in uploads(tmp_path).items():
+        with pytest.raises(page.UploadError) as refused:
+            page.read_upload(str(tmp_path / name))
+        assert str(refused.value) == message, name
+
+
+def test_only_large_images_are_scaled():
+    image = photograph()
+    assert page.at_most(image, 64) is image
+    assert page.at_most(image, 32).shape == (24, 32, 3)
+    assert page.at_most(np.zeros((1, 4096, 3), np.uint8), 64).shape == (1, 64, 3)
+
+
+# The receptive field
+
+class Patches(nn.Module):
+    """A map whose positions each see one patch of 32 x 32 pixels, and an earlier one that is not to be shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 32, 32)
+        nn.init.ones_(self.conv.weight)
+        nn.init.constant_(self.conv.bias, 1e5)
+
+    def forward(self, x):
+        return x, self.conv(x)
+
+
+@pytest.mark.parametrize('size, given', [((64, 96), (96, 64)), ((512, 1024), (512, 256)), ((70, 90), (96, 64)),
+                                         ((5, 3), (32, 32))])
+def test_the_field_is_where_the_pixel_is(size, given):
+    network, image = ErfNetwork(Patches()), photograph(512, 1024)[:size[0], :size[1]]
+    pixel = size[0] // 3, size[1] * 5 // 6
+    field = page.receptive_field(network, image, pixel)
+    assert field.size == given and field.picture.shape == image.shape
+    scale = [length / new for length, new in zip(size, given[::-1])]
+    patch = [(int((place + 0.5) / step) // 32 * 32 * step, step) for place, step in zip(pixel, scale)]
+    inside = [slice(int(np.ceil(start + step)), int(start + 31 * step)) for start, step in patch]  # less the edge
+    grey = np.array(Image.fromarray(image).convert('L'))[..., None] * 0.5
+    coloured = np.abs(field.picture - grey).max(2) > 1.5
+    if min(size) > 32:
+        coloured_by_ring = np.hypot(np.arange(size[0])[:, None] - pixel[0], np.arange(size[1]) - pixel[1]) < max(
+            8, max(size) / 40)
+        assert coloured[inside[0], inside[1]].all()
+        outside = np.ones(size, bool)
+        outside[tuple(slice(max(0, int(start - step)), int(start + 33 * step) + 1) for start, step in patch)] = False
+        assert not (coloured & outside & ~coloured_by_ring).any()
+    assert 0 < field.side <= 64 * max(scale)
+
+
+def test_the_scores_are_those_of_the_analysis_and_the_square_holds_half(monkeypatch):
+    cfg = Config.fromfile(DEMO)
+    model = build_network(cfg).eval()
+    open_branches(model)
+    image, pixel = photograph(96, 128), (20, 100)
+    drawn = []
+    monkeypatch.setattr(page, 'draw_field', lambda image, scores, pixel: drawn.append(scores))
+    field = page.receptive_field(page.network_of(model), image, pixel)
+    mean, std = (values[:, None, None] for values in map(torch.tensor, (cfg.model.data_preprocessor.mean,
+                                                                        cfg.model.data_preprocessor.std)))
+    pixels = (torch.from_numpy(image).permute(2, 0, 1) - mean) / std
+    expected = contribution(lambda x: model.backbone(x)[-1], pixels[None], pixel)
+    assert np.linalg.norm(drawn[0] - expected) < 1e-4 * np.linalg.norm(expected)
+    rows, columns = np.indices(expected.shape)
+    shares = [expected[np.maximum(abs(rows - 20), abs(columns - 100)) <= reach].sum() / expected.sum()
+              for reach in (field.side // 2 - 1, field.side // 2)]
+    assert shares[0] < 0.5 <= shares[1]
+
+
+def test_a_field_that_cannot_be_shown_says_why():
+    class Dead(Patches):
+        def forward(self, x):
+            return [-self.conv(x).abs()]
+
+    class Fixed(Patches):
+        def forward(self, x):
+            return [self.conv(x.reshape(1, 3, 224, 224))]
+
+    with pytest.raises(ValueError, match='nothing contributes to the last map here'):
+        page.receptive_field(ErfNetwork(Dead()), photograph(), (0, 0))
+    with pytest.raises(ValueError, match='the backbone gives no field of an image of 64 x 64 pixels: .*invalid for'):
+        page.receptive_field(ErfNetwork(Fixed()), photograph(), (0, 0))
+
+
+def test_the_input_is_normalised_as_the_model_was_trained():
+    model = SimpleNamespace(backbone=Patches(), data_preprocessor=SimpleNamespace(
+        mean=torch.tensor([1.0, 2.0, 3.0]), std=torch.tensor([4.0, 5.0, 6.0]), _channel_conversion=False))
+    assert page.network_of(model).normalization == Normalization((1, 2, 3), (4, 5, 6), bgr=True)
+
+
+# What is said
+
+def test_a_legend_names_what_was_found():
+    labels = np.zeros((10, 200), np.uint8)
+    labels[0, :100], labels[9, 0], labels[9, 1:3] = 2, 1, 255
+    prediction = SimpleNamespace(task='segmentation', labels=labels, classes=('sky & <b>', 'disk', 'ring'),
+                                 palette=((1, 2, 3), (4, 5, 6), (7, 8, 9)))
+    said = page.legend(prediction)
+    texts = ['rgb(1, 2, 3)"></span>sky &amp; &lt;b&gt; 94.8 %<', 'rgb(7, 8, 9)"></span>ring 5.0 %<',
+             'rgb(128, 128, 128)"></span>label 255 0.1 %<', 'rgb(4, 5, 6)"></span>disk &lt; 0.1 %<']
+    places = [said.index(text) for text in texts]
+    assert places == sorted(places) and said.count('swatch') == 4
+
+    found = SimpleNamespace(task='detection', class_ids=np.array([2, 0, 2]), scores=np.array([0.91, 0.8, 0.35]),
+                            classes=prediction.classes, palette=prediction.palette)
+    assert 'ring 2 (best score 0.91)' in page.legend(found) and '1 (best score 0.80)' in page.legend(found)
+    found.class_ids, found.scores = found.class_ids[:0], found.scores[:0]
+    assert page.legend(found) == 'Nothing was found.'
+
+    many = SimpleNamespace(task='segmentation', labels=np.arange(20)[None], classes=[f'c{i}' for i in range(20)],
+                           palette=[(0, 0, 0)] * 20)
+    assert page.legend(many).count('swatch') == 12 and page.legend(many).endswith(' and 8 more')
+
+
+def test_models_take_turns_after_a_warm_up():
+    calls = []
+    models = [page.Model(name, lambda image, name=name: calls.append((name, image))) for name in 'ab']
+    seconds = page.latencies(models, 'image')
+    assert [len(values) for values in seconds] == [5, 5]
+    names = ''.join(name for name, image in calls)
+    assert names.startswith('aabb') and {image for name, image in calls} == {'image'}
+    assert names[4:6] == 'ab' and names[6:] == 'aabb' * 5  # each timed call after one that is not
+
+
+def test_times_are_readable():
+    assert [page.milliseconds(seconds) for seconds in (0.00825, 0.0426, 0.5, 1.2404)] == [
+        '8.25 ms', '42.6 ms', '500 ms', '1,240 ms']
+
+
+# Who may ask
+
+def ask(serves, **headers):
+    """The status of the server's answer when it serves on that address, and the headers."""
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+        await send({'type': 'http.response.body', 'body': b'page'})
+
+    async def send(message):
+        sent.append(message)
+
+    scope = dict(type='http', headers=[(name.encode(), value.encode()) for name, value in headers.items()])
+    asyncio.run(page.guard(app, serves)(scope, None, send))
+    return sent[0]['status'], dict(sent[0]['headers'])
+
+
+@pytest.mark.parametrize('serves, asked, origin, status', [
+    ('127.0.0.1', '127.0.0.1:7860', None, 200), ('127.0.0.1', 'localhost:7860', 'http://localhost:7860', 200),
+    ('::1', '[::1]:7860', 'http://[::1]:7860', 200), ('127.0.0.1', 'localhost', None, 200),
+    ('127.0.0.1', 'site.example:7860', None, 403), ('127.0.0.1', 'site.example:7860', 'http://site.example:7860', 403),
+    ('127.0.0.1', '', None, 403), ('127.0.0.1', 'localhost.site.example', None, 403),
+    ('127.0.0.1', '127.0.0.1:7860', 'http://site.example', 403), ('127.0.0.1', '127.0.0.1:7860', 'null', 403),
+    ('127.0.0.1', '127.0.0.1:7860', 'http://127.0.0.1:8000', 403),
+    ('0.0.0.0', 'machine.example:7860', 'http://machine.example:7860', 200),
+    ('0.0.0.0', 'machine.example:7860', 'http://site.example', 403),
+])
+def test_only_the_page_itself_may_ask(serves, asked, origin, status):
+    answer, headers = ask(serves, host=asked, **({} if origin is None else dict(origin=origin)))
+    assert answer == status
+    if status == 200:
+        assert headers[b'content-security-policy'].startswith(b"default-src 'self' data: blob:")
+
+
+# The command
+
+@pytest.mark.parametrize('arguments, message', [
+    (['{config}'], 'a model is a config (.py) and its checkpoint, or an exported file alone; got {config}'),
+    (['model.onnx', 'x.pth'], 'a model is a config (.py) and its checkpoint, or an exported file alone; got model.onnx '
+     'x.pth'),
+    (['{config}', 'a.pth', 'b.pth'], 'a model is a config (.py) and its checkpoint, or an exported file alone; got '
+     '{config} a.pth b.pth'),
+    (['none.py', 'a.pth'], 'no file none.py'), (['none.onnx'], 'no file none.onnx'),
+    (['{config}', 'a.pth', '--against', 'none.onnx'], 'no file none.onnx'),
+    (['{config}', 'a.pth', '--port', '70000'], '--port must be from 0 to 65535, got 70000'),
+    (['{config}', 'a.pth'], 'gradio is not installed: pip install "mmlk[demo]"'),
+])
+def test_wrong_arguments_end_in_one_message(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr('mmlk.cli.demo.find_spec', lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        main(['demo', *(text.format(config=DEMO) for text in arguments)])
+    assert ended.value.code == 2 and capsys.readouterr().err == f'error: {message.format(config=DEMO)}\n'
+
+
+def test_models_of_one_name_are_told_apart():
+    from mmlk.cli.demo import names_of
+    assert names_of([['a/one.py', 'x.pth'], ['b/two.onnx']]) == ['one', 'two']
+    assert names_of([['a/one.py', 'a/x.pth'], ['b/one.py', 'y.pth']]) == ['one x', 'one y']
