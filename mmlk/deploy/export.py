@@ -13,9 +13,11 @@ What is in the file, in any format:
 - Of a one-stage detector, what its head makes of each level, ``cls_score_0``, ..., ``bbox_pred_0``, ...: all that is
   left to do is to decode and to suppress boxes. Of any other detector, ``feature_0``, ..., the maps of its neck, the
   finest first: mmdet's two-stage heads choose boxes in Python, by operators compiled for mmcv.
-- Metadata as text: config, checkpoint, classes, mean and std, versions. ONNX has metadata properties for it; the two
-  formats of PyTorch have ``metadata.json`` as an extra file.
+- Metadata as text: config, checkpoint, versions, and what :mod:`mmlk.deploy.metadata` reads. ONNX has metadata
+  properties for it; the two formats of PyTorch have ``metadata.json`` as an extra file.
 """
+import colorsys
+import inspect
 import os
 import os.path as osp
 import statistics
@@ -30,6 +32,8 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmlk import weights
+from mmlk._types import type_name, type_of
+from mmlk.datasets.check import datasets
 from mmlk.datasets.images import read_image
 from mmlk.engine.network import build_network, check_backbone, in_channels
 from mmlk.preprocessors import Normalization
@@ -74,6 +78,7 @@ class Exportable(nn.Module):
     Raises:
         ValueError: The model's data preprocessor is for another number of channels.
     """
+    task = 'features'  # as in mmlk.deploy.metadata
 
     def __init__(self, model: nn.Module, channels: int = 3):
         super().__init__()
@@ -117,6 +122,7 @@ def order_of(channels: int) -> str:
 
 class Segmentation(Exportable):
     """Exports a segmentor of mmseg. The outputs are labels, (N, H, W), and logits, (N, C, H, W)."""
+    task = 'segmentation'
 
     def __init__(self, model: nn.Module, channels: int = 3):
         super().__init__(model, channels)
@@ -368,7 +374,7 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
     with torch.no_grad():
         outputs = subject(example)
     names = subject.names(outputs)
-    facts = _facts(cfg, checkpoint, subject, model)
+    facts = _facts(cfg, checkpoint, subject, model, size)
     steps: List[Optional[int]] = [None]
     if dynamic_size:  # where not every size can be had, every multiple of what most models divide an image by may be
         steps = [divisor] + [32] * (divisor == 1 and not any(length % 32 for length in size))
@@ -376,7 +382,8 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
     def attempt(step: Optional[int]) -> Tuple[RunBatch, OutputComparison]:
         """Write the file for images of one size, or of all that are multiples of the step, and compare it."""
         say(f'writing {format}')
-        graph = Graph(subject, example, step, 'images', names, dict(facts, sizes=sizes_of(size, step)))
+        graph = Graph(subject, example, step, 'images', names, dict(
+            facts, sizes=sizes_of(size, step), size_step=step, size_bounds=_bounds(size, step)))
         formats.write_graph(graph, partial, format, opset)
         say('comparing with PyTorch')
         run = formats.open_exported(partial, format)
@@ -500,16 +507,61 @@ def _latency(run: RunBatch, subject: nn.Module, image: Tensor) -> Tuple[float, f
     return statistics.median(seconds['file']), statistics.median(seconds['PyTorch'])
 
 
-def _facts(cfg: Config, checkpoint: str, subject: Exportable, model: nn.Module) -> Dict[str, object]:
-    """Returns the metadata of the exported file."""
+def _facts(cfg: Config, checkpoint: str, subject: Exportable, model: nn.Module, size: Size) -> Dict[str, object]:
+    """Returns the metadata of the exported file, as :mod:`mmlk.deploy.metadata` reads them, without ``size_step``."""
     from mmlk import __version__
     from mmlk.analysis import cam
     meta = read_weights(checkpoint).get('meta')
-    known = meta.get('dataset_meta') if isinstance(meta, dict) else None
-    facts = dict(subject.facts(), config=osp.basename(cfg.filename or ''), checkpoint=osp.basename(checkpoint),
-                 classes=list((known or {}).get('classes') or cam.class_names_of(cfg, model)),
-                 mmlk=__version__, torch=torch.__version__)
+    known = (meta.get('dataset_meta') if isinstance(meta, dict) else None) or {}
+    dataset = next((dataset for _, dataset in datasets(cfg, 'test')), {})
+    kind = type_of(dataset, 'DATASETS', cfg.get('default_scope'))
+    classes = list(known.get('classes') or cam.class_names_of(cfg, model))
     test = cfg.model.get('test_cfg') or {}
+    window = None
     if test.get('mode') == 'slide':
-        facts['tested_by'] = f"windows of {test['crop_size']} every {test['stride']} pixels, logits averaged"
-    return facts
+        window = dict(crop_size=list(test['crop_size']), stride=list(test['stride']))
+    head = getattr(model, 'decode_head', None)
+    binary = subject.task == 'segmentation' and head.out_channels == 1
+    return dict(subject.facts(), task=subject.task, classes=classes,
+                palette=_palette(len(classes), known, dataset.get('metainfo') or {}, getattr(kind, 'METAINFO', {})),
+                size=list(size), resize=_resize(dataset.get('pipeline') or cfg.get('test_pipeline') or ()),
+                pad_divisor=_divisor(model.data_preprocessor), window=window,
+                reduce_zero_label=bool(known.get('reduce_zero_label', _reduces_zero_label(dataset, kind))),
+                align_corners=bool(getattr(model, 'align_corners', False)),
+                binary_threshold=float(head.threshold) if binary else None, config=osp.basename(cfg.filename or ''),
+                checkpoint=osp.basename(checkpoint), mmlk=__version__, torch=torch.__version__)
+
+
+def _palette(classes: int, *sources: Mapping[str, object]) -> List[List[int]]:
+    """Returns the colours, [red, green, blue], of the first source that has one for each class; else different hues."""
+    for source in sources:
+        palette = source.get('palette')
+        if isinstance(palette, (list, tuple, np.ndarray)) and len(palette) == classes:
+            return [[int(value) for value in colour] for colour in palette]
+    # steps of the golden ratio keep the hues of neighbours apart
+    colours = (colorsys.hsv_to_rgb(0.618 * index % 1, 0.75, 0.9) for index in range(classes))
+    return [[round(255 * value) for value in colour] for colour in colours]
+
+
+def _resize(pipeline: Sequence[Mapping]) -> Optional[Dict[str, object]]:
+    """Returns scale, [width, height], and keep_ratio of the step that resizes images; None if there is none."""
+    for step in pipeline:
+        if type_name(step) == 'Resize' and step.get('scale'):
+            scale = step['scale']
+            return dict(scale=[scale] * 2 if isinstance(scale, int) else list(scale),
+                        keep_ratio=bool(step.get('keep_ratio', False)))
+    return None
+
+
+def _reduces_zero_label(dataset: Mapping, kind: Optional[type]) -> bool:
+    """Returns whether a dataset of mmseg counts classes from 1; by default as its class does."""
+    if 'reduce_zero_label' in dataset or kind is None:
+        return dataset.get('reduce_zero_label', False)
+    argument = inspect.signature(kind).parameters.get('reduce_zero_label')
+    return argument is not None and argument.default is True
+
+
+def _bounds(size: Size, step: Optional[int]) -> Dict[str, List[Optional[int]]]:
+    """Returns the smallest and largest height and width that a file accepts; None for no bound."""
+    least = None if step is None else -(-formats.LEAST_SIDE // step) * step
+    return {name: [side, side] if least is None else [least, None] for name, side in zip(('height', 'width'), size)}

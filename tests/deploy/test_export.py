@@ -11,7 +11,8 @@ from mmengine.config import Config
 
 from mmlk.datasets.images import packaged_photographs
 from mmlk.deploy import formats
-from mmlk.deploy.export import OutputComparison, default_size, export
+from mmlk.deploy.export import OutputComparison, _palette, default_size, export
+from mmlk.deploy.metadata import Bounds, Resize, Window, read_metadata
 from mmlk.engine.network import build_network
 from mmlk.ops import global_filter2d
 from mmlk.weights import WeightsError
@@ -104,6 +105,11 @@ def test_onnx_of_any_size(tmp_path):
     facts = {entry.key: entry.value for entry in graph.metadata_props}
     assert json.loads(facts['mean']) == pytest.approx([123.675, 116.28, 103.53])
     assert json.loads(facts['classes']) == ['wall', 'sky'] and facts['sizes'] == 'any size from 96 pixels on'
+    read = read_metadata(facts)
+    assert (read.task, read.size, read.size_step) == ('segmentation', (96, 128), 1)
+    assert read.height == read.width == Bounds(96, None) and read.takes(101, 134) and not read.takes(95, 134)
+    assert read.resize == Resize((2048, 512), True) and read.pad_divisor == 1 and read.window is None
+    assert read.reduce_zero_label and not read.align_corners and len(set(read.palette)) == 2
     assert result.merged == 5 and result.opset >= 18 and result.seconds > 0
     assert 'opset' in str(result) and '(batch, 150, height, width)' in str(result)
     assert result.comparison.sizes[0] == (96, 128) and len(result.comparison.sizes) == 2
@@ -185,6 +191,36 @@ def test_binary_segmentation(tmp_path):
     labels, logits = run(path, images)
     assert relative_error(logits, logits_of(model, images)) < 1e-5
     assert torch.equal(labels, (logits[:, 0].sigmoid() > 0.52).long()) and 0 < labels.float().mean() < 1
+    assert metadata_of(path).binary_threshold == 0.52
+
+
+def metadata_of(path):
+    """The metadata of a TorchScript file."""
+    kept = {'metadata.json': ''}
+    torch.jit.load(path, _extra_files=kept)
+    return read_metadata(json.loads(kept['metadata.json']))
+
+
+def test_facts_that_the_config_and_the_checkpoint_know(tmp_path):
+    slide = dict(mode='slide', crop_size=(512, 1024), stride=(341, 683))
+    cfg = config('upernet_replknet31b_cityscapes', **{'model.test_cfg': slide})
+    model = build_network(cfg)
+    dataset = dict(classes=('a', ) * 19, reduce_zero_label=True)
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dataset)), tmp_path / 'trained.pth')
+    path = str(tmp_path / 'model.pt')
+    export(cfg, str(tmp_path / 'trained.pth'), path, packaged_photographs()[:1], 'torchscript', (64, 64))
+    read = metadata_of(path)
+    assert read.window == Window((512, 1024), (341, 683)) and not read.takes(64, 65) and read.takes(64, 64)
+    assert read.classes == ('a', ) * 19 and read.reduce_zero_label and read.align_corners
+    assert read.palette[0] == (128, 64, 128), 'of the road in Cityscapes'
+
+
+def test_a_palette_is_of_the_first_that_knows_a_colour_for_each_class():
+    one, two = ([[index, 0, 7] for index in range(count)] for count in (3, 2))
+    assert _palette(2, dict(palette=one), {}, dict(palette=np.array(two))) == two
+    assert _palette(3, dict(palette='random'), dict(palette=None), dict(palette=tuple(map(tuple, one)))) == one
+    hues = _palette(150)
+    assert len(set(map(tuple, hues))) == 150 and all(0 <= value <= 255 for hue in hues for value in hue)
 
 
 def test_a_network_that_takes_bgr_is_given_bgr(tmp_path):
