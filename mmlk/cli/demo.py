@@ -46,7 +46,7 @@ def check(args: argparse.Namespace) -> None:
         fail(f'--port must be from 0 to 65535, got {args.port}')
     if find_spec('gradio') is None:
         fail('gradio is not installed: pip install "mmlk[demo]"')
-    args.device = check_device(args.device)
+    check_device(args.device)
 
 
 def names_of(models: Sequence[Sequence[str]]) -> List[str]:
@@ -60,15 +60,21 @@ def load(name: str, model: Sequence[str], args: argparse.Namespace) -> 'Model':
     """A model of the page; ends the program with one message if it cannot be loaded."""
     import torch
 
-    from mmlk.cli.prepare import find_checkpoint
     from mmlk.predict import Predictor
     from mmlk.predict.page import Model, network_of
+    device = check_device(args.device)
     threads = f'{torch.get_num_threads()} thread' + 's' * (torch.get_num_threads() != 1)
+    where = f'CPU, {threads}' if torch.device(device).type == 'cpu' else device
     if len(model) == 1:
-        return Model(name, Predictor(model[0], score_threshold=args.score), where='exported file, CPU')
-    predictor = Predictor(model[0], find_checkpoint(model[1]), device=args.device, score_threshold=args.score)
-    where = f'CPU, {threads}' if args.device == 'cpu' else torch.cuda.get_device_name(args.device)
-    return Model(name, predictor, network_of(predictor.model), where, args.device)
+        predictor = Predictor(model[0], device=args.device, score_threshold=args.score)
+        where = 'ONNX Runtime' if model[0].lower().endswith('.onnx') else f'exported file, {where}'
+    else:
+        from mmlk.cli.prepare import find_checkpoint, read_config
+        predictor = Predictor(read_config(model[0]), find_checkpoint(model[1]), device=device,
+                              score_threshold=args.score)
+    if predictor.channels != 3:
+        raise ValueError(f'the page shows models of RGB images, and this one takes {predictor.channels} channels')
+    return Model(name, predictor, predictor.network and network_of(predictor.network), where)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -79,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     for name, pair in zip(names_of(pairs), pairs):
         try:
             models.append(load(name, pair, args))
-        except ValueError as error:
+        except (ImportError, ValueError) as error:
             fail(f'{pair[0]}: {error}')
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # not at once, so that uploads are deleted
     try:

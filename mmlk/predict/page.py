@@ -80,13 +80,11 @@ class Model:
         predict: Takes an image, (H, W, 3), uint8, RGB, and returns a :class:`mmlk.predict.Prediction`.
         network: Its backbone, for receptive fields; None if there is none that gradients can be taken of.
         where: What it runs on, as text.
-        device: What it runs on, as PyTorch names it.
     """
     name: str
     predict: Callable[[np.ndarray], Any]
     network: Optional['ErfNetwork'] = None
     where: str = ''
-    device: str = 'cpu'
 
 
 def network_of(model: 'nn.Module') -> 'ErfNetwork':
@@ -109,8 +107,7 @@ def read_upload(path: str) -> np.ndarray:
         UploadError: It is no image in one of ``FORMATS``, is damaged, or has more than ``MAX_PIXELS`` pixels or
             ``MAX_MEGABYTES``.
     """
-    from mmlk.datasets.audit import check_end
-    from mmlk.datasets.images import as_loaded
+    from mmlk.datasets.images import as_loaded, check_end
     if os.path.getsize(path) > MAX_MEGABYTES << 20:
         raise UploadError(f'The file has {os.path.getsize(path) / 2**20:.0f} MB, and at most {MAX_MEGABYTES} MB can be '
                           'shown: make the image smaller.')
@@ -219,8 +216,8 @@ def latencies(models: Sequence[Model], image: np.ndarray) -> List[List[float]]:
     for call in calls.values():
         for _ in range(WARMUP):
             call()
-    device = next((torch.device(model.device) for model in models if model.device != 'cpu'), torch.device('cpu'))
-    return list(turns(calls, device, budget=3, most=5).values())
+    # predictions are numpy arrays, for which a GPU has been waited for
+    return list(turns(calls, torch.device('cpu'), budget=3, most=5).values())
 
 
 def legend(prediction: Any) -> str:

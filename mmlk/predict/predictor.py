@@ -80,6 +80,11 @@ class Predictor:
         self.task, self.classes, self.palette = self._model.task, self._model.classes, self._model.palette
         self.channels, self.reduce_zero_label = self._model.channels, self._model.reduce_zero_label
 
+    @property
+    def network(self) -> Any:
+        """The segmentor or detector, a module in eval mode; None for an exported file."""
+        return getattr(self._model, '_network', None)
+
     def read(self, path: Union[str, Path]) -> np.ndarray:
         """Reads a file as an image for this predictor, by the loading step of the config's test pipeline.
 

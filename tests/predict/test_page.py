@@ -2,6 +2,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -263,3 +264,172 @@ def test_models_of_one_name_are_told_apart():
     from mmlk.cli.demo import names_of
     assert names_of([['a/one.py', 'x.pth'], ['b/two.onnx']]) == ['one', 'two']
     assert names_of([['a/one.py', 'a/x.pth'], ['b/one.py', 'y.pth']]) == ['one x', 'one y']
+
+
+# The page, in a browser
+
+def process_command_lines():
+    for path in Path('/proc').glob('[0-9]*/cmdline'):
+        try:
+            yield path.read_bytes().decode(errors='replace')
+        except OSError:  # it has ended
+            pass
+
+
+@pytest.fixture(scope='module')
+def served(tmp_path_factory):
+    """The address of the page of two small models with random weights, served by the tool as a user starts it."""
+    if find_spec('gradio') is None:
+        pytest.skip('gradio is not installed: pip install "mmlk[demo]"')
+    folder = tmp_path_factory.mktemp('demo')
+    small = folder / 'small_kernels.py'
+    small.write_text(f"_base_ = ['{DEMO}']\nmodel = dict(backbone=dict(arch=dict(large_kernel_sizes=[3, 3, 3, 3], "
+                     'small_kernel=None)))\n')
+    models = []
+    for config in (DEMO, small):
+        torch.manual_seed(0)
+        model = build_network(Config.fromfile(config))
+        open_branches(model)
+        models.append([str(config), str(folder / f'{config.stem}.pth')])
+        torch.save(dict(state_dict=model.state_dict(), meta=dict()), models[-1][1])
+    (folder / 'tmp').mkdir()
+    command = [sys.executable, str(REPO / 'tools' / 'demo.py'), *models[0], '--against', *models[1], '--port', '0',
+               '--device', 'cpu']
+    environment = dict(os.environ, OMP_NUM_THREADS='1', TMPDIR=str(folder / 'tmp'), PYTHONPATH=str(REPO))
+    with open(folder / 'errors', 'w+') as errors, subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True) as server:
+        try:
+            line = server.stdout.readline()
+            assert line.endswith(' shows the page; Ctrl+C ends it\n'), (folder / 'errors').read_text()[-2000:]
+            yield line.split()[0]
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(60)
+    assert server.returncode == 0
+    assert not list((folder / 'tmp').glob('*/')), 'uploads are left behind'
+    assert 'Traceback' not in (folder / 'errors').read_text()
+
+
+def answer(url, data=None, **headers):
+    """Status and body of a request."""
+    request = urllib.request.Request(url, data and json.dumps(data).encode(), headers)
+    if data:
+        request.add_header('Content-Type', 'application/json')
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_only_uploads_are_served(served):
+    secret = 'root:x:0:0'  # of /etc/passwd
+    here = str(Path(__file__))
+    assert served.startswith('http://127.0.0.1:')
+    for path in ('/etc/passwd', '../../../../etc/passwd', here, '/proc/self/environ', 'small_kernels.py'):
+        for route in ('/gradio_api/file=', '/gradio_api/file/', '/file=', '/static/', '/assets/', '/svelte/'):
+            status, body = answer(f'{served}{route}{path}')
+            assert status in (403, 404) and secret not in body, (route, path, status)
+    assert answer(f'{served}/gradio_api/proxy=http://127.0.0.1:1/')[0] in (400, 403)
+    # a file of the server in place of an upload
+    for path in ('/etc/passwd', here):
+        data = dict(data=[dict(path=path, meta=dict(_type='gradio.FileData'))], fn_index=0, session_hash='s')
+        status, body = answer(f'{served}/gradio_api/queue/join', data)
+        if status == 200:
+            status, body = answer(f'{served}/gradio_api/queue/data?session_hash=s')
+            assert 'process_completed' in body and '"success": false' in body.replace('"success":false',
+                                                                                     '"success": false')
+        assert 'cannot be read as an image' not in body and secret not in body  # it was not even opened
+    assert json.loads(answer(f'{served}/gradio_api/info')[1]) == dict(named_endpoints={}, unnamed_endpoints={})
+    assert answer(f'{served}/config', Host='site.example')[0] == 403
+    assert answer(f'{served}/config', Origin='http://site.example')[0] == 403
+    assert answer(f'{served}/config')[0] == 200
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A headless Chromium with a window of 1200 x 900 pixels, whose processes have ended after the test."""
+    webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed: pip install selenium')
+    programs = shutil.which('chromium'), shutil.which('chromedriver')
+    if None in programs:
+        pytest.skip('Chromium is not installed: apt-get install chromium chromium-driver')
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage',
+                     '--window-size=1200,900', f'--user-data-dir={tmp_path / "profile"}'):
+        options.add_argument(argument)
+    options.set_capability('goog:loggingPrefs', dict(performance='ALL'))
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+    assert not [line for line in process_command_lines() if str(tmp_path / 'profile') in line]
+
+
+def test_two_models_are_compared_in_a_browser(served, browser, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def one(selector):
+        found = browser.find_elements('css selector', selector)
+        return found[0] if found else None
+
+    def text(selector):
+        return one(selector).text if one(selector) else ''
+
+    def wait(condition, seconds=60):
+        return WebDriverWait(browser, seconds, 0.1).until(lambda _: condition())
+
+    def source(selector):
+        image = wait(lambda: one(f'{selector} img'))
+        wait(lambda: int(image.get_property('naturalWidth')) > 0)
+        return image.get_attribute('src')
+
+    def click(index, right, down):
+        """Clicks the middle of a pixel of a prediction, whose image is 128 x 96."""
+        image = one(f'#overlay-{index} img')
+        browser.execute_script('arguments[0].scrollIntoView({block: "center"})', image)
+        width, height = image.size['width'], image.size['height']
+        ActionChains(browser).move_to_element_with_offset(
+            image, round((right + 0.5) * width / 128 - width / 2), round((down + 0.5) * height / 96 - height / 2)
+        ).click().perform()
+        wait(lambda: f'({right}, {down})' in text('#reach-0') and f'({right}, {down})' in text('#reach-1'))
+        return [source(f'#field-{index}') for index in (0, 1)]
+
+    Image.fromarray(photograph(96, 128)).save(tmp_path / 'photo.png')
+    (tmp_path / 'notes.txt').write_text('no image')
+    browser.get(served)
+    upload = wait(lambda: one('#upload input[type=file]'))
+    upload.send_keys(str(tmp_path / 'notes.txt'))
+    wait(lambda: 'The file cannot be read as an image.' in text('#message [role=alert]'))
+    assert one('#overlay-0 img') is None
+
+    browser.get(served)
+    wait(lambda: one('#upload input[type=file]')).send_keys(str(tmp_path / 'photo.png'))
+    wait(lambda: 'Latency' in text('#latency-0') and 'Latency' in text('#latency-1'))
+    assert text('#message') == '128 x 96 pixels. Click a pixel of a prediction to see its receptive field.'
+    assert [heading.text for heading in browser.find_elements('css selector', 'h2')] == [DEMO.stem, 'small_kernels']
+    for index in (0, 1):
+        assert source(f'#overlay-{index}').startswith(served) and '%' in text(f'#legend-{index}')
+        assert re.fullmatch(r'Latency: [\d.,]+ ms \(median of [345] calls, CPU, 1 thread\)', text(f'#latency-{index}'))
+    left, right = (one(f'#overlay-{index} img').rect for index in (0, 1))
+    assert left['width'] == right['width'] and left['y'] == right['y'] and left['x'] + left['width'] < right['x']
+
+    first = click(0, 20, 30)
+    squares = [int(re.search(r'square of (\d+) x', text(f'#reach-{index}'))[1]) for index in (0, 1)]
+    assert squares[0] > squares[1]  # 31x31 kernels see more than 3x3
+    second = click(1, 100, 70)
+    assert len({*first, *second}) == 4
+    browser.save_screenshot(str(tmp_path / 'page.png'))
+
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=400, height=800, deviceScaleFactor=1,
+                                                                       mobile=False))
+    upper, lower = (one(f'#overlay-{index} img').rect for index in (0, 1))
+    assert upper['x'] == lower['x'] and upper['y'] + upper['height'] < lower['y'] and upper['width'] > 300
+    assert browser.execute_script('return document.documentElement.scrollWidth') == 400
+
+    messages = [json.loads(entry['message'])['message'] for entry in browser.get_log('performance')]
+    asked = [message['params']['request']['url'] for message in messages
+             if message['method'] == 'Network.requestWillBeSent']
+    assert asked and all(url.startswith((served, 'data:', 'blob:')) for url in asked), asked
