@@ -42,7 +42,8 @@ CSS = '''
 .gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
 .gradio-container h1 { margin: 0.4em 0 0.1em; }
 .models { align-items: flex-start; }
-.models img { width: 100%; object-fit: contain; }
+.models .image-frame { width: 100% !important; }
+.models img { width: 100% !important; height: auto !important; object-fit: contain !important; }
 .overlay img { cursor: crosshair; }
 .said { min-height: 1.6em; }
 .said .error { color: #b00020; font-weight: 600; }
@@ -423,8 +424,14 @@ def serve(models: Sequence[Model], host: str = '127.0.0.1', port: int = 7860,
         import uvicorn
         port = listening.getsockname()[1]
         fonts = dict(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
+        page = build(models)
+        # Without this, gradio reads any file that a request names in place of an upload: it checks the paths of pages
+        # that were started by launch(), and of none that are mounted.
+        if not hasattr(page, 'has_launched'):
+            raise RuntimeError(f'gradio {gr.__version__} is not known to refuse files that were not uploaded')
+        page.has_launched = True
         app = gr.mount_gradio_app(
-            fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None), build(models), path='/',
+            fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None), page, path='/',
             server_name=host, server_port=port, allowed_paths=[], show_error=False, max_file_size=MAX_RECEIVED << 20,
             footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, mcp_server=False, pwa=False,
             theme=gr.themes.Default(**fonts), css=CSS)
