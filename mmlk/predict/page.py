@@ -38,12 +38,11 @@ LOOPBACK = ('127.0.0.1', '::1', 'localhost')
 POLICY = ("default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; base-uri 'self'; form-action 'self'; "
           "frame-ancestors 'none'; object-src 'none'")
 
+# Images keep gradio's own size rules, by which it tells the pixel that was clicked: a small image is not enlarged.
 CSS = '''
 .gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
 .gradio-container h1 { margin: 0.4em 0 0.1em; }
 .models { align-items: flex-start; }
-.models .image-frame { width: 100% !important; }
-.models img { width: 100% !important; height: auto !important; object-fit: contain !important; }
 .overlay img { cursor: crosshair; }
 .said { min-height: 1.6em; }
 .said .error { color: #b00020; font-weight: 600; }
@@ -261,6 +260,14 @@ def build(models: Sequence[Model]) -> 'gradio.Blocks':
         # of any type, so that what is no image is refused by read_upload, with its message
         upload = gr.File(label=f'Image of at most {MAX_MEGABYTES} MB: drop it here, or click to choose a file', height=140,
                          elem_id='upload')
+        keep = upload.async_move_resource_to_block_cache
+
+        async def keep_upload(path: Optional[str]) -> Optional[str]:  # gradio would download what an address names
+            if path is None or '://' in path:
+                raise gr.Error('This page reads uploaded files only.', print_exception=False)
+            return await keep(path)
+
+        upload.async_move_resource_to_block_cache = keep_upload
         message = gr.HTML(said('Choose an image.'), elem_id='message', elem_classes='said')
         image = gr.State(time_to_live=3600)
         overlays, facts, times, fields, reaches = columns = ([], [], [], [], [])
