@@ -437,5 +437,6 @@ def test_two_models_are_compared_in_a_browser(served, browser, tmp_path):
 
     messages = [json.loads(entry['message'])['message'] for entry in browser.get_log('performance')]
     asked = [message['params']['request']['url'] for message in messages
-             if message['method'] == 'Network.requestWillBeSent']
+             if message['method'] == 'Network.requestWillBeSent'
+             and message['params']['documentURL'].startswith(served)]  # not Chromium's own first page
     assert asked and all(url.startswith((served, 'data:', 'blob:')) for url in asked), asked
