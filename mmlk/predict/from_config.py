@@ -21,7 +21,7 @@ from mmlk.weights import load
 from mmlk.weights.fetch import find
 from mmlk.weights.read import read_weights
 
-from .model import Model, torch_device
+from .model import ImageError, Model, torch_device
 from .prediction import MaskCrop
 from .tiles import Found
 
@@ -100,10 +100,10 @@ class ConfigModel(Model):
                 loaded = self._loader(dict(img_path=str(path), img_id=0))
             except Exception as error:  # decoders raise any type of error on a broken file
                 text = ' '.join(str(error).split())
-                raise ValueError(text if isinstance(error, loading.DataError)
+                raise ImageError(text if isinstance(error, loading.DataError)
                                  else f'{path} cannot be read as an image ({text})') from error
         if loaded is None:
-            raise ValueError(f'{path} cannot be read as an image')
+            raise ImageError(f'{path} cannot be read as an image')
         image = loaded['img']
         return image[..., ::-1] if self._is_bgr and image.ndim == 3 else image
 

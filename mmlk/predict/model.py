@@ -7,6 +7,10 @@ import numpy as np
 from .tiles import Found
 
 
+class ImageError(ValueError):
+    """A file cannot be read as an image or a video that the model takes. The message names the file."""
+
+
 class Model:
     """Base class of models that predict images.
 
@@ -34,7 +38,7 @@ class Model:
         """Reads a file as an image.
 
         Raises:
-            ValueError: The file cannot be read as an image.
+            ImageError: The file cannot be read as an image.
         """
         raise NotImplementedError
 

@@ -4,7 +4,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from .model import Model
+from .model import ImageError, Model
 from .prediction import Prediction, smallest_type
 from .tiles import Span, blend, merge, spans
 
@@ -87,9 +87,14 @@ class Predictor:
             (H, W, C). Three channels are RGB of 8 bits, unless the pipeline has another loading step than mmcv's.
 
         Raises:
-            ValueError: The file cannot be read as an image, or is truncated.
+            ImageError: The file cannot be read as an image, is truncated, or has another number of channels than the
+                model takes. It is a ValueError.
         """
-        return self._model.read(Path(path))
+        image = self._model.read(Path(path))
+        try:
+            return self._checked(image)
+        except ValueError as error:
+            raise ImageError(f'{path}: {error}') from error
 
     def __call__(self, image: np.ndarray) -> Prediction:
         """Predicts one image.
