@@ -59,12 +59,12 @@ class FileModel(Model):
         self._mean = np.array(mean, np.float32)
 
     def read(self, path: Path) -> np.ndarray:
-        if self.channels not in (1, 3):
-            try:
-                check_end(str(path))
+        try:
+            check_end(str(path))
+            if self.channels not in (1, 3):
                 return open_bands(path, self.channels)
-            except ValueError as error:
-                raise ImageError(str(error) if str(path) in str(error) else f'{path} {error}') from error
+        except ValueError as error:
+            raise ImageError(str(error) if str(path) in str(error) else f'{path} {error}') from error
         cv2 = _cv2()
         try:
             data = np.fromfile(path, np.uint8)
@@ -74,10 +74,6 @@ class FileModel(Model):
             raise ImageError(f"{path} cannot be read as an image ({' '.join(str(error).split())})") from error
         if image is None:
             raise ImageError(f'{path} cannot be read as an image')
-        try:
-            check_end(str(path))
-        except ValueError as error:
-            raise ImageError(f'{path} {error}') from error
         return image[..., ::-1] if self.channels == 3 else image[..., None]
 
     def labels(self, image: np.ndarray) -> np.ndarray:

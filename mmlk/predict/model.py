@@ -1,6 +1,6 @@
 """What a predictor needs of a model, wherever it comes from."""
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Model:
         reduce_zero_label: Whether label maps of the dataset count classes from 1.
         binary_threshold: Probability from which a pixel is of class 1, of a segmentor with one probability for each
             pixel; else None.
+        network: The segmentor or detector, a module of PyTorch in eval mode; None if there is none.
         nms_iou_threshold: Intersection over union from which two boxes of a class are of one object.
     """
     task: str
@@ -32,6 +33,7 @@ class Model:
     channels: int
     reduce_zero_label: bool = False
     binary_threshold: Optional[float] = None
+    network: Any = None
     nms_iou_threshold: float = 0.5
 
     def read(self, path: Path) -> np.ndarray:

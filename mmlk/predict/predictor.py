@@ -44,6 +44,7 @@ class Predictor:
         palette: Red, green and blue, 0 to 255, of each class.
         channels: Number of channels of the images.
         reduce_zero_label: Whether label maps of this dataset count classes from 1.
+        model: The segmentor or detector, a module of PyTorch in eval mode; None for an exported file.
 
     Raises:
         ValueError: A config is given without a checkpoint, or an exported file with one; the config, the checkpoint or
@@ -78,6 +79,7 @@ class Predictor:
                                  f"file, which does not, ends in {', '.join(EXPORTED)}")
             self._model = ConfigModel(model, str(checkpoint), device, cfg_options)
         self.task, self.classes, self.palette = self._model.task, self._model.classes, self._model.palette
+        self.model = self._model.network
         self.channels, self.reduce_zero_label = self._model.channels, self._model.reduce_zero_label
 
     def read(self, path: Union[str, Path]) -> np.ndarray:
