@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -428,3 +429,38 @@ def _poison(path, bad, ran):
         torch.export.load(bad)
     assert ran.exists(), 'the file is harmless, so the test shows nothing'
     ran.unlink()
+
+
+def test_the_memory_of_a_huge_image_is_bounded(tmp_path):
+    side, least = 12000, 3 * 12000**2  # bytes of the image
+    made_files.segmentor(tmp_path / 'model.onnx')
+    cell = np.repeat(np.repeat(noise(12, 12), 100, 0), 100, 1)
+    cv2.imwrite(str(tmp_path / 'huge.bmp'), np.tile(cell, (10, 10, 1))[..., ::-1])
+    assert (tmp_path / 'huge.bmp').stat().st_size >= least
+    code = ('import resource; from mmlk.cli import main; main(["predict", "model.onnx", "huge.bmp", "--out", "out", '
+            '"--tile", "1024", "--overlap", "256", "--no-overlays"]); '
+            'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, 'PYTHONPATH': str(REPO)})
+    assert done.returncode == 0, done.stderr
+    labels = cv2.imread(str(tmp_path / 'out' / 'labels' / 'huge.png'), cv2.IMREAD_UNCHANGED)
+    assert labels.shape == (side, side) and (labels == np.tile(truth(cell), (10, 10))).all()
+    (tmp_path / 'huge.bmp').unlink()
+    # The file and its image, then the image and its labels, and what OpenCV, Python and a row of tiles take.
+    # The scores of all pixels, three numbers each, would be 1.6 GiB more.
+    peak = int(done.stdout.splitlines()[-1]) * 2**10
+    assert peak < 3.6 * least, f'{peak / 2**30:.2f} GiB'
+
+
+def test_the_memory_of_an_overlay_is_bounded():
+    labels = np.zeros((6000, 1000), np.uint8)
+    prediction = Prediction('segmentation', ('sky', ), ((255, 0, 0), ), labels.shape, labels)
+    image = np.full((*labels.shape, 3), 100, np.uint8)
+    prediction.overlay(image)  # imports what it needs
+    tracemalloc.start()
+    try:
+        prediction.overlay(image)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * image.nbytes, f'{peak / image.nbytes:.1f} times the image'
