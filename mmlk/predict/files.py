@@ -1,7 +1,6 @@
 """Finds the images and videos to predict, and writes what is predicted."""
 import glob
 import json
-import os
 import os.path as osp
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 import numpy as np
 from PIL import Image
 
+from mmlk._files import whole
 from mmlk.datasets.images import SUFFIXES, find_images
 
 from .model import ImageError
@@ -197,12 +197,9 @@ class Results:
         """Writes ``detections.json``, if the predictor is of a detector."""
         if self._predictor.task == 'detection':
             categories = [dict(id=index + 1, name=name) for index, name in enumerate(self._predictor.classes)]
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / 'detections.json'
-            partial = path.with_name(f'{path.name}.partial')
-            partial.write_text(json.dumps(dict(images=self._images, annotations=self._annotations,
-                                               categories=categories)))
-            os.replace(partial, path)
+            with whole(str(self.folder / 'detections.json')) as path:
+                Path(path).write_text(json.dumps(dict(images=self._images, annotations=self._annotations,
+                                                      categories=categories)))
 
 
 class VideoResult:
