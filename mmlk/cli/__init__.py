@@ -23,6 +23,7 @@ class Command(NamedTuple):
 COMMANDS: Dict[str, Command] = {
     'train': Command('train', 'train a segmentor or a detector'),
     'test': Command('test', 'test a segmentor or a detector'),
+    'predict': Command('predict', 'predict images, folders of images and videos'),
     'show-predictions': Command('show_predictions', 'draw image, ground truth and prediction side by side'),
     'weights': Command('weights', 'list, download and inspect pretrained and trained weights'),
     'merge': Command('merge', 'merge the parallel branches of a trained model'),

@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'file alone')
     parser.add_argument('--against', nargs='+', metavar='CONFIG CHECKPOINT', help='a second model, to compare with')
     parser.add_argument('--score', type=float, default=0.3, help='least score of a detection (%(default)s)')
-    parser.add_argument('--host', default='127.0.0.1', help='address to serve on; 0.0.0.0 lets everybody in the network '
-                        'upload images to this machine (%(default)s)')
+    parser.add_argument('--host', default='127.0.0.1', help='address to serve on; 0.0.0.0 lets everybody in the '
+                        'network upload images to this machine (%(default)s)')
     parser.add_argument('--port', type=int, default=7860, help='0 for any free one (%(default)s)')
     add_device(parser)
 

@@ -3,8 +3,9 @@
     mmlk export configs/upernet_replknet31b_ade20k.py CHECKPOINT
     mmlk export CONFIG CHECKPOINT --format torchscript --shape 1024x512 --dynamic-size --images DIR
 
-Branches are merged first, the batch may have any size. The input is RGB of values 0 to 255: mean and std of the config
-are inside, and in the file's metadata. A segmentor gives labels and logits, a detector the maps of its neck.
+Branches are merged first. The input is RGB of values 0 to 255: mean and std of the config are inside, and in the file's
+metadata. A segmentor takes any batch and gives labels and logits. A detector takes one image and gives boxes, scores,
+labels and masks in ONNX, or with --outputs features, and in the other formats, the maps of its head or neck.
 """
 import argparse
 import os
@@ -15,12 +16,16 @@ from mmlk.cli.options import add_config_options, check_minimum, fail
 
 FORMATS = ('onnx', 'torchscript', 'exported-program')  # of mmlk.deploy.formats, which imports PyTorch
 
+OUTPUTS = ('detections', 'features')  # of mmlk.deploy.export
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', help='config of a segmentor or detector')
     parser.add_argument('checkpoint', help='its trained checkpoint: a file, an http(s) URL, or a name that '
                         'mmlk weights lists')
     parser.add_argument('--format', choices=FORMATS, default='onnx', help='(%(default)s)')
+    parser.add_argument('--outputs', choices=OUTPUTS, help='of a detector; by default detections in ONNX, features in '
+                        'the other formats')
     parser.add_argument('--shape', metavar='WIDTHxHEIGHT', help='of the images; by default the window that the config '
                         'tests by, or the crops that it trains on')
     parser.add_argument('--dynamic-size', action='store_true', help='take images of other sizes too')
@@ -54,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         images = (images or packaged_photographs())[:args.num_images]
         with console.status('reading') as status:
             result = export(cfg, find_checkpoint(args.checkpoint), out, images, args.format, size,
-                            args.dynamic_size, args.opset, args.tolerance, status.update)
+                            args.dynamic_size, args.opset, args.tolerance, status.update, args.outputs)
     except (OSError, ValueError) as error:
         fail(str(error))
     console.print(str(result))

@@ -10,21 +10,24 @@ What is in the file, in any format:
   channels takes them in the order of its data.
 - Of a segmentor, ``labels``, int64 (batch, height, width), the class of every pixel, and ``logits``, float32
   (batch, classes, height, width), from which it is taken.
-- Of a one-stage detector, what its head makes of each level, ``cls_score_0``, ..., ``bbox_pred_0``, ...: all that is
-  left to do is to decode and to suppress boxes. Of any other detector, ``feature_0``, ..., the maps of its neck, the
-  finest first: mmdet's two-stage heads choose boxes in Python, by operators compiled for mmcv.
+- Of a detector, end to end in ONNX: ``boxes``, float32 (detections, 4), left, top, right and bottom in pixels of the
+  input; ``scores``, float32 (detections), the highest first; ``labels``, int64 (detections); and, if the model has
+  them, ``masks``, bool (detections, height, width). One image at a time, which the file pads as the config does.
+- Of a detector with the outputs 'features': of a one-stage detector, what its head makes of each level,
+  ``cls_score_0``, ..., ``bbox_pred_0``, ...; of any other, ``feature_0``, ..., the maps of its neck, the finest first.
 - Metadata as text: config, checkpoint, versions, and what :mod:`mmlk.deploy.metadata` reads. ONNX has metadata
   properties for it; the two formats of PyTorch have ``metadata.json`` as an extra file.
 """
 import colorsys
 import inspect
+import math
 import os
 import os.path as osp
 import statistics
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
 import torch
@@ -32,6 +35,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmlk import weights
+from mmlk._files import whole
 from mmlk._types import type_name, type_of
 from mmlk.datasets.check import datasets
 from mmlk.datasets.images import read_image
@@ -42,10 +46,13 @@ from mmlk.reparam.folding import fold_norms
 from mmlk.weights.read import read_weights
 
 from . import formats
-from .formats import FORMATS, OPSETS, Graph, RunBatch
+from .detection import DetectionComparison, detect, end_to_end, fold_head_norms
+from .detection_ops import pad_to_multiples
+from .formats import FORMATS, OPSETS, Bounds, Graph, RunBatch
 
 Size = Tuple[int, int]
 
+OUTPUTS = ('detections', 'features')  # of a detector
 MOST_PIXELS = 1e-3  # maximum fraction of pixels whose label may differ, because two classes have nearly equal logits
 TURNS = 5  # number of times that the file and the model are timed
 
@@ -79,6 +86,7 @@ class Exportable(nn.Module):
         ValueError: The model's data preprocessor is for another number of channels.
     """
     task = 'features'  # as in mmlk.deploy.metadata
+    pads = False  # whether the module pads images, as the config does, by itself
 
     def __init__(self, model: nn.Module, channels: int = 3):
         super().__init__()
@@ -96,7 +104,11 @@ class Exportable(nn.Module):
         self.register_buffer('std', std)
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
-        return self.outputs(self.network, ((images.flip(1) if self.bgr else images) - self.mean) / self.std)
+        return self.outputs(self.network, self.normalized(images))
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Returns the input of the network."""
+        return ((images.flip(1) if self.bgr else images) - self.mean) / self.std
 
     @staticmethod
     def outputs(model: nn.Module, inputs: Tensor) -> Tuple[Tensor, ...]:
@@ -140,6 +152,47 @@ class Segmentation(Exportable):
         return ['labels', 'logits']
 
 
+class Detection(Exportable):
+    """Exports a detector of mmdet end to end, for one image at a time.
+
+    Shape:
+        Input: (1, C, H, W). Output: boxes, (N, 4), scores, (N,), labels, (N,), and, if the model has them, masks,
+        (N, H, W).
+
+    Raises:
+        ValueError: The model has a part that :func:`mmlk.deploy.detection.end_to_end` refuses.
+    """
+    task = 'detection'
+    pads = True
+
+    def __init__(self, model: nn.Module, channels: int = 3):
+        super().__init__(model, channels)
+        self.thresholds = end_to_end(model)
+        self.folded = fold_head_norms(model)
+        self.divisor = _divisor(model.data_preprocessor)
+        self.pad_value = float(getattr(model.data_preprocessor, 'pad_value', 0))
+
+    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
+        height, width = images.shape[2:]
+        inputs = self.normalized(images)
+        if self.divisor == 1:
+            pass
+        elif isinstance(height, int) and isinstance(width, int):
+            inputs = nn.functional.pad(inputs, (0, -width % self.divisor, 0, -height % self.divisor),
+                                       value=self.pad_value)
+        else:
+            inputs = pad_to_multiples(inputs, self.divisor, self.pad_value)
+        return detect(self.network, inputs, (height, width))
+
+    def names(self, outputs: Sequence[Tensor]) -> List[str]:
+        return ['boxes', 'scores', 'labels', 'masks'][:len(outputs)]
+
+    def facts(self) -> Dict[str, object]:
+        shape = f'(1, {self.channels}, height, width)'
+        return dict(super().facts(), input=f'images: float32 {shape}, {order_of(self.channels)}, values 0 to 255; '
+                    'normalised and padded inside', **self.thresholds._asdict())
+
+
 class DenseDetection(Exportable):
     """The maps of the head of a one-stage detector of mmdet: all levels of the scores, then all of the boxes, ..."""
 
@@ -172,8 +225,12 @@ class Features(Exportable):
         return [f'feature_{index}' for index in range(len(outputs))]
 
 
-def kind_of(model: nn.Module) -> Type[Exportable]:
+def kind_of(model: nn.Module, outputs: str = 'features') -> Type[Exportable]:
     """Returns the subclass of :class:`Exportable` that exports a model.
+
+    Args:
+        model: A segmentor or a detector.
+        outputs: Of a detector, 'detections' or 'features'.
 
     Raises:
         ValueError: The model is neither a segmentor nor a detector.
@@ -181,6 +238,8 @@ def kind_of(model: nn.Module) -> Type[Exportable]:
     kinds = {kind.__name__ for kind in type(model).__mro__}
     if 'BaseSegmentor' in kinds:
         return Segmentation
+    if 'BaseDetector' in kinds and outputs == 'detections':
+        return Detection
     if 'SingleStageDetector' in kinds and hasattr(model.bbox_head, 'prior_generator'):
         return DenseDetection
     if 'BaseDetector' in kinds:
@@ -198,11 +257,13 @@ def default_size(cfg: Config) -> Optional[Size]:
     return None
 
 
-def sizes_of(size: Size, step: Optional[int]) -> str:
-    """Returns a text that says which image sizes a file accepts."""
+def sizes_of(size: Size, step: Optional[int], bounds: Sequence[Bounds] = ((formats.LEAST_SIDE, None), ) * 2) -> str:
+    """Returns a text that says which image sizes a file accepts; ``bounds`` are those of height and width."""
     if step is None:
         return f'{size[1]}x{size[0]}'
-    return f"{'any size' if step == 1 else f'multiples of {step} pixels'} from {formats.LEAST_SIDE} pixels on"
+    ranges = [f'from {least} pixels on' if most is None else f'from {least} to {most} pixels' for least, most in bounds]
+    sides = ranges[0] if ranges[0] == ranges[1] else f'height {ranges[0]}, width {ranges[1]}'
+    return f"{'any size' if step == 1 else f'multiples of {step} pixels'} {sides}"
 
 
 @dataclass
@@ -272,6 +333,9 @@ class OutputComparison:
         return f'{text} ({self.images} images at {sizes}, alone and in batches)'
 
 
+Comparison = Union[OutputComparison, DetectionComparison]
+
+
 @dataclass
 class ExportResult:
     """The exported file, its differences from PyTorch, and the median seconds for one image over ``TURNS`` calls."""
@@ -285,20 +349,21 @@ class ExportResult:
     outputs: Mapping[str, Tensor]
     merged: int
     folded: Optional[int]
-    comparison: OutputComparison
+    comparison: Comparison
     seconds: float
     torch_seconds: float
 
     def __str__(self) -> str:
         opset = f', opset {self.opset}' if self.opset else ''
         lines = [f'wrote {self.path}: {self.format}{opset}, {os.path.getsize(self.path) / 2**20:.1f} MiB',
-                 f'input  images: float32 {self._shape((self.channels, *self.size))}, {order_of(self.channels)}, '
+                 f'input  images: float32 {self._shape((self.channels, *self.size), self._batch)}, '
+                 f'{order_of(self.channels)}, '
                  f"values 0 to 255; mean {self._values('mean')} and std {self._values('std')} are inside"]
         if self.step:
-            lines.append(f'height and width: {sizes_of(self.size, self.step)}')
+            lines.append(f"height and width: {self.facts['sizes']}")
         for name, value in self.outputs.items():
             kind = str(value.dtype).replace('torch.', '')
-            lines.append(f'output {name}: {kind} {self._shape(tuple(value.shape[1:]))}')
+            lines.append(f'output {name}: {kind} {self._shape(tuple(value.shape[1:]), self._many)}')
         norms = '' if self.folded is None else f', {self.folded} BatchNorms folded into convolutions'
         lines.append(f'{self.merged} blocks of branches merged{norms}')
         lines.append(f'{self.comparison}')
@@ -310,22 +375,31 @@ class ExportResult:
     def _values(self, name: str) -> str:
         return ', '.join(f'{value:g}' for value in self.facts[name])
 
-    def _shape(self, shape: Tuple[int, ...]) -> str:
-        if self.step is None:
-            return f"({', '.join(map(str, ('batch', *shape)))})"
+    @property
+    def _batch(self) -> str:
+        return '1' if self.facts['task'] == 'detection' else 'batch'
+
+    @property
+    def _many(self) -> str:
+        return 'detections' if self.facts['task'] == 'detection' else 'batch'
+
+    def _shape(self, shape: Tuple[int, ...], first: str) -> str:
+        if self.step is None or len(shape) < 2:
+            return f"({', '.join(map(str, (first, *shape)))})"
         height, width = ('height', 'width') if shape[-2:] == self.size else (
             f'height / {round(self.size[0] / shape[-2])}', f'width / {round(self.size[1] / shape[-1])}')
-        return f"({', '.join(map(str, ('batch', *shape[:-2], height, width)))})"
+        return f"({', '.join(map(str, (first, *shape[:-2], height, width)))})"
 
 
 def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], format: str = 'onnx',
            size: Optional[Size] = None, dynamic_size: bool = False, opset: Optional[int] = None,
-           tolerance: float = 1e-3, say: Callable[[str], object] = lambda text: None) -> ExportResult:
-    """Exports a segmentor, or the exportable part of a detector, to a file, and compares their outputs.
+           tolerance: float = 1e-3, say: Callable[[str], object] = lambda text: None,
+           outputs: Optional[str] = None) -> ExportResult:
+    """Exports a segmentor or a detector to a file, and compares their outputs.
 
     The written file is opened again and run on each image (resized), on a batch of two and, with ``dynamic_size``, on
     images of a second size. The outputs are compared with those of the trained model, whose branches are not merged,
-    with its own data preprocessor.
+    with its own data preprocessor. A detector end to end is compared by :class:`DetectionComparison`, image by image.
 
     Args:
         cfg: Config of the model. Not changed.
@@ -338,6 +412,8 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
         opset: Opset version for ONNX. The default is that of torch's exporter.
         tolerance: Maximum absolute difference of an output, relative to its largest absolute value.
         say: Called with a text before each step.
+        outputs: Of a detector, 'detections' (end to end, ONNX only) or 'features' (the maps of its neck or head). The
+            default is 'detections' for ONNX, 'features' for the other formats.
 
     Returns:
         The file, the differences and the time for one image.
@@ -346,15 +422,19 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
         ValueError: The arguments are invalid, packages are missing, the model cannot be exported, or the outputs of the
             file differ from those of the model. No file is written then, and an existing file is not changed.
     """
-    size = _check(cfg, out, format, size, opset)
+    size = _check(cfg, out, format, size, opset, outputs)
     check_backbone(cfg)
     channels = in_channels(cfg)
     photographs = [_photograph(path, size, channels) for path in images]
 
     say('building the model')
     model = build_network(cfg).eval()
-    kind = kind_of(model)
-    divisor = _divisor(model.data_preprocessor)
+    kind = kind_of(model, outputs or ('detections' if format == 'onnx' else 'features'))
+    if kind is Segmentation and outputs:
+        raise ValueError(f"outputs='{outputs}' is of detectors; this is a segmentor")
+    if kind is Detection:
+        end_to_end(model)
+    divisor = 1 if kind.pads else _divisor(model.data_preprocessor)
     if any(length % divisor for length in size):
         raise ValueError(f'the config pads images to multiples of {divisor} pixels, and the file will not: '
                          f'{size[1]}x{size[0]} is none')
@@ -365,40 +445,47 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
     model.requires_grad_(False)
     blocks = sum(isinstance(module, MergeableBranches) and not module.merged for module in model.modules())
     subject = kind(merge(model), channels).eval()
-    example = torch.stack([photographs[0], photographs[-1].flip(2)]).float()
+    example = torch.stack([photographs[0], photographs[-1].flip(2)][:1 if kind is Detection else 2]).float()
     say('folding BatchNorm')
     try:
-        folded = fold_norms(subject, example)
+        folded = fold_norms(subject, example) + getattr(subject, 'folded', 0)
     except Exception:  # a model that torch.export cannot draw; the file says the rest
         folded = None
     with torch.no_grad():
-        outputs = subject(example)
-    names = subject.names(outputs)
-    facts = _facts(cfg, checkpoint, subject, model, size)
+        results = subject(example)
+    names = subject.names(results)
+    bounds = bounds_of(subject, example) if dynamic_size else [(formats.LEAST_SIDE, None)] * 2
     steps: List[Optional[int]] = [None]
     if dynamic_size:  # where not every size can be had, every multiple of what most models divide an image by may be
         steps = [divisor] + [32] * (divisor == 1 and not any(length % 32 for length in size))
 
-    def attempt(step: Optional[int]) -> Tuple[RunBatch, OutputComparison]:
+    known = _facts(cfg, checkpoint, subject, model, size)
+
+    def attempt(step: Optional[int]) -> Tuple[RunBatch, Comparison, Mapping[str, object]]:
         """Write the file for images of one size, or of all that are multiples of the step, and compare it."""
         say(f'writing {format}')
+        sides = {name: [side, side] if step is None else [-(-least // step) * step, most]
+                 for name, side, (least, most) in zip(('height', 'width'), size, bounds)}
         graph = Graph(subject, example, step, 'images', names, dict(
-            facts, sizes=sizes_of(size, step), size_step=step, size_bounds=_bounds(size, step)))
+            known, sizes=sizes_of(size, step, bounds), size_step=step, size_bounds=sides), bounds)
         formats.write_graph(graph, partial, format, opset)
         say('comparing with PyTorch')
         run = formats.open_exported(partial, format)
-        others = [] if step is None else [_other_size(example, step)]
+        others = [] if step is None else [_other_size(example, step, bounds)]
         alone = [image[None] for image in photographs]
-        comparison = compare_outputs(run, model, kind, names, [*alone, example.byte(), *others])
-        comparison.check(tolerance)
-        return run, comparison
+        comparison: Comparison
+        if kind is Detection:
+            comparison = compare_detections(run, model, [*alone, *others])
+            comparison.check()
+        else:
+            comparison = compare_outputs(run, model, kind, names, [*alone, example.byte(), *others])
+            comparison.check(tolerance)
+        return run, comparison, graph.metadata
 
-    partial = f'{osp.splitext(out)[0]}.part{FORMATS[format].suffix}'
-    os.makedirs(osp.dirname(out) or '.', exist_ok=True)
-    try:
+    with whole(out) as partial:
         for step in steps:
             try:
-                run, comparison = attempt(step)
+                run, comparison, facts = attempt(step)
                 break
             except ValueError:
                 if step == steps[-1]:
@@ -408,11 +495,7 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
             raise ValueError(f"torch's exporter wrote opset {written_opset}, not {opset}; the file was not kept")
         say('timing')
         seconds, torch_seconds = _latency(run, subject, photographs[0][None].float())
-        os.replace(partial, out)
-    finally:
-        if osp.exists(partial):
-            os.remove(partial)
-    return ExportResult(out, format, channels, size, step, written_opset, facts, dict(zip(names, outputs)), blocks,
+    return ExportResult(out, format, channels, size, step, written_opset, facts, dict(zip(names, results)), blocks,
                         folded, comparison, seconds, torch_seconds)
 
 
@@ -436,15 +519,52 @@ def compare_outputs(run: RunBatch, model: nn.Module, kind: Type[Exportable], nam
     comparison = OutputComparison(sum(map(len, batches)), list(dict.fromkeys(tuple(b.shape[2:]) for b in batches)))
     for batch in batches:
         expected = reference(model, kind, batch)
-        try:
-            found = run(batch.float())
-        except Exception as error:  # of any kind that a runtime has
-            count, _, height, width = batch.shape
-            raise ValueError(f'the file does not take {count} image(s) of {width}x{height}: {type(error).__name__}: '
-                             f'{str(error).strip()[:400]}') from error
+        found = _found(run, batch)
         for name, ours, theirs in zip(names, found, expected):
             comparison.add(name, ours, theirs)
     return comparison
+
+
+def compare_detections(run: RunBatch, model: nn.Module, images: Sequence[Tensor]) -> DetectionComparison:
+    """Compares the detections of an exported file and of the trained model, by the model's own ``predict``.
+
+    Args:
+        run: The function that runs the file, of :func:`mmlk.deploy.formats.open_exported`.
+        model: The trained model.
+        images: Each (1, C, H, W), uint8. Three channels are RGB.
+
+    Returns:
+        The differences.
+
+    Raises:
+        ValueError: The file does not accept an image, or its outputs are not those of a detector.
+    """
+    comparison = DetectionComparison()
+    for image in images:
+        comparison.add(_found(run, image), predicted(model, image), tuple(image.shape[2:]))
+    return comparison
+
+
+@torch.no_grad()
+def predicted(model: nn.Module, image: Tensor) -> Tuple[Tensor, ...]:
+    """Returns the boxes, scores, labels and, if it has them, masks that a detector of mmdet predicts in one image."""
+    from mmdet.structures import DetDataSample
+    shape = tuple(image.shape[2:])
+    sample = DetDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0)))
+    image = image.flip(1) if image.shape[1] == 3 else image
+    data = model.data_preprocessor(dict(inputs=list(image), data_samples=[sample]), False)
+    found = model.predict(data['inputs'], data['data_samples'], rescale=True)[0].pred_instances
+    return (found.bboxes, found.scores, found.labels, *([found.masks] if 'masks' in found else []))
+
+
+def _found(run: RunBatch, batch: Tensor) -> List[Tensor]:
+    """Returns the outputs of an exported file for images, uint8."""
+    try:
+        return run(batch.float())
+    except Exception as error:  # of any kind that a runtime has
+        count, _, height, width = batch.shape
+        raise ValueError(f'the file does not take {count} image(s) of {width}x{height}: {type(error).__name__}: '
+                         f'{str(error).strip()[:400]}') from error
 
 
 @torch.no_grad()
@@ -457,8 +577,13 @@ def reference(model: nn.Module, kind: Type[Exportable], images: Tensor) -> Tuple
     return kind.outputs(model, inputs)
 
 
-def _check(cfg: Config, out: str, format: str, size: Optional[Size], opset: Optional[int]) -> Size:
+def _check(cfg: Config, out: str, format: str, size: Optional[Size], opset: Optional[int],
+           outputs: Optional[str]) -> Size:
     """Checks the arguments, and returns the height and width of the images."""
+    if outputs not in (None, *OUTPUTS):
+        raise ValueError(f"there are no outputs '{outputs}'; there is {', '.join(OUTPUTS)}")
+    if outputs == 'detections' and format != 'onnx':
+        raise ValueError(f'detections end to end are written in onnx only, not in {format}')
     if format not in FORMATS:
         raise ValueError(f"there is no format '{format}'; there is {', '.join(FORMATS)}")
     if osp.splitext(out)[1] != FORMATS[format].suffix:
@@ -487,10 +612,33 @@ def _divisor(preprocessor: nn.Module) -> int:
             or (getattr(preprocessor, 'test_cfg', None) or {}).get('size_divisor') or 1)
 
 
-def _other_size(images: Tensor, step: int) -> Tensor:
+def bounds_of(subject: Exportable, images: Tensor) -> List[Bounds]:
+    """Returns the smallest and largest height and width in pixels of a file that is to take several sizes.
+
+    A detector that pads images takes any size. The maps of one that does not, such as SSD, become single elements along
+    an axis, for which PyTorch's exporter makes special cases: bounds within which the last map is one, or within which
+    none is, as for ``images``.
+    """
+    if not isinstance(subject, Detection):
+        return [(formats.LEAST_SIDE, None)] * 2
+    if subject.divisor > 1:
+        return [(subject.divisor + 1, None)] * 2
+    with torch.no_grad():
+        maps = subject.network.extract_feat(images)
+    bounds: List[Bounds] = []
+    for side, cells in zip(images.shape[2:], maps[-1].shape[2:]):
+        stride = 2**math.ceil(math.log2(side / cells))
+        bounds.append((stride // 2 + 1, stride) if cells == 1 else (max(formats.LEAST_SIDE, stride + 1), None))
+    return bounds
+
+
+def _other_size(images: Tensor, step: int, bounds: Sequence[Bounds]) -> Tensor:
     """Resizes images to a second size, which shares no larger divisor than ``step``, if possible."""
     height, width = images.shape[2:]
-    size = [-(-max(length, formats.LEAST_SIDE) // step) * step for length in (height * 5 // 4 + 3, width * 3 // 4 + 1)]
+    size = []
+    for length, (least, most) in zip((height * 5 // 4 + 3, width * 3 // 4 + 1), bounds):
+        length = -(-max(length, least) // step) * step
+        size.append(length if most is None else min(length, most // step * step))
     return torch.nn.functional.interpolate(images, size, mode='bilinear').round().byte()
 
 
@@ -525,7 +673,7 @@ def _facts(cfg: Config, checkpoint: str, subject: Exportable, model: nn.Module, 
     return dict(subject.facts(), task=subject.task, classes=classes,
                 palette=_palette(len(classes), known, dataset.get('metainfo') or {}, getattr(kind, 'METAINFO', {})),
                 size=list(size), resize=_resize(dataset.get('pipeline') or cfg.get('test_pipeline') or ()),
-                pad_divisor=_divisor(model.data_preprocessor), window=window,
+                pad_divisor=1 if subject.pads else _divisor(model.data_preprocessor), window=window,
                 reduce_zero_label=bool(known.get('reduce_zero_label', _reduces_zero_label(dataset, kind))),
                 align_corners=bool(getattr(model, 'align_corners', False)),
                 binary_threshold=float(head.threshold) if binary else None, config=osp.basename(cfg.filename or ''),
@@ -559,9 +707,3 @@ def _reduces_zero_label(dataset: Mapping, kind: Optional[type]) -> bool:
         return dataset.get('reduce_zero_label', False)
     argument = inspect.signature(kind).parameters.get('reduce_zero_label')
     return argument is not None and argument.default is True
-
-
-def _bounds(size: Size, step: Optional[int]) -> Dict[str, List[Optional[int]]]:
-    """Returns the smallest and largest height and width that a file accepts; None for no bound."""
-    least = None if step is None else -(-formats.LEAST_SIDE // step) * step
-    return {name: [side, side] if least is None else [least, None] for name, side in zip(('height', 'width'), size)}

@@ -18,6 +18,9 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 import torch
 from torch import Tensor, nn
 
+from .detection_ops import onnx_translations
+
+Bounds = Tuple[int, Optional[int]]
 RunBatch = Callable[[Tensor], List[Tensor]]
 
 METADATA = 'metadata.json'  # beside the graph, in files of PyTorch
@@ -58,12 +61,13 @@ class Graph(NamedTuple):
 
     Args:
         module: The network, in eval mode.
-        example: An example input of the module, (2, C, H, W).
+        example: An example input of the module, (2, C, H, W), or (1, C, H, W) if it takes one image at a time.
         step: The file accepts heights and widths that are multiples of this number of pixels. None for a file that
             accepts only the height and width of the example.
         input_name: The name of the input.
         output_names: The names of the outputs, in their order.
         metadata: Facts to store in the file.
+        bounds: The smallest and largest height, and the same of the width, if there is a step; None for no largest.
     """
     module: nn.Module
     example: Tensor
@@ -71,6 +75,7 @@ class Graph(NamedTuple):
     input_name: str
     output_names: Sequence[str]
     metadata: Mapping[str, object]
+    bounds: Sequence[Bounds] = ((LEAST_SIDE, None), ) * 2
 
     def text(self) -> Dict[str, str]:
         """Returns the metadata as text, which all three formats can store. Other types are written as JSON."""
@@ -153,15 +158,17 @@ def _reported(how: str) -> Iterator[None]:
 
 
 def _program(graph: Graph) -> torch.export.ExportedProgram:
-    sizes = {0: torch.export.Dim('batch')}
+    sizes = {0: torch.export.Dim('batch')} if len(graph.example) > 1 else {}
     example, size = graph.example, ''
     if graph.step:
-        size = ' for images of any size'
-        for axis, name in ((2, 'height'), (3, 'width')):
-            blocks = torch.export.Dim(name, min=-(-LEAST_SIDE // graph.step))
+        size, sides = ' for images of any size', []
+        for axis, name, (least, most) in zip((2, 3), ('height', 'width'), graph.bounds):
+            fewest, largest = -(-least // graph.step), None if most is None else most // graph.step
+            blocks = torch.export.Dim(name, min=fewest, max=largest)
             sizes[axis] = graph.step * blocks if graph.step > 1 else blocks
-        example = example.new_zeros(2, example.shape[1], *(-(-max(side, 2 * LEAST_SIDE) // graph.step) * graph.step
-                                                           for side in example.shape[2:]))
+            count = max(-(-max(example.shape[axis], 2 * LEAST_SIDE) // graph.step), fewest)
+            sides.append(graph.step * (count if largest is None else min(count, largest)))
+        example = example.new_zeros(*example.shape[:2], *sides)
     with _reported(f'exported{size}'):
         return torch.export.export(graph.module, (example, ), dynamic_shapes=(sizes, ), strict=False)
 
@@ -173,7 +180,8 @@ def _write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: str, 
     with _reported('written as ONNX'):
         plain = program.run_decompositions(_plain_operators(program))
         written = torch.onnx.export(plain, dynamo=True, opset_version=opset, input_names=[graph.input_name],
-                                    output_names=list(graph.output_names), verbose=False)
+                                    output_names=list(graph.output_names), verbose=False,
+                                    custom_translation_table=onnx_translations())
     model = written.model
     sizes = zip(model.graph.inputs[0].shape, ('batch', 'channels', 'height', 'width'))
     names = {str(size): name for size, name in sizes if not isinstance(size, int)}
@@ -186,8 +194,9 @@ def _write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: str, 
 def _name_sizes(value, names: Mapping[str, str]) -> None:
     """Renames the dynamic dimensions of an input or output, which the exporter names by symbols."""
     import onnx_ir
-    value.shape = onnx_ir.Shape([size if isinstance(size, int) else names.get(str(size), str(size))
-                                 for size in value.shape])
+    value.shape = onnx_ir.Shape([size if isinstance(size, int) else names.get(str(size), 'detections' if index == 0 else
+                                                                              str(size))
+                                 for index, size in enumerate(value.shape)])
 
 
 def _plain_operators(program: torch.export.ExportedProgram) -> Dict[Any, Callable]:

@@ -1,5 +1,4 @@
 """Merges the branches of a trained checkpoint, and compares the outputs before the result is written."""
-import os
 import os.path as osp
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmlk import weights
+from mmlk._files import whole
 from mmlk._types import with_paths
 from mmlk.datasets.images import open_bands, to_bands
 from mmlk.engine.network import build_network, in_channels
@@ -92,12 +92,10 @@ def merge_checkpoint(cfg: Config, checkpoint: str, out: str, image: Optional[str
     # texts that mmengine may run: of a run with mmcv, and of the model that the weights are of
     meta = {key: value for key, value in (_plain(content.get('meta')) or {}).items() if key != 'config'}
     meta['cfg'] = merged_cfg.pretty_text
-    os.makedirs(osp.dirname(out) or '.', exist_ok=True)
-    partial = out + '.part'
-    torch.save(dict(state_dict=merged.state_dict(), meta=meta), partial)
     text = f'{_HEAD}, from {osp.basename(cfg.filename or "a config")}.\n{merged_cfg.pretty_text}'
-    Path(config_out).write_text(text, encoding='utf-8')
-    os.replace(partial, out)
+    with whole(out) as weights_file, whole(config_out) as config_file:
+        torch.save(dict(state_dict=merged.state_dict(), meta=meta), weights_file)
+        Path(config_file).write_text(text, encoding='utf-8')
     return MergeResult(out, config_out, blocks, _count(model), _count(merged), difference, largest,
                        'ema_state_dict' in content)
 

@@ -6,7 +6,8 @@
 
 For an exported file neither mmcv nor mmseg nor mmdet is imported, and for an ONNX file PyTorch is not either.
 """
+from .model import ImageError
 from .prediction import MaskCrop, Prediction
 from .predictor import Predictor
 
-__all__ = ['MaskCrop', 'Prediction', 'Predictor']
+__all__ = ['ImageError', 'MaskCrop', 'Prediction', 'Predictor']

@@ -21,7 +21,7 @@ from mmlk.weights import load
 from mmlk.weights.fetch import find
 from mmlk.weights.read import read_weights
 
-from .model import Model, torch_device
+from .model import ImageError, Model, torch_device
 from .prediction import MaskCrop
 from .tiles import Found
 
@@ -61,7 +61,7 @@ class ConfigModel(Model):
         self._set_pipeline(dataset.get('pipeline') or cfg.get('test_pipeline') or [])
         path = str(find(checkpoint))
         load(network, path)
-        self._network = network.to(device).eval()
+        self.network = network.to(device).eval()
         self._set_names(cfg, dataset, read_weights(path).get('meta'))
         if self.task == 'segmentation':
             head = getattr(network, 'decode_head', None)
@@ -88,8 +88,8 @@ class ConfigModel(Model):
         known = (meta.get('dataset_meta') if isinstance(meta, dict) else None) or {}
         kind = type_of(dataset, 'DATASETS', self._scope)
         names = known.get('classes')
-        self.classes = tuple(names_by_label(names, self._network) if names
-                             else cam.class_names_of(cfg, self._network))
+        self.classes = tuple(names_by_label(names, self.network) if names
+                             else cam.class_names_of(cfg, self.network))
         self.palette = tuple((red, green, blue) for red, green, blue in export._palette(
             len(self.classes), known, dataset.get('metainfo') or {}, getattr(kind, 'METAINFO', {})))
         self.reduce_zero_label = self.task == 'segmentation' and bool(export._reduces_zero_label(dataset, kind))
@@ -100,10 +100,10 @@ class ConfigModel(Model):
                 loaded = self._loader(dict(img_path=str(path), img_id=0))
             except Exception as error:  # decoders raise any type of error on a broken file
                 text = ' '.join(str(error).split())
-                raise ValueError(text if isinstance(error, loading.DataError)
+                raise ImageError(text if isinstance(error, loading.DataError)
                                  else f'{path} cannot be read as an image ({text})') from error
         if loaded is None:
-            raise ValueError(f'{path} cannot be read as an image')
+            raise ImageError(f'{path} cannot be read as an image')
         image = loaded['img']
         return image[..., ::-1] if self._is_bgr and image.ndim == 3 else image
 
@@ -119,7 +119,7 @@ class ConfigModel(Model):
         if self.task == 'segmentation':
             results.update(seg_fields=[], reduce_zero_label=self.reduce_zero_label)
         with DefaultScope.overwrite_default_scope(self._scope), torch.no_grad():
-            return self._network.test_step(pseudo_collate([self._pipeline(results)]))[0]
+            return self.network.test_step(pseudo_collate([self._pipeline(results)]))[0]
 
     def labels(self, image: np.ndarray) -> np.ndarray:
         return self._sample(image).pred_sem_seg.data[0].cpu().numpy()

@@ -10,7 +10,7 @@ import numpy as np
 from mmlk.datasets.images import check_end, open_bands
 from mmlk.deploy.metadata import Metadata, read_metadata
 
-from .model import Model, torch_device
+from .model import ImageError, Model, torch_device
 from .prediction import MaskCrop
 from .tiles import Found, blend, spans
 
@@ -59,22 +59,21 @@ class FileModel(Model):
         self._mean = np.array(mean, np.float32)
 
     def read(self, path: Path) -> np.ndarray:
-        if self.channels not in (1, 3):
+        try:
             check_end(str(path))
-            return open_bands(path, self.channels)
+            if self.channels not in (1, 3):
+                return open_bands(path, self.channels)
+        except ValueError as error:
+            raise ImageError(str(error) if str(path) in str(error) else f'{path} {error}') from error
         cv2 = _cv2()
         try:
             data = np.fromfile(path, np.uint8)
             # the flags with which mmcv reads images for a model
             image = cv2.imdecode(data, cv2.IMREAD_COLOR if self.channels == 3 else cv2.IMREAD_GRAYSCALE)
         except (OSError, cv2.error) as error:
-            raise ValueError(f"{path} cannot be read as an image ({' '.join(str(error).split())})") from error
+            raise ImageError(f"{path} cannot be read as an image ({' '.join(str(error).split())})") from error
         if image is None:
-            raise ValueError(f'{path} cannot be read as an image')
-        try:
-            check_end(str(path))
-        except ValueError as error:
-            raise ValueError(f'{path} {error}') from error
+            raise ImageError(f'{path} cannot be read as an image')
         return image[..., ::-1] if self.channels == 3 else image[..., None]
 
     def labels(self, image: np.ndarray) -> np.ndarray:

@@ -1,10 +1,14 @@
 """What a predictor needs of a model, wherever it comes from."""
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import numpy as np
 
 from .tiles import Found
+
+
+class ImageError(ValueError):
+    """A file cannot be read as an image or a video that the model takes. The message names the file."""
 
 
 class Model:
@@ -20,6 +24,7 @@ class Model:
         reduce_zero_label: Whether label maps of the dataset count classes from 1.
         binary_threshold: Probability from which a pixel is of class 1, of a segmentor with one probability for each
             pixel; else None.
+        network: The segmentor or detector, a module of PyTorch in eval mode; None if there is none.
         nms_iou_threshold: Intersection over union from which two boxes of a class are of one object.
     """
     task: str
@@ -28,13 +33,14 @@ class Model:
     channels: int
     reduce_zero_label: bool = False
     binary_threshold: Optional[float] = None
+    network: Any = None
     nms_iou_threshold: float = 0.5
 
     def read(self, path: Path) -> np.ndarray:
         """Reads a file as an image.
 
         Raises:
-            ValueError: The file cannot be read as an image.
+            ImageError: The file cannot be read as an image.
         """
         raise NotImplementedError
 

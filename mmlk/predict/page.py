@@ -4,6 +4,7 @@ For each model it shows the prediction on the image, its latency, and the effect
 was clicked. The page is made with gradio, an optional dependency. It asks no other host for fonts, scripts or anything
 else, reads no file but the uploaded ones, and keeps these in a folder that is deleted when the server ends.
 """
+import functools
 import html
 import logging
 import os
@@ -34,7 +35,7 @@ WARMUP = 2  # calls before those that are timed, besides the one that is shown: 
 LISTED = 12  # classes in a legend
 
 LOOPBACK = ('127.0.0.1', '::1', 'localhost')
-#: Nothing from other hosts, even if a component of the page should ask for it. gradio compiles functions in the browser.
+#: Nothing from other hosts, even if a component of the page asks for it. gradio compiles functions in the browser.
 POLICY = ("default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; base-uri 'self'; form-action 'self'; "
           "frame-ancestors 'none'; object-src 'none'")
 
@@ -115,7 +116,8 @@ def read_upload(path: str) -> np.ndarray:
         with Image.open(path, formats=FORMATS) as image:  # reads only the header
             width, height = image.size
     except Image.DecompressionBombError:
-        raise UploadError(f'The image has too many pixels. At most {MAX_PIXELS / 1e6:.0f} million can be shown.') from None
+        raise UploadError('The image has too many pixels. At most '
+                          f'{MAX_PIXELS / 1e6:.0f} million can be shown.') from None
     except Exception:  # Pillow's decoders raise many types of errors
         raise UploadError('The file cannot be read as an image. Upload one of these formats: '
                           f"{', '.join(FORMATS)}.") from None
@@ -141,8 +143,8 @@ def at_most(image: np.ndarray, side: int) -> np.ndarray:
 def receptive_field(network: 'ErfNetwork', image: np.ndarray, pixel: Tuple[int, int]) -> Field:
     """The effective receptive field of the backbone's last map at a pixel.
 
-    The scores are those of :func:`mmlk.analysis.erf.contribution`. The image is scaled down to ``FIELD_SIDE`` first, and
-    to sides that are multiples of 32, the stride of most backbones.
+    The scores are those of :func:`mmlk.analysis.erf.contribution`. The image is scaled down to ``FIELD_SIDE`` first,
+    and to sides that are multiples of 32, the stride of most backbones.
 
     Args:
         network: The backbone.
@@ -212,7 +214,8 @@ def latencies(models: Sequence[Model], image: np.ndarray) -> List[List[float]]:
     import torch
 
     from mmlk.ops.benchmark import turns
-    calls = {index: (lambda predict=model.predict: predict(image)) for index, model in enumerate(models)}
+    calls: Dict[int, Callable[[], object]] = {
+        index: functools.partial(model.predict, image) for index, model in enumerate(models)}
     for call in calls.values():
         for _ in range(WARMUP):
             call()
@@ -221,7 +224,7 @@ def latencies(models: Sequence[Model], image: np.ndarray) -> List[List[float]]:
 
 
 def legend(prediction: Any) -> str:
-    """What a prediction found, as HTML: the classes in their colours, with their part of the image, or their objects."""
+    """What a prediction found, as HTML: the classes in their colours, with their part of the image or their number."""
     if prediction.task == 'segmentation':
         labels, counts = np.unique(prediction.labels, return_counts=True)
         found = {int(label): count / prediction.labels.size for label, count in zip(labels, counts)}
@@ -258,8 +261,8 @@ def build(models: Sequence[Model]) -> 'gradio.Blocks':
     with gr.Blocks(title='mmlk demo', analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown('# mmlk demo')
         # of any type, so that what is no image is refused by read_upload, with its message
-        upload = gr.File(label=f'Image of at most {MAX_MEGABYTES} MB: drop it here, or click to choose a file', height=140,
-                         elem_id='upload')
+        upload = gr.File(label=f'Image of at most {MAX_MEGABYTES} MB: drop it here, or click to choose a file',
+                         height=140, elem_id='upload')
         keep = upload.async_move_resource_to_block_cache
 
         async def keep_upload(path: Optional[str]) -> Optional[str]:  # gradio would download what an address names

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmlk.analysis.panels import overlay
 
-ROWS = 512  # rows of an image that are drawn at a time, because colours are computed in float64
+ROWS = 128  # rows of an image that are drawn at a time, because colours are computed in float64
 
 
 class MaskCrop(NamedTuple):

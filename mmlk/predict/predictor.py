@@ -4,7 +4,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from .model import Model
+from .model import ImageError, Model
 from .prediction import Prediction, smallest_type
 from .tiles import Span, blend, merge, spans
 
@@ -44,6 +44,7 @@ class Predictor:
         palette: Red, green and blue, 0 to 255, of each class.
         channels: Number of channels of the images.
         reduce_zero_label: Whether label maps of this dataset count classes from 1.
+        model: The segmentor or detector, a module of PyTorch in eval mode; None for an exported file.
 
     Raises:
         ValueError: A config is given without a checkpoint, or an exported file with one; the config, the checkpoint or
@@ -78,12 +79,13 @@ class Predictor:
                                  f"file, which does not, ends in {', '.join(EXPORTED)}")
             self._model = ConfigModel(model, str(checkpoint), device, cfg_options)
         self.task, self.classes, self.palette = self._model.task, self._model.classes, self._model.palette
+        self.model = self._model.network
         self.channels, self.reduce_zero_label = self._model.channels, self._model.reduce_zero_label
 
     @property
     def network(self) -> Any:
         """The segmentor or detector, a module in eval mode; None for an exported file."""
-        return getattr(self._model, '_network', None)
+        return getattr(self._model, 'network', None)
 
     def read(self, path: Union[str, Path]) -> np.ndarray:
         """Reads a file as an image for this predictor, by the loading step of the config's test pipeline.
@@ -92,9 +94,14 @@ class Predictor:
             (H, W, C). Three channels are RGB of 8 bits, unless the pipeline has another loading step than mmcv's.
 
         Raises:
-            ValueError: The file cannot be read as an image, or is truncated.
+            ImageError: The file cannot be read as an image, is truncated, or has another number of channels than the
+                model takes. It is a ValueError.
         """
-        return self._model.read(Path(path))
+        image = self._model.read(Path(path))
+        try:
+            return self._checked(image)
+        except ValueError as error:
+            raise ImageError(f'{path}: {error}') from error
 
     def __call__(self, image: np.ndarray) -> Prediction:
         """Predicts one image.

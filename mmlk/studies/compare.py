@@ -25,6 +25,7 @@ import yaml
 from mmengine.config import Config
 
 import mmlk
+from mmlk._files import whole
 from mmlk._paths import MIM
 from mmlk._text import one_line, printable
 from mmlk._types import scoped_name, type_name, with_paths
@@ -414,9 +415,8 @@ class Run:
 
     def _keep(self, **facts) -> None:
         self.state.update(facts)
-        path = self.folder / 'run.json'
-        path.with_suffix('.part').write_text(json.dumps(self.state, indent=1) + '\n')
-        path.with_suffix('.part').replace(path)  # whole or not at all
+        with whole(str(self.folder / 'run.json')) as temporary:
+            Path(temporary).write_text(json.dumps(self.state, indent=1) + '\n')
 
     def _run(self, arguments: Sequence, step: str, tick: Tick) -> float:
         """Runs a tool, appends its output to a log file, and returns the seconds that it took."""

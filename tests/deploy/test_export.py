@@ -281,10 +281,12 @@ def test_default_size():
 @pytest.mark.parametrize('kwargs, message', [
     (dict(format='tflite'), 'there is no format'),
     (dict(format='torchscript'), 'ends in .pt, got'),
+    (dict(outputs='boxes'), 'there are no outputs .boxes.; there is detections, features'),
+    (dict(format='exported-program', outputs='detections'), 'written in onnx only, not in exported-program'),
     (dict(opset=7), 'writes opsets 18 to'),
     (dict(format='exported-program', opset=18), 'an opset is of ONNX'),
     (dict(size=None), 'names no size'),
-    (dict(size=(100, 96)), 'multiples of 32 pixels, and the file will not: 96x100'),
+    (dict(size=(100, 96), outputs='features'), 'multiples of 32 pixels, and the file will not: 96x100'),
 ])
 def test_refuses_arguments(kwargs, message, tmp_path):
     cfg = config('mask_rcnn_replknet31b_coco')
@@ -316,6 +318,43 @@ def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
         export(cfg, checkpoint, str(before), packaged_photographs()[:1], 'torchscript', (64, 96))
     assert before.read_text() == 'an older file'
     assert sorted(path.name for path in tmp_path.iterdir()) == ['model.pt', 'trained.pth']
+
+
+def test_outputs_are_of_detectors(tmp_path):
+    with pytest.raises(ValueError, match="outputs='features' is of detectors; this is a segmentor"):
+        write(config(UPERNET), tmp_path, 'torchscript', outputs='features')
+
+
+def test_two_exports_to_one_path_at_the_same_time(tmp_path, monkeypatch):
+    """The second begins and ends between the first's writing and its comparison."""
+    models, out, write_graph = {}, str(tmp_path / 'model.pt'), formats.write_graph
+
+    def exported(classes):
+        cfg = config(UPERNET, **{f'model.{head}.num_classes': classes for head in ('decode_head', 'auxiliary_head')})
+        (tmp_path / str(classes)).mkdir()
+        models[classes], checkpoint = trained(cfg, tmp_path / str(classes))
+        return export(cfg, checkpoint, out, packaged_photographs()[:1], 'torchscript', (64, 96))
+
+    def interrupted(graph, path, *args):
+        write_graph(graph, path, *args)
+        if len(models) == 1:
+            exported(7)
+            assert_segments(out, models[7], pixels(1, 64, 96))
+
+    monkeypatch.setattr(formats, 'write_graph', interrupted)
+    assert exported(150).comparison.pixels
+    assert_segments(out, models[150], pixels(1, 64, 96))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['150', '7', 'model.pt']
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError])
+def test_a_stopped_export_leaves_nothing(error, tmp_path, monkeypatch):
+    (tmp_path / 'model.pt').write_text('an older file')
+    monkeypatch.setattr(formats, 'open_exported', lambda *args: (_ for _ in ()).throw(error('stopped')))
+    with pytest.raises(error):
+        write(config(UPERNET), tmp_path, 'torchscript')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['model.pt', 'trained.pth']
+    assert (tmp_path / 'model.pt').read_text() == 'an older file'
 
 
 def test_weights_that_do_not_fill_the_model_are_refused(tmp_path):

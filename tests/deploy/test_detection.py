@@ -1,0 +1,295 @@
+"""Detectors end to end in ONNX: their detections are mmdet's, with neither PyTorch nor OpenMMLab at hand."""
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from mmlk.datasets import scenes
+from mmlk.deploy import formats
+from mmlk.deploy.detection import DetectionComparison, detect, end_to_end
+from mmlk.deploy.export import Detection, bounds_of, export, predicted
+from mmlk.deploy.metadata import Bounds, read_metadata
+from mmlk.engine.network import build_network
+from tests.test_training import CONFIGS, shrink_model
+from tests.utils import fill
+
+pytest.importorskip('onnxscript')
+pytest.importorskip('onnxruntime')
+TINY = dict(large_kernel_sizes=[5, 5, 5, 5], layers=[1, 1, 1, 1], channels=[8, 8, 16, 16])
+CASES = {
+    'mask_rcnn': ('demo/mask_rcnn_replknet-tiny_coco', (64, 80)),
+    'cascade': ('demo/cascade_mask_rcnn_replknet-tiny_coco', (64, 80)),
+    'cascade_4conv1fc': ('cascade_mask_rcnn_replknet31b_coco', (64, 80)),
+    'fcos': ('fcos_replknet31b_coco', (100, 134)),
+    'ssd': ('ssd_parcnet-s_coco', (320, 320)),
+}
+
+
+def config(case):
+    cfg = Config.fromfile(str(CONFIGS / f'{CASES[case][0]}.py'))
+    if case in ('fcos', 'cascade_4conv1fc'):
+        shrink_model(cfg.model)
+    if case == 'cascade_4conv1fc':
+        cfg.model.test_cfg.rcnn.score_thr = 0.2
+    if 'neck' in cfg.model and case != 'ssd':
+        cfg.model.backbone.arch = TINY
+        cfg.model.neck.in_channels = TINY['channels']
+    if case == 'ssd':
+        cfg.model.bbox_head.num_classes = 5
+    return cfg
+
+
+def build(cfg):
+    """A detector with random weights, whose head tells places and classes apart as a trained one does."""
+    model = build_network(cfg).eval()
+    model.load_state_dict(fill(build_network(cfg)).state_dict())  # fill changes the mean of the images too
+    for name, parameter in model.named_parameters():
+        if name.endswith(('cls.weight', 'fc_cls.weight')):
+            parameter.data.mul_(4)
+    return model
+
+
+def scene(size, index):
+    """RGB, (1, 3, height, width), uint8."""
+    return torch.from_numpy(scenes.draw(3, 'val', index, size).image.transpose(2, 0, 1))[None]
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """For a case: the trained model, the path of its file and the result."""
+    made = {}
+
+    def make(case, **kwargs):
+        key = (case, *kwargs.items())
+        if key not in made:
+            folder, cfg, size = tmp_path_factory.mktemp('exported'), config(case), CASES[case][1]
+            model, names = build(cfg), []
+            torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=scenes.CLASSES[1:]))),
+                       folder / 'trained.pth')
+            for index in range(2):
+                names.append(folder / f'{index}.png')
+                Image.fromarray(scenes.draw(4, 'val', index, size).image).save(names[-1])
+            path = str(folder / 'model.onnx')
+            made[key] = model, path, export(cfg, str(folder / 'trained.pth'), path, names, size=size, **kwargs)
+        return made[key]
+
+    return make
+
+
+def session(path):
+    import onnxruntime
+    return onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+
+
+def found_by(runtime, image):
+    return [torch.from_numpy(value) for value in runtime.run(None, {'images': image.float().numpy()})]
+
+
+def assert_detects(path, model, images):
+    runtime, comparison = session(path), DetectionComparison()
+    for image in images:
+        comparison.add(found_by(runtime, image), predicted(model, image), tuple(image.shape[2:]))
+    comparison.check()
+    assert comparison.detections >= 5 * len(images), comparison
+    return comparison
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_detections_of_20_scenes_are_those_of_mmdet(case, exported):
+    model, path, result = exported(case)
+    size = CASES[case][1]
+    comparison = assert_detects(path, model, [scene(size, index) for index in range(20)])
+    assert comparison.sizes == [size] and (comparison.masks is not None) == (case not in ('fcos', 'ssd'))
+    scores = predicted(model, scene(size, 0))[1]
+    assert len(scores.unique()) > 5, 'detections must be told apart by their scores'
+    onnx = pytest.importorskip('onnx')
+    graph = onnx.load(path)
+    onnx.checker.check_model(graph, full_check=True)
+    assert {entry.domain for entry in graph.opset_import} == {''} and graph.opset_import[0].version >= 18
+    kinds = {node.op_type for node in graph.graph.node}
+    assert 'NonMaxSuppression' in kinds and 'TopK' in kinds and ('RoiAlign' in kinds) == (case not in ('fcos', 'ssd'))
+    outputs = {value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+               for value in graph.graph.output}
+    assert outputs['boxes'] == ['detections', 4] and outputs['scores'] == outputs['labels'] == ['detections']
+    assert 'detections are the same as those of PyTorch' in str(result) and '(detections, 4)' in str(result)
+    facts = read_metadata({entry.key: entry.value for entry in graph.metadata_props})
+    test = model.roi_head.test_cfg if 'masks' in outputs else model.bbox_head.test_cfg
+    assert facts.task == 'detection' and facts.classes == scenes.CLASSES[1:] and facts.pad_divisor == 1
+    assert (facts.score_threshold, facts.nms_iou_threshold) == (test.score_thr, test.nms.iou_threshold)
+    assert facts.max_detections == test.max_per_img and facts.mask_threshold == test.get('mask_thr_binary')
+    assert facts.takes(*size) and not facts.takes(size[0] + 32, size[1])
+
+
+@pytest.mark.parametrize('case, sizes', [
+    ('mask_rcnn', [(64, 80), (101, 134), (33, 160), (128, 96)]),
+    pytest.param('ssd', [(320, 320), (301, 417)], marks=pytest.mark.slow),
+])
+def test_of_any_size(case, sizes, exported):
+    model, path, result = exported(case, dynamic_size=True)
+    assert_detects(path, model, [scene(size, index) for index, size in enumerate(sizes * 2)])
+    facts = read_metadata(session(path).get_modelmeta().custom_metadata_map)
+    bounds = dict(mask_rcnn=Bounds(33, None), ssd=Bounds(257, 512))[case]
+    assert bounds.most or facts.resize == ((80, 64), True)
+    assert (facts.size_step, facts.height, facts.width) == (1, bounds, bounds)
+    assert all(facts.takes(*size) for size in sizes) and str(bounds.least) in str(result)
+
+
+@pytest.mark.parametrize('case', ['mask_rcnn', 'fcos'])
+def test_an_image_without_detections(case, exported):
+    model, path, _ = exported(case)
+    quiet = build(config(case))
+    head = quiet.roi_head.bbox_head.fc_cls if case == 'mask_rcnn' else quiet.bbox_head.conv_cls
+    head.bias.data[:5] = -200
+    image = scene(CASES[case][1], 0)
+    assert len(predicted(quiet, image)[0]) == 0
+    onnx = pytest.importorskip('onnx')
+    graph = onnx.load(path)
+    for tensor in graph.graph.initializer:
+        if tensor.name.endswith(('fc_cls.bias', 'conv_cls.bias')):
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[:5] = -200
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    found = found_by(session(graph.SerializeToString()), image)
+    shapes = [(0, 4), (0, ), (0, ), (0, *CASES[case][1])]
+    assert [tuple(value.shape) for value in found] == shapes[:len(found)]
+
+
+def test_bounds_of_a_detector_that_does_not_pad():
+    subject = Detection(build(config('ssd')))
+    assert bounds_of(subject, torch.zeros(1, 3, 320, 320)) == [(257, 512)] * 2
+    assert bounds_of(subject, torch.zeros(1, 3, 320, 640)) == [(257, 512), (513, None)]
+
+
+BARE = '''
+import json, sys
+sys.path[:] = [path for path in sys.path if 'site-packages' not in path and 'dist-packages' not in path] + [sys.argv[1]]
+import numpy, onnxruntime
+for name in ('torch', 'torchvision', 'mmcv', 'mmengine', 'mmdet', 'mmlk', 'onnx'):
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise SystemExit(name + ' can be imported here')
+session = onnxruntime.InferenceSession(sys.argv[2], providers=['CPUExecutionProvider'])
+outputs = session.run(None, {'images': numpy.load(sys.argv[3])})
+numpy.savez(sys.argv[4], *outputs)
+print(json.loads(session.get_modelmeta().custom_metadata_map['classes'])[0])
+'''
+
+
+@pytest.mark.parametrize('case', ['mask_rcnn', 'ssd'])
+def test_in_an_environment_that_holds_onnxruntime_and_numpy_alone(case, exported, tmp_path):
+    _, path, _ = exported(case)
+    packages = tmp_path / 'packages'
+    packages.mkdir()
+    sites = {Path(importlib.util.find_spec(name).origin).parent.parent for name in ('onnxruntime', 'numpy')}
+    for name in ('onnxruntime', 'numpy', 'numpy.libs', 'flatbuffers', 'google', 'packaging', 'sympy', 'mpmath',
+                 'coloredlogs', 'humanfriendly'):
+        for site in sites:
+            if (site / name).exists() and not (packages / name).exists():
+                (packages / name).symlink_to(site / name)
+    image = scene(CASES[case][1], 1).float().numpy()
+    np.save(tmp_path / 'image.npy', image)
+    done = subprocess.run([sys.executable, '-I', '-S', '-c', BARE, str(packages), path, str(tmp_path / 'image.npy'),
+                           str(tmp_path / 'found.npz')], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.strip() == 'disc', done.stdout + done.stderr
+    here = session(path).run(None, {'images': image})
+    there = np.load(tmp_path / 'found.npz')
+    assert len(there.files) == len(here) and len(here[0]) > 0
+    for name, value in zip(there.files, here):
+        assert np.array_equal(there[name], value)
+
+
+def test_the_computation_is_mmdets_to_the_last_bit():
+    for case, (_, size) in CASES.items():
+        model = build(config(case))
+        end_to_end(model)
+        image = scene((96, 128) if case != 'ssd' else size, 5)
+        inputs = model.data_preprocessor(dict(inputs=list(image.flip(1)), data_samples=None), False)['inputs']
+        with torch.no_grad():
+            found = detect(model, inputs, tuple(image.shape[2:]))
+        for ours, theirs in zip(found, predicted(model, image), strict=True):
+            assert torch.equal(ours, theirs) and len(ours), case
+
+
+def test_heads_of_another_kind_are_named():
+    def message(case, change):
+        model = build_network(config(case))
+        change(model)
+        with pytest.raises(ValueError, match='Use --outputs features') as error:
+            end_to_end(model)
+        return str(error.value)
+
+    def other_roi_head(model):
+        model.roi_head.__class__ = type('OwnRoIHead', (type(model.roi_head), ), dict(predict_bbox=lambda self: None))
+
+    def other_extractor(model):
+        model.roi_head.mask_roi_extractor = torch.nn.Conv2d(1, 1, 1)
+
+    assert message('fcos', lambda model: setattr(model.bbox_head, 'prior_generator', 7)) == (
+        'this FCOS cannot be exported end to end: its bbox_head.prior_generator is a int. Use --outputs features for '
+        'the maps that its heads take or give')
+    assert "its roi_head.test_cfg.nms is {'type': 'soft_nms'" in message(
+        'mask_rcnn', lambda model: model.roi_head.test_cfg.nms.update(type='soft_nms'))
+    assert 'this MaskRCNN cannot be exported end to end: its roi_head is a OwnRoIHead' in message(
+        'mask_rcnn', other_roi_head)
+    assert 'this CascadeRCNN cannot be exported end to end: its roi_head is a OwnRoIHead' in message(
+        'cascade', other_roi_head)
+    assert 'its region extractor is a Conv2d' in message('mask_rcnn', other_extractor)
+
+
+def detections(count=3):
+    boxes = torch.tensor([[0.0, 0.0, 100.0, 100.0]]).repeat(count, 1) + 100 * torch.arange(count)[:, None]
+    masks = torch.zeros(count, 10, 10, dtype=torch.bool)
+    masks[:, :5] = True
+    return [boxes, torch.linspace(0.9, 0.5, count), torch.arange(count), masks]
+
+
+@pytest.mark.parametrize('output, change', [
+    (0, lambda boxes: boxes + torch.tensor([0, 0, 0, 1.2])), (1, lambda scores: scores + 0.0011),
+    (2, lambda labels: labels + 1), (3, lambda masks: masks | (torch.arange(10) == 7)[:, None]),
+])
+def test_a_comparison_counts_what_differs(output, change):
+    same, other, none = DetectionComparison(), DetectionComparison(), DetectionComparison()
+    same.add(detections(), detections(), (10, 10))
+    same.check()
+    assert (same.matched, same.detections, same.masks) == (3, 3, 1.0)
+    found = detections()
+    found[output] = change(found[output])
+    other.add(found, detections(), (10, 10))
+    assert other.detections == 3 and other.matched < 3
+    with pytest.raises(ValueError, match='of 3 detections are the same as those of PyTorch; the file was not kept'):
+        other.check()
+    none.add(detections(0), detections(0), (10, 10))
+    with pytest.raises(ValueError, match='the model finds nothing in the 1 images'):
+        none.check()
+    fewer = DetectionComparison()
+    fewer.add(detections(4), detections(3), (10, 10))
+    assert fewer.detections == 4 and fewer.matched <= 3
+
+
+def test_a_file_whose_detections_differ_is_not_kept(exported, tmp_path, monkeypatch):
+    cfg = config('mask_rcnn')
+    torch.save(build(cfg).state_dict(), tmp_path / 'trained.pth')
+    Image.fromarray(scenes.draw(4, 'val', 0, (64, 80)).image).save(tmp_path / 'scene.png')
+    opened = formats.open_exported
+
+    def faulty(path, format):
+        runner = opened(path, format)
+        return lambda images: [out + 0.01 if index == 1 else out for index, out in enumerate(runner(images))]
+
+    monkeypatch.setattr(formats, 'open_exported', faulty)
+    monkeypatch.setattr(formats, 'write_graph', lambda graph, path, *args: Path(path).write_bytes(
+        Path(exported('mask_rcnn')[1]).read_bytes()))
+    with pytest.raises(ValueError, match='only 0 of .* the file was not kept'):
+        export(cfg, str(tmp_path / 'trained.pth'), str(tmp_path / 'model.onnx'), [tmp_path / 'scene.png'],
+               size=(64, 80))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['scene.png', 'trained.pth']
+    assert json.loads(session(exported('mask_rcnn')[1]).get_modelmeta().custom_metadata_map['size']) == [64, 80]
