@@ -74,7 +74,7 @@ def load(name: str, model: Sequence[str], args: argparse.Namespace) -> 'Model':
                               score_threshold=args.score)
     if predictor.channels != 3:
         raise ValueError(f'the page shows models of RGB images, and this one takes {predictor.channels} channels')
-    return Model(name, predictor, predictor.network and network_of(predictor.network), where)
+    return Model(name, predictor, predictor.model and network_of(predictor.model), where)
 
 
 def run(args: argparse.Namespace) -> None:

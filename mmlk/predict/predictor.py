@@ -82,11 +82,6 @@ class Predictor:
         self.model = self._model.network
         self.channels, self.reduce_zero_label = self._model.channels, self._model.reduce_zero_label
 
-    @property
-    def network(self) -> Any:
-        """The segmentor or detector, a module in eval mode; None for an exported file."""
-        return getattr(self._model, 'network', None)
-
     def read(self, path: Union[str, Path]) -> np.ndarray:
         """Reads a file as an image for this predictor, by the loading step of the config's test pipeline.
 
