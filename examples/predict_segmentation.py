@@ -1,12 +1,22 @@
-# The images of a folder, without label maps, for the model of own_segmentation.py.
-#   python tools/test.py examples/predict_segmentation.py CHECKPOINT --out predictions --show-dir shown
-_base_ = './own_segmentation.py'
-test_dataloader = dict(
-    dataset=dict(
-        data_prefix=dict(_delete_=True, img_path='images/new'),  # below data_root
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale=_base_.scale, keep_ratio=True),
-            dict(type='PackSegInputs'),
-        ]))
-test_evaluator = dict(format_only=True)  # write label maps, compare with nothing
+"""The share of each class in images, by a trained segmentor.
+
+python examples/predict_segmentation.py CONFIG CHECKPOINT IMAGE ...
+"""
+import sys
+
+import numpy as np
+
+from mmlk.predict import Predictor
+
+
+def main() -> None:
+    config, checkpoint, *paths = sys.argv[1:]
+    predictor = Predictor(config, checkpoint)
+    for path in paths:
+        labels = predictor(predictor.read(path)).labels  # (H, W)
+        shares = np.bincount(labels.ravel(), minlength=len(predictor.classes)) / labels.size
+        print(path, *(f'{name} {share:.1%}' for name, share in zip(predictor.classes, shares) if share))
+
+
+if __name__ == '__main__':
+    main()

@@ -124,9 +124,9 @@ TWO = {"classes = ('road', 'building', 'tree')": "classes = ('background', 'crac
 
 
 @pytest.mark.parametrize('reduce', [False, True])
-def test_a_segmentation_set_with_its_own_classes(reduce, data, tmp_path):
+def test_a_segmentation_set_with_its_own_classes(reduce, data, tmp_path, monkeypatch, capsys):
     """Label 0 is the first class, or none; either way there are three classes, and new images get labels."""
-    from mmlk.cli.prepare import build_runner
+    from mmlk.cli import main
     draw(data, (0, 1, 2, 3) if reduce else (0, 1, 2))
     changes = {'reduce_zero_label = False': 'reduce_zero_label = True'} if reduce else {}
     path = copy(tmp_path, 'own_segmentation.py', {**own(data), **changes})
@@ -135,15 +135,21 @@ def test_a_segmentation_set_with_its_own_classes(reduce, data, tmp_path):
     sample = runner.train_dataloader.dataset[0]['data_samples'].gt_sem_seg.data
     assert set(sample.unique().tolist()) <= {0, 1, 2, 255}
 
-    cfg = read(copy(tmp_path, 'predict_segmentation.py', {}))
-    assert problems(cfg) == []
-    cfg.test_evaluator.update(output_dir=str(tmp_path / 'predictions'), keep_results=True)
-    cfg.load_from = str(next((tmp_path / 'work').glob('best_mIoU*.pth')))
-    build_runner(cfg).test()
-    predicted = [np.array(Image.open(path)) for path in sorted((tmp_path / 'predictions').glob('*.png'))]
+    checkpoint = str(next((tmp_path / 'work').glob('best_mIoU*.pth')))
+    main(['predict', str(path), checkpoint, str(data / 'images' / 'new'), '--out', str(tmp_path / 'predictions')])
+    predicted = [np.array(Image.open(path)) for path in sorted((tmp_path / 'predictions' / 'labels').iterdir())]
     assert len(predicted) == 2 and all(labels.shape == (SIDE, SIDE) for labels in predicted)
     # where 0 is no class, the files that are written number classes from 1, as those of the data
     assert {value for labels in predicted for value in np.unique(labels)} <= ({1, 2, 3} if reduce else {0, 1, 2})
+
+    image = str(data / 'images' / 'new' / '0.jpg')
+    monkeypatch.setattr(sys, 'argv', ['predict_segmentation.py', str(path), checkpoint, image])
+    runpy.run_path(str(EXAMPLES / 'predict_segmentation.py'), run_name='__main__')
+    name, *shares = capsys.readouterr().out.splitlines()[-1].split()
+    assert name == image
+    expected = np.bincount(predicted[0].ravel(), minlength=4)[int(reduce):][:3] / SIDE**2
+    there = [(name, share) for name, share in zip(('road', 'building', 'tree'), expected) if share]
+    assert shares == [word for name, share in there for word in (name, f'{share:.1%}')]
 
 
 def page_blocks(page, language='python'):

@@ -206,21 +206,28 @@ def open_branches(module: nn.Module) -> int:
     return opened
 
 
-def contribution(features: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
-    """Compute how much each pixel of one image contributes to the middle of a feature map.
+def contribution(features: Callable[[Tensor], Tensor], x: Tensor, pixel: Optional[Tuple[int, int]] = None
+                 ) -> np.ndarray:
+    """Compute how much each pixel of one image contributes to one position of a feature map.
 
     Args:
         features: Gives a map (1, C, H', W').
         x: (1, 3, H, W); it stays as it is.
+        pixel: Row and column of the image. The position is that of the map which covers this pixel, if the map is laid
+            over the image. By default (H // 2, W // 2), which is the position (H' // 2, W' // 2).
 
     Returns:
         (H, W), in x's dtype.
     """
     x = x.detach().requires_grad_()
+    size = x.shape[2:]
+    row, column = (size[0] // 2, size[1] // 2) if pixel is None else pixel
     with torch.enable_grad():
         outputs = features(x)
-        middle = outputs[:, :, outputs.shape[2] // 2, outputs.shape[3] // 2]
-        gradient, = torch.autograd.grad(middle.relu().sum(), x)
+        # by the middle of the pixel, in whole numbers: (pixel + 1/2) / size of the image * size of the map
+        row, column = ((2 * place + 1) * cells // (2 * pixels)
+                       for place, cells, pixels in zip((row, column), outputs.shape[2:], size))
+        gradient, = torch.autograd.grad(outputs[:, :, row, column].relu().sum(), x)
     return gradient.relu().sum((0, 1)).cpu().numpy()
 
 

@@ -23,6 +23,7 @@ class Command(NamedTuple):
 COMMANDS: Dict[str, Command] = {
     'train': Command('train', 'train a segmentor or a detector'),
     'test': Command('test', 'test a segmentor or a detector'),
+    'predict': Command('predict', 'predict images, folders of images and videos'),
     'show-predictions': Command('show_predictions', 'draw image, ground truth and prediction side by side'),
     'weights': Command('weights', 'list, download and inspect pretrained and trained weights'),
     'merge': Command('merge', 'merge the parallel branches of a trained model'),
@@ -33,6 +34,7 @@ COMMANDS: Dict[str, Command] = {
     'gpu-check': Command('gpu_check', 'prove the depthwise operator on a GPU'),
     'erf': Command('erf', 'measure effective receptive fields'),
     'cam': Command('cam', 'draw class-activation maps'),
+    'demo': Command('demo', 'compare two models in a browser, with their receptive fields'),
     'shape-bias': Command('shape_bias', 'measure the shape bias of classifiers'),
     'compare': Command('compare', 'train, test and measure several models, and write a report'),
     'check-data': Command('check_data', 'check the datasets of a config before a run'),

@@ -17,14 +17,11 @@ from PIL import Image
 
 from mmlk._types import type_name
 from mmlk.datasets.check import SPLITS, build_dataset, datasets, without_prints
+from mmlk.datasets.images import check_end
 from mmlk.datasets.samples import fault, leaves
 from mmlk.datasets.settings import HeadSettings, heads, steps, use_of
 
 Track = Callable[[Iterable, int, str], Iterable]
-
-# How a whole file ends, by how it begins. Bytes may follow.
-_ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89PNG\r\n\x1a\n': b'IEND\xaeB`\x82'}
-
 
 @dataclass
 class AuditReport:
@@ -180,27 +177,6 @@ class Loaders(NamedTuple):
 def _is_stock(loader: Any) -> bool:
     return type(loader).__module__.partition('.')[0] in ('mmseg', 'mmdet', 'mmcv', 'mmlk') and (
         type(loader).__name__ == 'LoadAnnotations')
-
-
-def check_end(path: str) -> None:
-    """Checks that an image file on the local disk is complete. Decoders return a part of a truncated file silently.
-
-    Raises:
-        ValueError: The file is truncated or damaged.
-    """
-    if not osp.isfile(path):
-        return
-    with open(path, 'rb') as file:
-        head = file.read(8)
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 8))
-        tail = file.read()
-    end = next((end for begin, end in _ENDS.items() if head.startswith(begin)), b'')
-    if not tail.endswith(end):  # truncated, or more bytes follow the end of the image
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except Exception as error:  # Pillow's decoders raise many types of errors for a damaged file
-            raise ValueError(f'is truncated or damaged ({error})') from error
 
 
 def _has_numbers_of_32_bits(path: str) -> bool:

@@ -1,22 +1,28 @@
 """Finding image files and reading them as arrays of one channel (grey), three (RGB) or more (satellites, microscopes).
 
 Trainings and tests read images with the steps of their config's pipeline; the analyses and the export read them here.
+PyTorch is imported only to make tensors.
 """
+import os
 import os.path as osp
 from importlib.util import find_spec
 from pathlib import Path
-from typing import List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, List, Optional, Tuple, Union
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Endings, in small letters, of the files that :func:`find_images` takes for images.
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 _PHOTOGRAPHS = ('astronaut.png', 'camera.png', 'chelsea.png', 'coffee.png', 'motorcycle_left.png', 'rocket.jpg')
 _TIFF = ('.tif', '.tiff')
+
+# How a whole file ends, by how it begins. Bytes may follow.
+_ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89PNG\r\n\x1a\n': b'IEND\xaeB`\x82'}
 
 
 def find_images(folder: str) -> List[Path]:
@@ -69,7 +75,28 @@ def open_image(path: Path) -> Image.Image:
         raise ValueError(f'{path} cannot be read as an image: {error}') from error
 
 
-def to_tensor(image: Image.Image, size: int) -> Tensor:
+def check_end(path: str) -> None:
+    """Checks that an image file on the local disk is complete. Decoders return a part of a truncated file silently.
+
+    Raises:
+        ValueError: The file is truncated or damaged.
+    """
+    if not osp.isfile(path):
+        return
+    with open(path, 'rb') as file:
+        head = file.read(8)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 8))
+        tail = file.read()
+    end = next((end for begin, end in _ENDS.items() if head.startswith(begin)), b'')
+    if not tail.endswith(end):  # truncated, or more bytes follow the end of the image
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except Exception as error:  # Pillow's decoders raise many types of errors for a damaged file
+            raise ValueError(f'is truncated or damaged ({error})') from error
+
+
+def to_tensor(image: Image.Image, size: int) -> 'Tensor':
     """Convert an RGB image to a tensor, resized (bicubic, without keeping the aspect ratio) if it has another size.
 
     Args:
@@ -79,6 +106,7 @@ def to_tensor(image: Image.Image, size: int) -> Tensor:
     Returns:
         (3, size, size), float32, values from 0 to 255.
     """
+    import torch
     if image.size != (size, size):
         image = image.resize((size, size), Image.BICUBIC)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1).float()

@@ -7,7 +7,8 @@ from mmcv import transforms
 from mmcv.transforms import TRANSFORMS
 from PIL import Image
 
-from mmlk.datasets.audit import check_end, is_number, points_fault, runs_fault
+from mmlk.datasets.audit import is_number, points_fault, runs_fault
+from mmlk.datasets.images import check_end
 
 
 class DataError(ValueError):

@@ -17,7 +17,8 @@ from mmlk.analysis.erf import ErfNetwork, ReceptiveField
 from mmlk.backbones import RepLKNet
 from mmlk.datasets.images import find_images, packaged_photographs, read_image
 from mmlk.preprocessors import IMAGENET_MEAN, IMAGENET_STD, Normalization
-from tests.utils import fill
+from mmlk.reparam import merge
+from tests.utils import fill, image
 
 REPO = Path(__file__).resolve().parents[2]
 DEMO = 'configs/demo/upernet_replknet-tiny_ade20k.py'
@@ -64,6 +65,40 @@ def test_receptive_field_of_ones_is_exact():
         line[axis][middle * jump - offset:][:len(paths)] = paths
     assert scores.tolist() == np.outer(line[0], line[1]).tolist()
     assert np.ptp(scores.any(axis=1).nonzero()) + 1 == len(paths) == 1 + 4 + 2 + 2 * 6 + 2 * 1 + 4 * 2
+
+
+@pytest.mark.parametrize('size', [(96, 83), (83, 96), (64, 64), (37, 35)])
+def test_the_middle_pixel_gives_the_field_of_the_middle(size):
+    net = fill(nn.Sequential(nn.Conv2d(3, 4, 7, 2, 3), nn.GELU(), nn.Conv2d(4, 4, 5, 3, 2)))
+    x = image(1, 3, *size).requires_grad_()
+    outputs = net(x)
+    middle = outputs[:, :, outputs.shape[2] // 2, outputs.shape[3] // 2].relu().sum()
+    expected = torch.autograd.grad(middle, x)[0].relu().sum((0, 1)).tolist()
+    assert erf.contribution(net, x).tolist() == expected
+    assert erf.contribution(net, x, (size[0] // 2, size[1] // 2)).tolist() == expected
+
+
+def test_a_pixel_has_the_field_of_the_position_that_covers_it():
+    """Of patches that do not overlap, the field of each pixel is its own patch."""
+    net = nn.Conv2d(1, 1, (4, 3), (4, 3), bias=False)
+    nn.init.ones_(net.weight)
+    for row in range(12):
+        for column in range(15):
+            patch = np.zeros((12, 15))
+            patch[row // 4 * 4:, column // 3 * 3:][:4, :3] = 1
+            assert erf.contribution(net, torch.ones(1, 1, 12, 15), (row, column)).tolist() == patch.tolist()
+
+
+def test_merged_networks_and_memory_formats_have_the_same_field_at_a_pixel():
+    net = fill(RepLKNet(dict(large_kernel_sizes=[13, 13], small_kernel=5, layers=[1, 1], channels=[8, 16]),
+                        out_indices=(1, ))).eval()
+    x = image(1, 3, 96, 64)
+    forms = [erf.contribution(lambda x: form(x)[-1], inputs, (80, 5))
+             for form in (net, merge(net), merge(net).to(memory_format=torch.channels_last))
+             for inputs in (x, x.to(memory_format=torch.channels_last))]
+    assert forms[0][60:].sum() > 2 * forms[0][:36].sum() > 0
+    for form in forms[1:]:
+        assert np.linalg.norm(form - forms[0]) < 1e-4 * np.linalg.norm(forms[0])
 
 
 class Stages(nn.Module):
