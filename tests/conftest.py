@@ -20,6 +20,7 @@ MARKERS = {
         'deploy/test_export.py::test_weights_that_do_not_fill_the_model_are_refused',
         'engine/test_hooks.py', 'engine/test_layer_decay.py',
         'ops/test_global_filter.py', 'ops/test_private.py', 'ops/test_strides.py',
+        'predict/test_tiles.py',
         'reparam/test_dilated.py', 'reparam/test_folding.py', 'reparam/test_repvgg_block.py', 'reparam/test_stripes.py',
         'studies/test_compare.py::test_a_budget_keeps_the_shape_of_the_schedule',
         'studies/test_compare.py::test_entries_are_whole',
