@@ -23,6 +23,7 @@ MARKERS = {
         'predict/test_page.py::test_a_legend_names_what_was_found',
         'predict/test_page.py::test_only_the_page_itself_may_ask',
         'predict/test_page.py::test_the_field_is_where_the_pixel_is',
+        'predict/test_tiles.py',
         'reparam/test_dilated.py', 'reparam/test_folding.py', 'reparam/test_repvgg_block.py', 'reparam/test_stripes.py',
         'studies/test_compare.py::test_a_budget_keeps_the_shape_of_the_schedule',
         'studies/test_compare.py::test_entries_are_whole',

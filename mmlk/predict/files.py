@@ -77,7 +77,8 @@ def find_sources(inputs: Sequence[str], out: str) -> List[Source]:
             raise ValueError(f'there is no file, folder or pattern {text}')
         if not found:
             raise ValueError(f"no image in {text}: files that end in {', '.join(SUFFIXES)}")
-        paths.update((path.resolve(), path) for path in found if path.resolve() not in paths)
+        for path in found:
+            paths.setdefault(path.resolve(), path)
     if not paths:
         raise ValueError('no images: give files, folders, patterns or videos')
     found = list(paths.values())

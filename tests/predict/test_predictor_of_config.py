@@ -33,7 +33,18 @@ def work(tmp_path_factory):
         write_demo(DemoPlan(layout, seed=0, train=1, val=3, size=(64, 90)), folder / layout)
         network = fill(build_network(Config.fromfile(DEMO / f'{name}.py')))
         torch.save(dict(state_dict=network.state_dict()), folder / f'{layout}.pth')
+        if layout != 'coco':  # so that all classes are predicted somewhere: their logits have the mean 0
+            image = np.array(Image.open(images(folder, layout)[0]))
+            logits = predictor(folder, layout)._model.scores(image)
+            network.decode_head.conv_seg.bias.data.sub_(torch.from_numpy(logits.mean((1, 2))))
+            torch.save(dict(state_dict=network.state_dict()), folder / f'{layout}.pth')
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_backend(monkeypatch):
+    """The backend of the operator is chosen by time otherwise, and rounding differs between them."""
+    monkeypatch.setenv('MMLK_BACKEND', 'native')
 
 
 def config(layout):
@@ -124,6 +135,44 @@ def test_an_exported_segmentor_predicts_as_its_config(window, work, tmp_path):
         assert len(np.unique(labels)) > 1 and (theirs(image).labels == labels).mean() > 0.999
 
 
+def test_an_end_to_end_detector_predicts_as_its_config(work, tmp_path):
+    pytest.importorskip('onnxscript', reason='ONNX files are written by onnxscript, an optional package')
+    cfg = Config.fromfile(config('coco'))
+    cfg.model.backbone.arch = dict(large_kernel_sizes=[5] * 4, layers=[1] * 4, channels=[8, 8, 16, 16])
+    cfg.model.neck.in_channels = [8, 8, 16, 16]
+    network = fill(build_network(cfg))
+    for name, parameter in network.named_parameters():  # so that scores differ from each other
+        if name.endswith(('cls.weight', 'fc_cls.weight')):
+            parameter.data.mul_(4)
+    torch.save(dict(state_dict=network.state_dict()), tmp_path / 'trained.pth')
+    paths = images(work, 'coco')
+    export(cfg, str(tmp_path / 'trained.pth'), str(tmp_path / 'model.onnx'), paths[:1], 'onnx', (57, 80))
+    ours = Predictor(cfg, str(tmp_path / 'trained.pth'), device='cpu', score_threshold=0.1)
+    theirs = Predictor(str(tmp_path / 'model.onnx'), device='cpu', score_threshold=0.1)
+    for path in paths:
+        image = ours.read(path)
+        expected, found = ours(image), theirs(image)
+        assert len(expected.boxes) > 5 and found.masks.shape[1:] == image.shape[:2]
+        alike = []
+        for index, box in enumerate(expected.boxes):
+            close = np.flatnonzero((np.abs(found.boxes - box).max(1) < 0.1)
+                                   & (found.class_ids == expected.class_ids[index])
+                                   & (np.abs(found.scores - expected.scores[index]) < 1e-3))
+            # the file's masks are of the resized image, and are resized again
+            if close.size:
+                alike.append(max((found.masks[other] == expected.masks[index]).mean() for other in close))
+        assert len(alike) >= 0.97 * len(expected.boxes) and np.mean(alike) > 0.97
+
+
+def test_a_memory_format_that_the_config_sets_is_that_of_the_predictor(work):
+    cfg = Config.fromfile(config('ade20k'))
+    cfg.custom_hooks = [dict(type='mmlk.MemoryFormatHook', memory_format='contiguous')]
+    ours = Predictor(cfg, str(work / 'ade20k.pth'), device='cpu')
+    formats = [[hook.memory_format for hook in one.model.backbone._forward_pre_hooks.values()]
+               for one in (ours, predictor(work, 'ade20k'))]
+    assert formats[0] == [torch.contiguous_format] != formats[1]
+
+
 def test_names_come_from_the_checkpoint_and_the_config(work, tmp_path):
     ours = predictor(work, 'coco')
     assert ours.classes == ('disc', 'ring', 'square', 'bar', 'cross') and ours.palette[0] == (230, 75, 60)
@@ -164,7 +213,7 @@ def test_what_cannot_be_used_is_refused(work, tmp_path, capsys):
     with pytest.raises(ValueError, match="the device 'nothing' cannot be used"):
         Predictor(config('ade20k'), str(work / 'ade20k.pth'), device='nothing')
     with pytest.raises(ValueError, match='cfg_options do not fit'):
-        predictor(work, 'ade20k', cfg_options={'model.backbone.0.x': 1})
+        predictor(work, 'ade20k', cfg_options={'train_pipeline.9.x': 1})
     ours = predictor(work, 'ade20k')
     (tmp_path / 'text.png').write_text('no image')
     with pytest.raises(ImageError, match='text.png cannot be read as an image'):
