@@ -1,7 +1,7 @@
 """Rewrites the graph of a network for inference on a CPU: packed convolutions that compute what follows them.
 
-:func:`capture` records the operators of a network as a graph, by ``torch.export``, for images of any size where that
-is possible. :func:`fuse` then replaces operators, in these steps:
+:func:`capture` records the operators of a network as a graph, by ``torch.export``. :func:`fuse` then replaces
+operators, in these steps:
 
 1. What only depends on weights is computed once.
 2. Where a block works on (N, H, W, C) between two permutations (ConvNeXt), its linear layers become 1x1 convolutions of
@@ -12,8 +12,7 @@ is possible. :func:`fuse` then replaces operators, in these steps:
 5. A 3x3 convolution of many channels becomes a :class:`.winograd.WinogradConv`.
 6. Two pointwise layers, and the sum after them, become one :class:`.fused.FeedForward`.
 """
-import operator
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,65 +27,47 @@ aten = torch.ops.aten
 
 _CONVOLUTIONS = aten.conv2d.default, aten.conv2d.padding
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # the axes of (N, C, H, W) as (N, H, W, C), and back
-# Operators whose output shares the memory of their first argument, or may do so.
-_VIEWS = {aten.permute.default, aten.view.default, aten.reshape.default, aten.transpose.int, aten.unsqueeze.default,
-          aten.squeeze.dim, aten.slice.Tensor, aten.select.int, aten.expand.default, aten.contiguous.default,
-          aten.to.dtype, aten._to_copy.default, aten.alias.default, aten.flatten.using_ints, aten.relu_.default,
-          aten.add_.Tensor}
-_FRESH = {aten.relu.default, aten.gelu.default, aten.add.Tensor, aten.mul.Tensor, aten.layer_norm.default,
-          aten.clone.default, aten.batch_norm.default, depthwise_conv2d}
+# Operators that return their input itself in some cases, although their schemas do not say so.
+_MAYBE_INPUT = {aten.type_as.default, aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
 _MIN_KERNEL = 7  # minimum of the longer side of the depthwise kernels that mmlk.ops computes
 
 
-class Captured(NamedTuple):
-    """A network as a graph.
-
-    Args:
-        graph: The graph, as a module from images (N, C, H, W) to a tuple of tensors.
-        step: It takes images of all heights and widths that are multiples of this, from ``LEAST_SIDE`` on. None if it
-            takes only the size of the example.
-    """
-    graph: fx.GraphModule
-    step: Optional[int]
-
-
-def capture(network: nn.Module, example: Tensor) -> Captured:
+def capture(network: nn.Module, example: Tensor, step: Optional[int]) -> fx.GraphModule:
     """Records the graph of a network in eval mode.
 
     Args:
         network: A module from images to a tensor, or to a tuple or list of tensors.
         example: (N, C, H, W), of the dtype of the network.
+        step: The graph is to take images of all heights and widths that are multiples of this, from ``LEAST_SIDE`` on;
+            None for the size of the example alone.
+
+    Returns:
+        The graph, as a module from images to the outputs of the network. With a step, ``torch.export`` does not notice
+        every decision that depends on the size, so the caller has to compare it with the network at another size.
 
     Raises:
-        Exception: ``torch.export`` cannot record the network, not even for one size.
+        Exception: ``torch.export`` cannot record the network for these sizes.
     """
-    for step in (1, 32, None):
-        batch, size = max(len(example), 2), [max(side, 2 * LEAST_SIDE) for side in example.shape[2:]]
-        dims: Dict[int, Any] = {0: torch.export.Dim('batch')}
-        if step is None:
-            size = list(example.shape[2:])
-        else:
-            size = [-(-side // step) * step for side in size]
-            for axis, name in ((2, 'height'), (3, 'width')):
-                blocks = torch.export.Dim(name, min=-(-LEAST_SIDE // step))
-                dims[axis] = step * blocks if step > 1 else blocks
-        inputs = example.new_zeros(batch, example.shape[1], *size)
-        try:
-            with torch.no_grad():
-                program = torch.export.export(network, (inputs, ), dynamic_shapes=(dims, ), strict=False)
-                module = _without_mutations(program)
-        except Exception:  # of many kinds; the last one is raised
-            if step is None:
-                raise
-            continue
-        for node in list(module.graph.nodes):
-            if node.op == 'call_module' and not node.users:  # a check of the sizes, which the caller does
-                module.graph.erase_node(node)
-            elif node.target is aten.dropout.default and not node.args[2]:
-                node.replace_all_uses_with(node.args[0])
-                module.graph.erase_node(node)
-        return Captured(fx.GraphModule(module, module.graph), step)
-    raise AssertionError
+    size = list(example.shape[2:])
+    dims: Dict[int, Any] = {0: torch.export.Dim('batch')}
+    if step is not None:
+        size = [-(-max(side, 2 * LEAST_SIDE) // step) * step for side in size]
+        for axis, name in ((2, 'height'), (3, 'width')):
+            blocks = torch.export.Dim(name, min=-(-LEAST_SIDE // step))
+            dims[axis] = step * blocks if step > 1 else blocks
+    inputs = example.new_zeros(max(len(example), 2), example.shape[1], *size)
+    with torch.no_grad():
+        program = torch.export.export(network, (inputs, ), dynamic_shapes=(dims, ), strict=False)
+        module = _without_mutations(program)
+    for node in list(module.graph.nodes):
+        if node.op == 'call_module' and not node.users:  # a check of the sizes, which the caller does
+            module.graph.erase_node(node)
+        elif node.target is aten.dropout.default and not node.args[2]:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+        elif node.target is aten.view.default:  # which fails for a map in channels_last, where reshape copies
+            node.target = aten.reshape.default
+    return fx.GraphModule(module, module.graph)
 
 
 def _without_mutations(program: torch.export.ExportedProgram) -> fx.GraphModule:
@@ -386,6 +367,7 @@ class _Fusion:
         inplace: Dict[Callable, Callable] = {aten.relu.default: aten.relu_.default, aten.add.Tensor: aten.add_.Tensor}
         source = node.args[0] if node.args else None
         if (node.target in inplace and isinstance(source, fx.Node) and len(source.users) == 1
+                and (source in self.layers or not self.shares(source))  # an expanded map cannot be written to
                 and source.meta.get('shape') == node.meta.get('shape') and self.may_overwrite(source, node)):
             node.target = inplace[node.target]
 
@@ -396,7 +378,7 @@ class _Fusion:
             root = root.args[-1] if root in self.layers else root.args[0]
             if not isinstance(root, fx.Node):
                 return False
-        if root.target not in _FRESH and root not in self.layers:
+        if root.op not in ('call_function', 'call_module'):  # an input or a weight
             return False
         order = {node: index for index, node in enumerate(self.graph.nodes)}
         todo, seen = [root], set()  # type: Tuple[List[fx.Node], Set[fx.Node]]
@@ -417,7 +399,11 @@ class _Fusion:
         layer = self.layers.get(node)
         if layer is not None:
             return len(node.args) > 1
-        return node.target in _VIEWS or node.target is operator.getitem
+        if node.target is depthwise_conv2d or node.op != 'call_function':
+            return False
+        schema = getattr(node.target, '_schema', None)  # a function of Python has none; getitem, for example
+        return schema is None or node.target in _MAYBE_INPUT or any(
+            result.alias_info is not None for result in schema.returns)
 
 
 def _settings(node: fx.Node, weight: Tensor) -> Tuple[List[int], Optional[List[int]], List[int], int]:

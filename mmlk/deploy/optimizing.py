@@ -65,6 +65,8 @@ class OptimizedNetwork(nn.Module):
         network: The network, merged and in its dtype, from images to a tensor, tuple or list. It computes images of
             sizes that the graph does not take.
         graph: The same network as a fused graph, or None.
+        step: The graph takes images whose height and width are multiples of this, from ``LEAST_SIDE`` on; None if it
+            takes only the size of the example.
         size: Height and width of the example.
 
     Shape:
@@ -72,11 +74,9 @@ class OptimizedNetwork(nn.Module):
         dtype of half precision and the input is in float32.
     """
 
-    def __init__(self, network: nn.Module, graph: Optional[fusing.Captured], size: Tuple[int, int]):
+    def __init__(self, network: nn.Module, graph: Optional[nn.Module], step: Optional[int], size: Tuple[int, int]):
         super().__init__()
-        self.network = network
-        self.graph = None if graph is None else graph.graph
-        self.step, self.size = (None if graph is None else graph.step), size
+        self.network, self.graph, self.step, self.size = network, graph, step, size
         self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         self.eval()
 
@@ -168,7 +168,7 @@ def optimize(model: nn.Module, example: Tensor, dtype: Optional[torch.dtype] = N
         for name, module in model.named_modules():
             module.training = training[name]
     network = _optimized(trunk.eval(), example, dtype, done)
-    _compare(expected, _tensors(network(example)), dtype, done)
+    done.difference = _largest_difference(expected, _tensors(network(example)), dtype)
     if trunk is result:
         result = network
     else:
@@ -198,39 +198,61 @@ def _trunk_of(model: nn.Module) -> Tuple[nn.Module, Optional[nn.Module]]:
 
 def _optimized(trunk: nn.Module, example: Tensor, dtype: torch.dtype, done: Optimization) -> OptimizedNetwork:
     """Folds norms and fuses operators of a network in-place, as far as possible."""
-    graph = None
     try:
         done.folded = fold_norms(trunk, example)
     except Exception as error:  # of any kind: a model that torch.export cannot record
         done.reason = _first_line(error)
     trunk.to(dtype)
-    if example.device.type == 'cpu' and not done.reason:
-        if not fused.available(dtype):
-            done.reason = f'PyTorch has no packed convolutions in {str(dtype)[6:]} on this processor'
-        else:
-            try:
-                images = example.to(dtype).contiguous(memory_format=torch.channels_last)
-                graph = fusing.capture(trunk, images)
-                done.fused, done.step = fusing.fuse(graph.graph, images), graph.step
-            except Exception as error:
-                graph, done.reason = None, _first_line(error)
-    return OptimizedNetwork(trunk, graph, (example.shape[2], example.shape[3]))
+    size = example.shape[2], example.shape[3]
+    if example.device.type != 'cpu' or done.reason:
+        return OptimizedNetwork(trunk, None, None, size)
+    if not fused.available(dtype):
+        done.reason = f'PyTorch has no packed convolutions in {str(dtype)[6:]} on this processor'
+        return OptimizedNetwork(trunk, None, None, size)
+    images = example.to(dtype).contiguous(memory_format=torch.channels_last)
+    for step in (1, 32, None):  # any size, multiples of what most networks divide an image by, or one size
+        try:
+            graph = fusing.capture(trunk, images, step)
+            counts = fusing.fuse(graph, images)
+            network = OptimizedNetwork(trunk, graph, step, size)
+            if step is not None:
+                other = _other_size(images, step)
+                with torch.no_grad():
+                    _largest_difference(_tensors(trunk(other)), _tensors(network(other)), dtype)
+        except Exception as error:
+            done.reason = _first_line(error)
+            continue
+        done.fused, done.step, done.reason = counts, step, ''
+        return network
+    return OptimizedNetwork(trunk, None, None, size)
 
 
-def _compare(expected: List[Tensor], found: List[Tensor], dtype: torch.dtype, done: Optimization) -> None:
-    """Notes the largest difference.
+def _other_size(images: Tensor, step: int) -> Tensor:
+    """Returns images resized to a second size, of which height and width differ from each other and from the first."""
+    sides = [-(-LEAST_SIDE // step) * step + extra * step for extra in (1, 3)]
+    sides = [side + 4 * step if side in images.shape[2:] else side for side in sides]
+    return nn.functional.interpolate(images.float(), sides).to(images).contiguous(memory_format=torch.channels_last)
+
+
+def _largest_difference(expected: List[Tensor], found: List[Tensor], dtype: torch.dtype) -> float:
+    """Returns the largest difference of an output, relative to its largest absolute value.
 
     Raises:
         ValueError: It is more than rounding.
     """
+    worst = 0.0
     for index, (ours, theirs) in enumerate(zip(found, expected)):
+        if ours.shape != theirs.shape:
+            raise ValueError(f'output {index} of the optimized network is {tuple(ours.shape)}, where it was '
+                             f'{tuple(theirs.shape)}')
         difference = (ours.double() - theirs.double()).abs().max().item()
         largest = theirs.abs().max().item()
         if not difference <= TOLERANCES[dtype] * largest:
             raise ValueError(f'output {index} of the optimized network differs by {difference:.3g} where the largest '
                              f'value is {largest:.3g}, more than {TOLERANCES[dtype]:g} of it, so it is not used; '
                              f'computed in {str(dtype)[6:]}')
-        done.difference = max(done.difference, difference / max(largest, 1e-30))
+        worst = max(worst, difference / max(largest, 1e-30))
+    return worst
 
 
 def _map(function: Any, output: Any) -> Any:

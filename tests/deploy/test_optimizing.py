@@ -176,6 +176,32 @@ class Shortcuts(nn.Module):
         x = x.relu() + 1
         return x.relu() + self.a(x)
 
+    def chunks_used_afterwards(self, x):
+        x = self.a(x)
+        first, second = x.transpose(1, 2).chunk(2, dim=1)
+        return (x + self.b(x)).sum() + first * second
+
+    def parts_used_afterwards(self, x):
+        x = self.a(x)
+        parts = x.unbind(1), x.split(1, dim=1), x.narrow(2, 0, 5), x.unflatten(1, (3, 1)), x.movedim(1, 3)
+        y = x + self.b(x)
+        return y, *parts[0], *parts[1], *parts[2:]
+
+    def itself_under_another_name(self, x):
+        x = self.a(x)
+        other = F.dropout(x.type_as(self.a.weight).expand_as(x).view_as(x), training=False)
+        return x + self.b(x), other + 1
+
+    def relu_of_a_view(self, x):
+        x = self.a(x)
+        return x.mean((2, 3), keepdim=True).expand_as(x).relu() + 1, x[:, :1].expand_as(x).add(self.b(x)).relu()
+
+    def changed_in_place(self, x):
+        x = self.a(x)
+        view = x[:, :1]
+        x.relu_()
+        return x + self.b(x), view * 2
+
     def expanded(self, x):
         x = self.a(x)
         return x.mean((2, 3), keepdim=True).expand_as(x) + self.b(x)
@@ -193,6 +219,24 @@ class Shortcuts(nn.Module):
 
     def chain_of_activations(self, x):
         return self.b(F.gelu(self.a(x), approximate='tanh').sigmoid()).relu().mul(2)
+
+
+class Sized(nn.Module):
+    """A network of which the graph for one size is wrong for another, which torch.export does not notice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return sum(part.mean() for part in self.conv(x).split(32, dim=3)) + self.conv(x)
+
+
+def test_a_graph_of_several_sizes_is_compared_at_a_second_one():
+    network = fill(Sized()).eval()
+    fast = optimize(network, image(1, 3, 96, 128))
+    assert fast.optimization.step is None and fast.takes(image(1, 3, 96, 128)) and not fast.takes(image(1, 3, 96, 160))
+    same(network, fast, (1, 3, 96, 128), (1, 3, 96, 160))
 
 
 @pytest.mark.parametrize('form', [name for name in vars(Shortcuts) if not name.startswith('_') and name != 'forward'])
