@@ -124,7 +124,7 @@ def open_openvino(path: Path, bf16: bool = False) -> 'openvino.CompiledModel':
 
 def _optimized(network: Outputs, images: Tensor, bf16: bool) -> Call:
     from mmlk.deploy import optimize
-    fast = optimize(network, images, dtype=torch.bfloat16 if bf16 else None)
+    fast = Outputs(optimize(network.network, images, dtype=torch.bfloat16 if bf16 else None), network.kind)
 
     def call() -> Sequence[Tensor]:
         with torch.no_grad():
