@@ -18,7 +18,6 @@ What is in the file, in any format:
 - Metadata as text: config, checkpoint, versions, and what :mod:`mmlk.deploy.metadata` reads. ONNX has metadata
   properties for it; the two formats of PyTorch have ``metadata.json`` as an extra file.
 """
-import colorsys
 import functools
 import inspect
 import math
@@ -35,6 +34,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmlk import weights
+from mmlk.analysis.panels import distinct_palette
 from mmlk._files import whole
 from mmlk._types import type_name, type_of
 from mmlk.datasets.check import datasets
@@ -672,24 +672,22 @@ def _facts(cfg: Config, checkpoint: str, subject: Exportable, model: nn.Module, 
     head = getattr(model, 'decode_head', None)
     binary = subject.task == 'segmentation' and head.out_channels == 1
     return dict(subject.facts(), task=subject.task, classes=classes,
-                palette=_palette(len(classes), known, dataset.get('metainfo') or {}, getattr(kind, 'METAINFO', {})),
+                palette=palette_of(len(classes), known, dataset.get('metainfo') or {}, getattr(kind, 'METAINFO', {})),
                 size=list(size), resize=_resize(dataset.get('pipeline') or cfg.get('test_pipeline') or ()),
                 pad_divisor=1 if subject.pads else _divisor(model.data_preprocessor), window=window,
-                reduce_zero_label=bool(known.get('reduce_zero_label', _reduces_zero_label(dataset, kind))),
+                reduce_zero_label=bool(known.get('reduce_zero_label', reduces_zero_label(dataset, kind))),
                 align_corners=bool(getattr(model, 'align_corners', False)),
                 binary_threshold=float(head.threshold) if binary else None, config=osp.basename(cfg.filename or ''),
                 checkpoint=osp.basename(checkpoint), mmlk=__version__, torch=torch.__version__)
 
 
-def _palette(classes: int, *sources: Mapping[str, object]) -> List[List[int]]:
+def palette_of(classes: int, *sources: Mapping[str, object]) -> List[List[int]]:
     """Returns the colours, [red, green, blue], of the first source that has one for each class; else different hues."""
     for source in sources:
         palette = source.get('palette')
         if isinstance(palette, (list, tuple, np.ndarray)) and len(palette) == classes:
             return [[int(value) for value in colour] for colour in palette]
-    # steps of the golden ratio keep the hues of neighbours apart
-    colours = (colorsys.hsv_to_rgb(0.618 * index % 1, 0.75, 0.9) for index in range(classes))
-    return [[round(255 * value) for value in colour] for colour in colours]
+    return [list(colour) for colour in distinct_palette(classes)]
 
 
 def _resize(pipeline: Sequence[Mapping]) -> Optional[Dict[str, object]]:
@@ -702,7 +700,7 @@ def _resize(pipeline: Sequence[Mapping]) -> Optional[Dict[str, object]]:
     return None
 
 
-def _reduces_zero_label(dataset: Mapping, kind: Optional[type]) -> bool:
+def reduces_zero_label(dataset: Mapping, kind: Optional[type]) -> bool:
     """Returns whether a dataset of mmseg counts classes from 1; by default as its class does."""
     if 'reduce_zero_label' in dataset or kind is None:
         return dataset.get('reduce_zero_label', False)

@@ -94,9 +94,9 @@ class ConfigModel(Model):
         names = known.get('classes')
         self.classes = tuple(names_by_label(names, self.network) if names
                              else cam.class_names_of(cfg, self.network))
-        self.palette = tuple((red, green, blue) for red, green, blue in export._palette(
+        self.palette = tuple((red, green, blue) for red, green, blue in export.palette_of(
             len(self.classes), known, dataset.get('metainfo') or {}, getattr(kind, 'METAINFO', {})))
-        self.reduce_zero_label = self.task == 'segmentation' and bool(export._reduces_zero_label(dataset, kind))
+        self.reduce_zero_label = self.task == 'segmentation' and bool(export.reduces_zero_label(dataset, kind))
 
     def read(self, path: Path) -> np.ndarray:
         with DefaultScope.overwrite_default_scope(self._scope):

@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from mmlk.datasets.images import packaged_photographs
 from mmlk.deploy import formats
-from mmlk.deploy.export import OutputComparison, _palette, default_size, export
+from mmlk.deploy.export import OutputComparison, palette_of, default_size, export
 from mmlk.deploy.metadata import Bounds, Resize, Window, read_metadata
 from mmlk.engine.network import build_network
 from mmlk.ops import global_filter2d
@@ -217,9 +217,9 @@ def test_facts_that_the_config_and_the_checkpoint_know(tmp_path):
 
 def test_a_palette_is_of_the_first_that_knows_a_colour_for_each_class():
     one, two = ([[index, 0, 7] for index in range(count)] for count in (3, 2))
-    assert _palette(2, dict(palette=one), {}, dict(palette=np.array(two))) == two
-    assert _palette(3, dict(palette='random'), dict(palette=None), dict(palette=tuple(map(tuple, one)))) == one
-    hues = _palette(150)
+    assert palette_of(2, dict(palette=one), {}, dict(palette=np.array(two))) == two
+    assert palette_of(3, dict(palette='random'), dict(palette=None), dict(palette=tuple(map(tuple, one)))) == one
+    hues = palette_of(150)
     assert len(set(map(tuple, hues))) == 150 and all(0 <= value <= 255 for hue in hues for value in hue)
 
 
