@@ -4,7 +4,7 @@ ONNX Runtime and OpenVINO run the same file, on the CPU, on as many threads as P
 ``pip install mmlk[runtimes]``.
 """
 from functools import partial
-from importlib import import_module
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple, Union
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from mmlk import __version__
 from mmlk.analysis.latency import Outputs, RuntimeBuilder
 from mmlk.reparam import merge
 from mmlk.reparam.folding import fold_norms
@@ -43,7 +44,7 @@ def why_not(runtime: str) -> Optional[str]:
 
 def version(runtime: str) -> str:
     """Returns the version of an installed runtime, without the name of its build."""
-    return import_module('mmlk' if runtime == 'optimized' else runtime).__version__.partition('-')[0]
+    return __version__ if runtime == 'optimized' else metadata.version(runtime)
 
 
 class ExportedFiles:
