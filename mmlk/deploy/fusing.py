@@ -112,8 +112,9 @@ def fuse(graph: fx.GraphModule, example: Tensor) -> Dict[str, int]:
     """
     with torch.no_grad():
         _fold_constants(graph)
-        _Shapes(graph).run(example)
-        return _Fusion(graph).run()
+        # two images, so that a weight of shape (1, C, H, W) is not taken for a map
+        _Shapes(graph).run(example[:1].expand(2, -1, -1, -1).contiguous(memory_format=torch.channels_last))
+        return _Fusion(graph, len(example)).run()
 
 
 def _fold_constants(graph: fx.GraphModule) -> None:
@@ -170,8 +171,8 @@ def _is_permutation(node: Any, axes: Sequence[int]) -> bool:
 class _Fusion:
     """The steps of :func:`fuse` on one graph whose nodes have shapes."""
 
-    def __init__(self, module: fx.GraphModule):
-        self.module, self.graph = module, module.graph
+    def __init__(self, module: fx.GraphModule, batch: int):
+        self.module, self.graph, self.batch = module, module.graph, batch
         self.layers: Dict[fx.Node, nn.Module] = {}  # of each node that has been replaced
         self.removed: Set[fx.Node] = set()
         self.done: Dict[str, int] = dict.fromkeys(
@@ -296,7 +297,8 @@ class _Fusion:
             self.replace(node, new)
             self.done['depthwise convolutions'] += 1
             return
-        self.place(node, FusedConv(weight, bias, stride, padding, dilation, groups, x.meta['shape']), (x, ))
+        size = self.batch, *x.meta['shape'][1:]
+        self.place(node, FusedConv(weight, bias, stride, padding, dilation, groups, size), (x, ))
         self.done['convolutions'] += 1
 
     def fuse_following(self, node: fx.Node) -> None:

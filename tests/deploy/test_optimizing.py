@@ -221,6 +221,24 @@ class Shortcuts(nn.Module):
         return self.b(F.gelu(self.a(x), approximate='tanh').sigmoid()).relu().mul(2)
 
 
+class Positions(nn.Module):
+    """A map plus a weight of the same size for each position, as position embeddings are."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.embedding = nn.Conv2d(3, 4, 1), nn.Parameter(torch.randn(1, 4, 96, 96))
+
+    def forward(self, x):
+        return self.conv(x) + self.embedding
+
+
+def test_a_weight_of_the_shape_of_a_map_is_added_to_every_image():
+    network = fill(Positions()).eval()
+    fast = optimize(network, image(1, 3, 96, 96))
+    assert fast.graph is not None
+    same(network, fast, (1, 3, 96, 96), (3, 3, 96, 96))
+
+
 class Sized(nn.Module):
     """A network of which the graph for one size is wrong for another, which torch.export does not notice."""
 
