@@ -12,6 +12,7 @@ operators, in these steps:
 5. A 3x3 convolution of many channels becomes a :class:`.winograd.WinogradConv`.
 6. Two pointwise layers, and the sum after them, become one :class:`.fused.FeedForward`.
 """
+import math
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
@@ -281,9 +282,7 @@ class _Fusion:
         if weight is None or bias is None and len(node.args) > 2 and node.args[2] is not None:
             return
         if node.target is aten.linear.default:
-            rows = 1
-            for side in node.meta['shape'][:-1]:
-                rows *= side
+            rows = math.prod(node.meta['shape'][:-1])
             self.place(node, OverLastAxis(linear(weight, bias, rows)), (x, ))
             self.done['convolutions'] += 1
             return

@@ -5,6 +5,7 @@ are fused (:mod:`.fusing`). The outputs are compared with those of the network a
 """
 import copy
 import ctypes
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple, Union
 
@@ -277,7 +278,7 @@ def _first_line(error: Exception) -> str:
 
 def _keep_freed_memory() -> None:
     """Makes glibc keep freed blocks of up to 1 GiB, where this is glibc."""
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if hasattr(ctypes, 'pythonapi') else None
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 1 << 30)
         mallopt(_TRIM_THRESHOLD, 1 << 30)
