@@ -30,6 +30,7 @@ _CONVOLUTIONS = aten.conv2d.default, aten.conv2d.padding
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # the axes of (N, C, H, W) as (N, H, W, C), and back
 # Operators that return their input itself in some cases, although their schemas do not say so.
 _MAYBE_INPUT = {aten.type_as.default, aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+_NOTED = 2  # images of which the shapes of all maps are noted
 _MIN_KERNEL = 7  # minimum of the longer side of the depthwise kernels that mmlk.ops computes
 
 
@@ -66,9 +67,27 @@ def capture(network: nn.Module, example: Tensor, step: Optional[int]) -> fx.Grap
         elif node.target is aten.dropout.default and not node.args[2]:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
+        elif node.target is aten.contiguous.default and not node.kwargs and _is_permutation(node.args[0], _TO_FIRST):
+            node.replace_all_uses_with(node.args[0])  # a copy out of channels_last, in which the maps stay here
+            module.graph.erase_node(node)
+        elif node.target is aten.linalg_vector_norm.default:
+            _norm_by_sum(module.graph, node)
         elif node.target is aten.view.default:  # which fails for a map in channels_last, where reshape copies
             node.target = aten.reshape.default
     return fx.GraphModule(module, module.graph)
+
+
+def _norm_by_sum(graph: fx.Graph, node: fx.Node) -> None:
+    """Replaces a 2-norm over the pixels of (N, H, W, C), which is several times as slow as the sum of squares."""
+    x, order, axes, keepdim = (*node.args, *(2, None, False)[len(node.args) - 1:])
+    axes = node.kwargs.get('dim', axes)
+    if order != 2 or not axes or node.kwargs.get('dtype') is not None:
+        return
+    with graph.inserting_before(node):
+        square = graph.call_function(aten.square.default, (x, ))
+        total = graph.call_function(aten.sum.dim_IntList, (square, axes, keepdim))
+        node.replace_all_uses_with(graph.call_function(aten.sqrt.default, (total, )))
+    graph.erase_node(node)
 
 
 def _without_mutations(program: torch.export.ExportedProgram) -> fx.GraphModule:
@@ -114,7 +133,7 @@ def fuse(graph: fx.GraphModule, example: Tensor) -> Dict[str, int]:
     with torch.no_grad():
         _fold_constants(graph)
         # two images, so that a weight of shape (1, C, H, W) is not taken for a map
-        _Shapes(graph).run(example[:1].expand(2, -1, -1, -1).contiguous(memory_format=torch.channels_last))
+        _Shapes(graph).run(example[:1].expand(_NOTED, -1, -1, -1).contiguous(memory_format=torch.channels_last))
         return _Fusion(graph, len(example)).run()
 
 
@@ -189,7 +208,7 @@ class _Fusion:
             self.graph.eliminate_dead_code()
         for layer in self.layers.values():
             for conv in layer.modules():
-                if isinstance(conv, FusedConv) and conv.packed is None:
+                if isinstance(conv, FusedConv) and not conv.packed:
                     conv.pack()
         used = {str(node.target) for node in self.graph.nodes if node.op == 'call_module'}
         for name in [name for name, _ in self.module.named_children() if name.startswith('_layer_')]:
@@ -282,7 +301,7 @@ class _Fusion:
         if weight is None or bias is None and len(node.args) > 2 and node.args[2] is not None:
             return
         if node.target is aten.linear.default:
-            rows = math.prod(node.meta['shape'][:-1])
+            rows = math.prod(node.meta['shape'][:-1]) * self.batch // _NOTED  # the shapes are those of two images
             self.place(node, OverLastAxis(linear(weight, bias, rows)), (x, ))
             self.done['convolutions'] += 1
             return

@@ -8,6 +8,7 @@ timed on its real tensors, and from then on the fastest is used. This is the ide
 
 - When to measure: in the third call with the same problem and the same weight. A network with many equal blocks
   therefore measures in the third image or training step, and images whose sizes keep changing are never measured.
+- In :func:`measure_at_once` it is measured in the first call.
 - Measurements are kept separately for each problem (:class:`.backends.ConvProblem`, which includes the device), number
   of threads and step.
 - Repetition: a problem is measured again at its 24th call, its 192nd and so on. The minimum of all measurements counts,
@@ -54,6 +55,7 @@ _MAX_PROBLEMS = 4096  # the least recently used problems beyond this number are 
 # results, not rounding: float32 may be multiplied as tf32.
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
+_at_once: ContextVar[bool] = ContextVar('mmlk_measure_at_once', default=False)
 _now = time.perf_counter
 _native = TABLE[0]
 
@@ -324,7 +326,8 @@ def choose(step: str, problem: ConvProblem, call: Optional[Callable[[Backend], o
         if call is not None and not fixed:
             _state.tick()
             known.meet(weight)
-            due = known.meetings >= known.due and not _capturing(problem.device) and _state.may_measure()
+            at_once = _at_once.get() and known.seconds is None and not _state.racing
+            due = (at_once or known.meetings >= known.due and _state.may_measure()) and not _capturing(problem.device)
             _state.racing = _state.racing or due
     if due and call is not None:
         try:
@@ -386,6 +389,20 @@ def choose_training(problem: ConvProblem, call: Optional[Callable[[str, Backend]
         return {'training': whole}
     assert forward is not None  # native can run every problem
     return {'forward': forward, **gradients}
+
+
+@contextmanager
+def measure_at_once() -> Iterator[None]:
+    """A context manager in which the backends of a problem are measured in the first call of that problem.
+
+    It applies to the calling thread, and is for preparations: outside, the first calls are made by the estimates. With
+    ``torch.use_deterministic_algorithms(True)`` nothing is measured.
+    """
+    token = _at_once.set(True)
+    try:
+        yield
+    finally:
+        _at_once.reset(token)
 
 
 _AUTOMATIC = 'automatic'

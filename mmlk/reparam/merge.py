@@ -73,4 +73,5 @@ def merge(module: nn.Module, inplace: bool = False, dense: bool = False) -> nn.M
                 block.merge_branches()
             if dense:
                 block.densify()
-    return module.eval()  # for the new convolutions
+    module.eval()  # for the new convolutions; a separate call, because eval() of mmdet's ResNet returns None
+    return module

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from mmlk.deploy import OptimizedNetwork, fused, optimize
 from mmlk.deploy.fused import Activation, FeedForward, FusedConv, OverLastAxis, image_of, linear
 from mmlk.deploy.winograd import WinogradConv
-from mmlk.ops import depthwise_conv2d
+from mmlk.ops import choice, depthwise_conv2d
 from mmlk.registry import MODELS
+from mmlk.reparam import merge
 from tests.backbones.test_contract import TINY
 from tests.utils import fill, image, relative_error
 
@@ -290,7 +291,40 @@ def test_models_of_timm(name):
     import timm
     keywords = dict(img_size=64, window_size=2, embed_dim=16, depths=(1, 2), num_heads=(1, 2)) if 'swin' in name else {}
     network = fill(timm.create_model(name, features_only=True, **keywords)).eval()
-    same(network, optimize(network, image(1, 3, 64, 64)), (1, 3, 64, 64), (2, 3, 64, 64))
+    fast = optimize(network, image(1, 3, 64, 64))
+    assert all(len(conv.packed) == 1 for conv in layers(fast, FusedConv)), 'packed for other sizes than the example has'
+    assert not [node for node in fast.graph.graph.nodes if node.target is torch.ops.aten.linalg_vector_norm.default]
+    same(network, fast, (1, 3, 64, 64), (2, 3, 64, 64))
+
+
+class NotItself(nn.Sequential):
+    """A network whose ``train()`` does not return it, as those of mmdet's ResNet and of mmseg's Swin do not."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def test_a_network_whose_train_returns_nothing():
+    network = fill(NotItself(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    network.eval()
+    same(network, optimize(network, image(1, 3, 64, 64)), (1, 3, 64, 64))
+    assert merge(network)[0].weight.shape == (4, 3, 3, 3)
+
+
+def test_a_map_stays_in_channels_last_after_a_norm():
+    """LayerNorm of (N, C, H, W) permutes there and back, and then copies the map out of channels_last."""
+    network = fill(MODELS.build(dict(type='mmlk.ConvNeXt', arch=copy.deepcopy(TINY['ConvNeXt'])))).eval()
+    graph = optimize(network, image(1, 3, 96, 96)).graph.graph
+    assert not [node for node in graph.nodes if node.target is torch.ops.aten.contiguous.default]
+
+
+def test_depthwise_kernels_are_measured_for_the_example(monkeypatch):
+    races = []
+    monkeypatch.setattr(choice, '_state', choice._State())
+    monkeypatch.setattr(choice, 'race', lambda calls, device: races.append(len(calls)) or [1.0] * len(calls))
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 13, padding=6, groups=4)).eval()
+    optimize(network, image(1, 3, 128, 128))
+    assert len(races) == 1, 'once, for the size of the example'
 
 
 def test_a_network_that_no_graph_can_be_made_of_is_still_merged():
@@ -371,6 +405,31 @@ def test_convolutions_with_activations(name, shape, settings):
             expected = function(F.conv2d(x, weight, b, **settings))
             assert relative_error(conv(x), expected) < 1e-6
             assert relative_error(conv(x[:1, :, :9]), function(F.conv2d(x[:1, :, :9], weight, b, **settings))) < 1e-6
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('shape, settings', [((512, 128, 1, 1), {}), ((64, 32, 3, 3), dict(padding=(1, 1)))])
+def test_the_weight_is_in_the_order_of_each_size(dtype, shape, settings):
+    """A weight in another order is put into the right one in each call, which can take ten times the convolution."""
+    if not fused.available(dtype):
+        pytest.skip(f'this processor has no {dtype}')
+    weight = image(*shape).to(dtype)
+    conv = FusedConv(weight, None, size=(1, shape[1], 32, 32), **settings)
+    conv.pack()
+    orders = set()
+    for side in (32, 4, 16, 64, 1, 32, 9):
+        x = image(1, shape[1], side, side).to(dtype)
+        with torch.no_grad():
+            assert relative_error(conv(x).float(), F.conv2d(x.float(), weight.float(), **settings)) < (
+                1e-6 if dtype == torch.float32 else 1e-2)
+        used = next(reversed(conv.packed))  # the one used last
+        wanted = torch.ops.mkldnn._reorder_convolution_weight(weight, *conv.settings, x.shape)
+        assert used == fused._order_of(wanted)
+        assert len(conv.packed) <= fused._MAX_ORDERS
+        orders.add(used)
+    assert len(orders) > 1 or shape[2] != 1, 'no size of this test needs another order on this processor'
+    conv.pack()
+    assert len(conv.packed) == 1, 'packing for the expected size drops the other copies'
 
 
 @pytest.mark.parametrize('inplace', [False, True])
