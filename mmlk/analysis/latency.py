@@ -146,19 +146,21 @@ class Outputs(nn.Module):
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         if self.kind == 'backbone':
-            return tuple(_flat(self.network(images)))
+            return tuple(tensors_in(self.network(images)))
         if self.kind == 'segmentor':
             size = images.shape[2:]
             facts = dict(img_shape=size, pad_shape=size, ori_shape=size)
             return (self.network.encode_decode(images, [facts] * len(images)), )
         if hasattr(getattr(self.network, 'bbox_head', None), 'prior_generator'):
-            return tuple(_flat(self.network(images, mode='tensor')))
-        return tuple(_flat(self.network.extract_feat(images)))
+            return tuple(tensors_in(self.network(images, mode='tensor')))
+        return tuple(tensors_in(self.network.extract_feat(images)))
 
 
-def _flat(outputs: Any) -> List[Tensor]:
-    """The tensors of nested lists and tuples."""
-    return [outputs] if isinstance(outputs, Tensor) else [tensor for part in outputs for tensor in _flat(part)]
+def tensors_in(outputs: Any) -> List[Tensor]:
+    """Returns the tensors of nested lists and tuples."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    return [tensor for part in outputs for tensor in tensors_in(part)] if isinstance(outputs, (tuple, list)) else []
 
 
 class Difference(NamedTuple):
@@ -517,7 +519,7 @@ def _outputs(result: Any) -> List[Tensor]:
     samples = [] if isinstance(result, Tensor) else list(result)
     if samples and hasattr(samples[0], 'pred_sem_seg'):
         return [sample.seg_logits.data for sample in samples]
-    return [] if samples and hasattr(samples[0], 'pred_instances') else _flat(result)
+    return [] if samples and hasattr(samples[0], 'pred_instances') else tensors_in(result)
 
 
 def _reference(job: Job) -> List[Tensor]:

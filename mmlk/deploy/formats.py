@@ -49,6 +49,7 @@ LIMIT = 2**31  # bytes of an ONNX file, which is one protobuf message
 # Minimum height and width, in pixels, for a file that takes several sizes. For smaller images the last map has a side
 # of less than three pixels, for which PyTorch's exporter makes special cases.
 LEAST_SIDE = 96
+ANY_SIDE: Sequence[Bounds] = ((LEAST_SIDE, None), ) * 2
 
 
 def lacking(format: str) -> List[str]:
@@ -77,7 +78,7 @@ class Graph(NamedTuple):
     output_names: Sequence[str]
     metadata: Mapping[str, object]
     fixed_batch: bool = False
-    bounds: Sequence[Bounds] = ((LEAST_SIDE, None), ) * 2
+    bounds: Sequence[Bounds] = ANY_SIDE
 
     def text(self) -> Dict[str, str]:
         """Returns the metadata as text, which all three formats can store. Other types are written as JSON."""
@@ -159,19 +160,36 @@ def _reported(how: str) -> Iterator[None]:
         raise ExportFailed(f'the model could not be {how}: {reason}') from error
 
 
+def symbolic_sizes(example: Tensor, step: Optional[int], bounds: Sequence[Bounds] = ANY_SIDE,
+                   batch: bool = True) -> Tuple[Dict[int, Any], Tensor]:
+    """Returns what ``torch.export`` needs to record a network for several sizes of image.
+
+    Args:
+        example: (N, C, H, W).
+        step: Heights and widths are multiples of this number of pixels; None if they are fixed.
+        bounds: The smallest and largest height, and the same of the width; None for no largest.
+        batch: Whether the number of images is free.
+
+    Returns:
+        The free sizes by axis, and zeros in place of the example, of a size for which nothing is a special case.
+    """
+    sizes: Dict[int, Any] = {0: torch.export.Dim('batch')} if batch else {}
+    if not step:
+        return sizes, example
+    sides = []
+    for axis, name, (least, most) in zip((2, 3), ('height', 'width'), bounds):
+        fewest, largest = -(-least // step), None if most is None else most // step
+        blocks = torch.export.Dim(name, min=fewest, max=largest)
+        sizes[axis] = step * blocks if step > 1 else blocks
+        count = max(-(-max(example.shape[axis], 2 * LEAST_SIDE) // step), fewest)
+        sides.append(step * (count if largest is None else min(count, largest)))
+    return sizes, example.new_zeros(*example.shape[:2], *sides)
+
+
 def _program(graph: Graph) -> torch.export.ExportedProgram:
-    sizes = {} if graph.fixed_batch or len(graph.example) == 1 else {0: torch.export.Dim('batch')}
-    example, size = graph.example, ''
-    if graph.step:
-        size, sides = ' for images of any size', []
-        for axis, name, (least, most) in zip((2, 3), ('height', 'width'), graph.bounds):
-            fewest, largest = -(-least // graph.step), None if most is None else most // graph.step
-            blocks = torch.export.Dim(name, min=fewest, max=largest)
-            sizes[axis] = graph.step * blocks if graph.step > 1 else blocks
-            count = max(-(-max(example.shape[axis], 2 * LEAST_SIDE) // graph.step), fewest)
-            sides.append(graph.step * (count if largest is None else min(count, largest)))
-        example = example.new_zeros(*example.shape[:2], *sides)
-    with _reported(f'exported{size}'):
+    sizes, example = symbolic_sizes(graph.example, graph.step, graph.bounds,
+                                    not graph.fixed_batch and len(graph.example) > 1)
+    with _reported('exported for images of any size' if graph.step else 'exported'):
         return torch.export.export(graph.module, (example, ), dynamic_shapes=(sizes, ), strict=False)
 
 

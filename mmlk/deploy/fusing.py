@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from mmlk.ops import depthwise_conv2d
 
-from .formats import LEAST_SIDE
+from .formats import symbolic_sizes
 from .fused import NONE, Activation, FeedForward, FusedConv, OverLastAxis, linear
 from .winograd import WinogradConv, suits
 
@@ -50,16 +50,9 @@ def capture(network: nn.Module, example: Tensor, step: Optional[int]) -> fx.Grap
     Raises:
         Exception: ``torch.export`` cannot record the network for these sizes.
     """
-    size = list(example.shape[2:])
-    dims: Dict[int, Any] = {0: torch.export.Dim('batch')}
-    if step is not None:
-        size = [-(-max(side, 2 * LEAST_SIDE) // step) * step for side in size]
-        for axis, name in ((2, 'height'), (3, 'width')):
-            blocks = torch.export.Dim(name, min=-(-LEAST_SIDE // step))
-            dims[axis] = step * blocks if step > 1 else blocks
-    inputs = example.new_zeros(max(len(example), 2), example.shape[1], *size)
+    sizes, inputs = symbolic_sizes(example.new_zeros(max(len(example), 2), *example.shape[1:]), step)
     with torch.no_grad():
-        program = torch.export.export(network, (inputs, ), dynamic_shapes=(dims, ), strict=False)
+        program = torch.export.export(network, (inputs, ), dynamic_shapes=(sizes, ), strict=False)
         module = _without_mutations(program)
     for node in list(module.graph.nodes):
         if node.op == 'call_module' and not node.users:  # a check of the sizes, which the caller does

@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 import torch
 from torch import Tensor, nn
 
+from mmlk.analysis.latency import tensors_in
 from mmlk.ops.choice import measure_at_once
 from mmlk.ops.layout import fastest_memory_format
 from mmlk.reparam import MergeableBranches, merge
@@ -166,7 +167,7 @@ def optimize(model: nn.Module, example: Tensor, dtype: Optional[torch.dtype] = N
     reference.eval()  # a separate call, because eval() of mmdet's ResNet returns None
     try:
         with torch.no_grad():
-            expected = _tensors(reference(example))
+            expected = tensors_in(reference(example))
     finally:
         for name, module in model.named_modules():
             module.training = training[name]
@@ -176,7 +177,7 @@ def optimize(model: nn.Module, example: Tensor, dtype: Optional[torch.dtype] = N
         if isinstance(layer, fused.FusedConv):
             layer.pack()  # drops what was packed for the second size
     with measure_at_once():
-        outputs = _tensors(network(example))
+        outputs = tensors_in(network(example))
     done.difference = _largest_difference(expected, outputs, dtype)
     if trunk is result:
         result = network
@@ -227,7 +228,7 @@ def _optimized(trunk: nn.Module, example: Tensor, dtype: torch.dtype, done: Opti
             if step is not None:
                 other = _other_size(images, step)
                 with torch.no_grad():
-                    _largest_difference(_tensors(trunk(other)), _tensors(network(other)), dtype)
+                    _largest_difference(tensors_in(trunk(other)), tensors_in(network(other)), dtype)
         except Exception as error:
             done.reason = _first_line(error)
             continue
@@ -270,13 +271,6 @@ def _map(function: Any, output: Any) -> Any:
     if isinstance(output, (tuple, list)):
         return type(output)(_map(function, value) for value in output)
     return output
-
-
-def _tensors(output: Any) -> List[Tensor]:
-    """Returns the tensors in an output."""
-    if isinstance(output, Tensor):
-        return [output]
-    return [tensor for value in output for tensor in _tensors(value)] if isinstance(output, (tuple, list)) else []
 
 
 def _first_line(error: Exception) -> str:

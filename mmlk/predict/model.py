@@ -16,12 +16,10 @@ class Model:
 
     Images are (H, W, C), and three channels are RGB.
 
+    Attributes ``task``, ``classes``, ``palette``, ``channels`` and ``reduce_zero_label`` are those of
+    :class:`.predictor.Predictor`.
+
     Attributes:
-        task: 'segmentation' or 'detection'.
-        classes: Name of each class.
-        palette: Red, green and blue, 0 to 255, of each class.
-        channels: Number of channels of the images.
-        reduce_zero_label: Whether label maps of the dataset count classes from 1.
         binary_threshold: Probability from which a pixel is of class 1, of a segmentor with one probability for each
             pixel; else None.
         network: The segmentor or detector, a module of PyTorch in eval mode; None if there is none.
