@@ -30,11 +30,10 @@ _CONVOLUTIONS = aten.conv2d.default, aten.conv2d.padding
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # the axes of (N, C, H, W) as (N, H, W, C), and back
 # Operators that return their input itself in some cases, although their schemas do not say so.
 _MAYBE_INPUT = {aten.type_as.default, aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
-_NOTED = 2  # images of which the shapes of all maps are noted
 _MIN_KERNEL = 7  # minimum of the longer side of the depthwise kernels that mmlk.ops computes
 
 
-def capture(network: nn.Module, example: Tensor, step: Optional[int]) -> fx.GraphModule:
+def capture(network: nn.Module, example: Tensor, step: Optional[int], batch: bool = True) -> fx.GraphModule:
     """Records the graph of a network in eval mode.
 
     Args:
@@ -42,6 +41,7 @@ def capture(network: nn.Module, example: Tensor, step: Optional[int]) -> fx.Grap
         example: (N, C, H, W), of the dtype of the network.
         step: The graph is to take images of all heights and widths that are multiples of this, from ``LEAST_SIDE`` on;
             None for the size of the example alone.
+        batch: Whether the graph is to take any number of images, and not that of the example alone.
 
     Returns:
         The graph, as a module from images to the outputs of the network. With a step, ``torch.export`` does not notice
@@ -50,7 +50,8 @@ def capture(network: nn.Module, example: Tensor, step: Optional[int]) -> fx.Grap
     Raises:
         Exception: ``torch.export`` cannot record the network for these sizes.
     """
-    sizes, inputs = symbolic_sizes(example.new_zeros(max(len(example), 2), *example.shape[1:]), step)
+    images = max(len(example), 2) if batch else len(example)
+    sizes, inputs = symbolic_sizes(example.new_zeros(images, *example.shape[1:]), step, batch=batch)
     with torch.no_grad():
         program = torch.export.export(network, (inputs, ), dynamic_shapes=(sizes, ), strict=False)
         module = _without_mutations(program)
@@ -91,7 +92,7 @@ def _without_mutations(program: torch.export.ExportedProgram) -> fx.GraphModule:
             continue
         name, _, overload = str(node.target).rpartition('.')
         plain = getattr(getattr(aten, name.rpartition('.')[2][:-1], None), overload, None)
-        if plain is None or len(node.args[0].users) != 1:
+        if plain is None or len(node.args[0].users) != 1 or _is_view(node.args[0]):
             return program.run_decompositions({}).module()  # takes longer than the export itself
         node.target = plain
     return module
@@ -101,6 +102,12 @@ def _mutates(node: fx.Node) -> bool:
     """Returns whether an operator changes one of its inputs."""
     schema = getattr(node.target, '_schema', None) if node.op == 'call_function' else None
     return schema is not None and schema.is_mutable
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Returns whether the output of an operator may share memory with one of its inputs, as that of a slice does."""
+    schema = getattr(node.target, '_schema', None) if node.op == 'call_function' else None
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)
 
 
 class _Shapes(fx.Interpreter):
@@ -113,21 +120,24 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def fuse(graph: fx.GraphModule, example: Tensor) -> Dict[str, int]:
+def fuse(graph: fx.GraphModule, example: Tensor, batch: bool = True) -> Dict[str, int]:
     """Rewrites a graph in-place; see the top of this file.
 
     Args:
         graph: Of :func:`capture`.
         example: (N, C, H, W), images of the size for which the weights are packed.
+        batch: Whether the graph takes any number of images.
 
     Returns:
         How many operators each step has replaced, by name.
     """
     with torch.no_grad():
         _fold_constants(graph)
-        # two images, so that a weight of shape (1, C, H, W) is not taken for a map
-        _Shapes(graph).run(example[:1].expand(_NOTED, -1, -1, -1).contiguous(memory_format=torch.channels_last))
-        return _Fusion(graph, len(example)).run()
+        noted = example
+        if batch:  # two images, so that a weight of shape (1, C, H, W) is not taken for a map
+            noted = example[:1].expand(2, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        _Shapes(graph).run(noted)
+        return _Fusion(graph, len(example), len(noted)).run()
 
 
 def _fold_constants(graph: fx.GraphModule) -> None:
@@ -182,10 +192,16 @@ def _is_permutation(node: Any, axes: Sequence[int]) -> bool:
 
 
 class _Fusion:
-    """The steps of :func:`fuse` on one graph whose nodes have shapes."""
+    """The steps of :func:`fuse` on one graph whose nodes have shapes.
 
-    def __init__(self, module: fx.GraphModule, batch: int):
-        self.module, self.graph, self.batch = module, module.graph, batch
+    Args:
+        module: The graph.
+        batch: Number of images for which the weights are packed.
+        noted: Number of images of which the nodes have the shapes.
+    """
+
+    def __init__(self, module: fx.GraphModule, batch: int, noted: int):
+        self.module, self.graph, self.batch, self.noted = module, module.graph, batch, noted
         self.layers: Dict[fx.Node, nn.Module] = {}  # of each node that has been replaced
         self.removed: Set[fx.Node] = set()
         self.done: Dict[str, int] = dict.fromkeys(
@@ -294,7 +310,7 @@ class _Fusion:
         if weight is None or bias is None and len(node.args) > 2 and node.args[2] is not None:
             return
         if node.target is aten.linear.default:
-            rows = math.prod(node.meta['shape'][:-1]) * self.batch // _NOTED  # the shapes are those of two images
+            rows = math.prod(node.meta['shape'][:-1]) * self.batch // self.noted
             self.place(node, OverLastAxis(linear(weight, bias, rows)), (x, ))
             self.done['convolutions'] += 1
             return
@@ -414,9 +430,9 @@ class _Fusion:
             return len(node.args) > 1
         if node.target is depthwise_conv2d or node.op != 'call_function':
             return False
-        schema = getattr(node.target, '_schema', None)  # a function of Python has none; getitem, for example
-        return schema is None or node.target in _MAYBE_INPUT or any(
-            result.alias_info is not None for result in schema.returns)
+        if getattr(node.target, '_schema', None) is None:  # a function of Python; getitem, for example
+            return True
+        return node.target in _MAYBE_INPUT or _is_view(node)
 
 
 def _settings(node: fx.Node, weight: Tensor) -> Tuple[List[int], Optional[List[int]], List[int], int]:

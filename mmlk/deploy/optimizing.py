@@ -36,6 +36,7 @@ class Optimization:
         folded: Number of BatchNorms folded into convolutions; None if the graph could not be recorded.
         fused: Number of operators that each step of :mod:`.fusing` has replaced. Empty if nothing was fused.
         step: Fused are images whose height and width are multiples of this; None for the size of the example only.
+        batch: Fused is this number of images only; None for any number.
         reason: Why nothing was fused or folded; empty if something was.
         difference: Largest difference of an output of the example, relative to the largest absolute value of it.
     """
@@ -43,6 +44,7 @@ class Optimization:
     folded: Optional[int] = None
     fused: Dict[str, int] = field(default_factory=dict)
     step: Optional[int] = None
+    batch: Optional[int] = None
     reason: str = ''
     difference: float = 0.0
 
@@ -54,6 +56,7 @@ class Optimization:
             sizes = 'images of the size of the example' if self.step is None else (
                 f'images of any size from {LEAST_SIDE} pixels on' if self.step == 1 else
                 f'images whose sides are multiples of {self.step} pixels')
+            sizes += '' if self.batch is None else f', {self.batch} at a time'
             done = ', '.join(f'{count} {name}' for name, count in self.fused.items() if count)
             parts.append(f'fused for {sizes}: {done}')
         if self.reason:
@@ -71,15 +74,17 @@ class OptimizedNetwork(nn.Module):
         step: The graph takes images whose height and width are multiples of this, from ``LEAST_SIDE`` on; None if it
             takes only the size of the example.
         size: Height and width of the example.
+        batch: The graph takes this number of images only; None for any number.
 
     Shape:
         Input: (N, C, H, W) in any floating-point dtype. Output: as of the network, in float32 if the network is in a
         dtype of half precision and the input is in float32.
     """
 
-    def __init__(self, network: nn.Module, graph: Optional[nn.Module], step: Optional[int], size: Tuple[int, int]):
+    def __init__(self, network: nn.Module, graph: Optional[nn.Module], step: Optional[int], size: Tuple[int, int],
+                 batch: Optional[int] = None):
         super().__init__()
-        self.network, self.graph, self.step, self.size = network, graph, step, size
+        self.network, self.graph, self.step, self.size, self.batch = network, graph, step, size, batch
         self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         self.eval()
 
@@ -91,7 +96,7 @@ class OptimizedNetwork(nn.Module):
 
     def takes(self, x: Tensor) -> bool:
         """Returns whether the fused graph computes the images ``x``."""
-        if self.graph is None or x.device.type != 'cpu':
+        if self.graph is None or x.device.type != 'cpu' or self.batch not in (None, len(x)):
             return False
         height, width = x.shape[2:]
         if self.step is None:
@@ -220,11 +225,13 @@ def _optimized(trunk: nn.Module, example: Tensor, dtype: torch.dtype, done: Opti
         done.reason = f'PyTorch has no packed convolutions in {str(dtype)[6:]} on this processor'
         return OptimizedNetwork(trunk, None, None, size)
     images = example.to(dtype).contiguous(memory_format=torch.channels_last)
-    for step in (1, 32, None):  # any size, multiples of what most networks divide an image by, or one size
+    # any size, multiples of what most networks divide an image by, one size, or one size and number of images
+    for step, batch in ((1, True), (32, True), (None, True), (None, False)):
         try:
-            graph = fusing.capture(trunk, images, step)
-            counts = fusing.fuse(graph, images)
-            network = OptimizedNetwork(trunk, graph, step, size)
+            graph = fusing.capture(trunk, images, step, batch)
+            counts = fusing.fuse(graph, images, batch)
+            number = None if batch else len(images)
+            network = OptimizedNetwork(trunk, graph, step, size, number)
             if step is not None:
                 other = _other_size(images, step)
                 with torch.no_grad():
@@ -232,7 +239,7 @@ def _optimized(trunk: nn.Module, example: Tensor, dtype: torch.dtype, done: Opti
         except Exception as error:
             done.reason = _first_line(error)
             continue
-        done.fused, done.step, done.reason = counts, step, ''
+        done.fused, done.step, done.batch, done.reason = counts, step, number, ''
         return network
     return OptimizedNetwork(trunk, None, None, size)
 

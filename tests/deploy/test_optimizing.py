@@ -297,6 +297,29 @@ def test_models_of_timm(name):
     same(network, fast, (1, 3, 64, 64), (2, 3, 64, 64))
 
 
+class Windows(nn.Module):
+    """Masks pixels by a map that is written part by part, as Swin's attention masks are, for one number of images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        mask = torch.zeros(1, 1, *x.shape[2:])
+        for part in (slice(0, -8), slice(-8, -3), slice(-3, None)):
+            mask[:, :, part] = part.start
+        return self.conv(x) * mask + int(x.shape[0] * 2.5)
+
+
+def test_a_graph_for_one_number_of_images_and_what_is_written_to_a_part_of_a_map():
+    network = fill(Windows()).eval()
+    fast = optimize(network, image(2, 3, 96, 96))
+    done = fast.optimization
+    assert (done.step, done.batch) == (None, 2) and '2 at a time' in str(done)
+    assert fast.takes(image(2, 3, 96, 96)) and not fast.takes(image(1, 3, 96, 96))
+    same(network, fast, (2, 3, 96, 96), (1, 3, 96, 96), (2, 3, 96, 104))
+
+
 class NotItself(nn.Sequential):
     """A network whose ``train()`` does not return it, as those of mmdet's ResNet and of mmseg's Swin do not."""
 
