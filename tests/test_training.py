@@ -12,6 +12,7 @@ from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.datasets.scenes import CLASSES
 from mmlk.registry import MODELS
 from tests.backbones.test_contract import TINY
+from tests.backbones.test_timm_families import SMALL
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 SIDE = 64
@@ -31,10 +32,13 @@ RUNS = {
     'upernet_hornet-t-gf_ade20k': ('ade20k', SEGMENTS),
     'upernet_moganet-s_ade20k': ('ade20k', SEGMENTS),
     'fpn_gfnet-h-ti_ade20k': ('ade20k', SEGMENTS),
+    'fpn_repvit-m1-1_ade20k': ('ade20k', SEGMENTS),
+    'upernet_focalnet-t-lrf_ade20k': ('ade20k', SEGMENTS),
     'pspnet_repvgg-b1g2_cityscapes': ('cityscapes', SEGMENTS),
     'deeplabv3plus_mobilenetv2-13-reparam_cityscapes': ('cityscapes', SEGMENTS),
     'mask_rcnn_replknet31b_coco': ('coco', DETECTS),
     'cascade_mask_rcnn_unireplknet-b-22k_coco': ('coco', DETECTS),
+    'mask_rcnn_rdnet-t_coco': ('coco', DETECTS),
     'fcos_replknet31b_coco': ('coco', DETECTS[:1]),
 }
 METHODS = {'upernet_replknet31b_ade20k': 'ade20k', 'mask_rcnn_replknet31b_coco': 'coco'}
@@ -49,10 +53,17 @@ def shrink_steps(pipeline):
 
 def shrink_model(model):
     family = model.backbone.type[len('mmlk.'):]
-    model.backbone.update(init_cfg=None, drop_path_rate=0.1, arch=copy.deepcopy(TINY[family]))
+    model.backbone.update(init_cfg=None)
+    if family == 'TimmBackbone':
+        small = next(args for name, args in SMALL.items() if model.backbone.model_name.startswith(name))
+        model.backbone.update({key: value for key, value in small.items() if key != 'dense'})
+        args = {key: model.backbone[key] for key in ('model_name', 'model_args') if key in model.backbone}
+    else:
+        model.backbone.update(drop_path_rate=0.1, arch=copy.deepcopy(TINY[family]))
+        args = dict(arch=model.backbone.arch)
     if family == 'MobileNetV2':
         model.backbone.dilations = (1, 1, (2, 1, 2), (4, 1))  # the arch has fewer blocks than the config's
-    channels = list(MODELS.build(dict(type=f'mmlk.{family}', arch=model.backbone.arch)).out_channels)
+    channels = list(MODELS.build(dict(type=f'mmlk.{family}', **args)).out_channels)
     if 'neck' in model:
         model.neck.update(in_channels=channels, out_channels=16)
     if 'decode_head' in model:

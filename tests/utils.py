@@ -1,9 +1,25 @@
 """Weights and comparisons that several tests share."""
 import zlib
+from typing import Tuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+
+def values_of(name: str, shape: Tuple[int, ...], seed: int = 0) -> Tensor:
+    """What :func:`fill` gives a tensor, float64."""
+    rng = np.random.RandomState(zlib.crc32(name.encode()) ^ seed)
+    norm_like = len(shape) == 1
+    if name.endswith('running_var'):
+        values = rng.uniform(0.5, 1.5, shape)
+    elif norm_like and name.endswith('weight'):  # below 1, so that deep residual sums stay in range
+        values = rng.uniform(0.25, 0.75, shape)
+    elif norm_like:
+        values = rng.standard_normal(shape) * 0.1
+    else:
+        values = rng.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:])))
+    return torch.from_numpy(np.asarray(values))
 
 
 def fill(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -13,17 +29,7 @@ def fill(module: nn.Module, seed: int = 0) -> nn.Module:
     """
     for name, tensor in {**dict(module.named_parameters()), **dict(module.named_buffers())}.items():
         if tensor.dtype.is_floating_point:
-            rng = np.random.RandomState(zlib.crc32(name.encode()) ^ seed)
-            shape, norm_like = tuple(tensor.shape), tensor.ndim == 1
-            if name.endswith('running_var'):
-                values = rng.uniform(0.5, 1.5, shape)
-            elif norm_like and name.endswith('weight'):  # below 1, so that deep residual sums stay in range
-                values = rng.uniform(0.25, 0.75, shape)
-            elif norm_like:
-                values = rng.standard_normal(shape) * 0.1
-            else:
-                values = rng.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:])))
-            tensor.data.copy_(torch.from_numpy(np.asarray(values)))
+            tensor.data.copy_(values_of(name, tuple(tensor.shape), seed))
     return module
 
 

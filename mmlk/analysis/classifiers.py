@@ -5,9 +5,11 @@ from typing import Any, Dict, List, Optional, Type
 
 import torch
 from mmengine.config import Config
+from timm import is_model
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from mmlk._licences import tell_licence
 from mmlk._types import TIMM
 from mmlk.engine.network import build_network
 from mmlk.preprocessors import Normalization
@@ -108,6 +110,8 @@ def build_classifier(model: str, checkpoint: Optional[str] = None, by_order: boo
     if model in CATALOG:
         name = next(family for family, entries in FAMILIES.items() if CATALOG[model] in entries)
         arch, checkpoint = CATALOG[model].arch, checkpoint or model
+        if is_model(arch.partition('.')[0]):
+            return classifier_from_timm(arch, checkpoint)
     else:
         name, _, arch = model.partition('-')
     family = _families().get(name)
@@ -258,6 +262,8 @@ def classifier_from_timm(name: str, checkpoint: Optional[str] = None, by_order: 
     elif checkpoint:
         load(model, checkpoint)
     else:
+        tell_licence(name, model.pretrained_cfg.get('license') or '')
+        tell_licence(name, model.pretrained_cfg.get('license') or '')
         try:
             model = timm.create_model(name, pretrained=True)
         except Exception as error:  # the hub raises errors of several libraries

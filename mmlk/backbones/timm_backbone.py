@@ -7,11 +7,14 @@ from timm.layers import DropPath, PatchEmbed, convert_sync_batchnorm
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from mmlk._licences import tell_licence
 from mmlk._torch_private import BatchNorm
 from mmlk.ops import DepthwiseConv2d, replace_depthwise
 from mmlk.registry import MODELS
+from mmlk.reparam import merge
 from mmlk.reparam.algebra import pad_kernel
 
+from . import timm_families as families
 from .base import BaseBackbone, StatisticsKept, check_kernels
 
 _PREFIX = 'model.'
@@ -27,7 +30,8 @@ def _strip_prefix(module: nn.Module, state: Dict[str, Any], prefix: str, metadat
 def _add_prefix(module: nn.Module, state: Dict[str, Any], prefix: str, *args) -> None:
     """The inverse of :func:`_strip_prefix`, before a state dict is loaded."""
     for key in [key for key in state if key.startswith(prefix)]:
-        state[prefix + _PREFIX + key[len(prefix):]] = state.pop(key)
+        if not key.startswith(f'{prefix}{families.OUT_NORMS}.'):
+            state[prefix + _PREFIX + key[len(prefix):]] = state.pop(key)
 
 
 def _layers_of(model: nn.Module) -> Dict[str, int]:
@@ -125,15 +129,22 @@ class TimmBackbone(BaseBackbone):
         checkpoint: A file, URL or name that ``init_weights`` loads with :func:`mmlk.weights.load`, in place of
             ``pretrained``; short for ``init_cfg=dict(type='mmlk.Pretrained', checkpoint=checkpoint)``.
         large_kernel: See above; None to keep timm's operators.
+        dense: ``'segmentation'`` or ``'detection'`` to return the maps of the official code of the model's family for
+            this task, in place of timm's: ConvNeXt's, FocalNet's and FastViT's have a norm each (LayerNorm, LayerNorm,
+            BatchNorm), those of RDNet's detectors a GroupNorm, and those of RepViT's segmentors are taken after the
+            block before each downsampling. The norms are ``out_norms`` in the state dict.
         model_args: Further arguments of the timm model, for example ``dict(dynamic_img_size=True)`` for a Swin that
             accepts images of any size.
         drop_path_rate: Drop rate (stochastic depth), distributed over the blocks by timm.
         sync_bn: If True, replaces every BatchNorm with SyncBN. Do not use ``sync_bn`` at the top level of a config
             with timm models: it would remove the activations that some of them have inside their BatchNorm.
         with_cp: As in :class:`BaseBackbone`, if timm supports it for the model.
-        merged: Has no effect, because :func:`mmlk.reparam.merge` does not change the blocks of timm.
+        merged: As in :class:`BaseBackbone`; RepViT and FastViT have parallel branches that merge.
         init_cfg: As in :class:`BaseBackbone`. As for ``checkpoint``, the kernels in the file must have the sizes of
             timm. To load a file with enlarged kernels, use ``load_from`` of a config or :func:`mmlk.weights.load`.
+            Files of the official code of ConvNeXt, DINOv3's ConvNeXt, FocalNet, FastViT, RDNet and RepViT are
+            translated. If ``focal_windows`` of a FocalNet are larger than in the file, its kernels are padded with
+            zeros, as officially.
 
     All other arguments are those of :class:`BaseBackbone`.
 
@@ -145,9 +156,11 @@ class TimmBackbone(BaseBackbone):
         ValueError: An argument is not valid for this model; the message says which one.
     """
 
+    optional_weights = (f'{families.OUT_NORMS}.*', )
+
     def __init__(self, model_name: str, in_channels: int = 3, out_indices: Optional[Sequence[int]] = None,
                  out_strides: Optional[Sequence[int]] = None, pretrained: bool = False,
-                 checkpoint: Optional[str] = None, large_kernel: Optional[dict] = None,
+                 checkpoint: Optional[str] = None, large_kernel: Optional[dict] = None, dense: Optional[str] = None,
                  model_args: Optional[dict] = None, drop_path_rate: float = 0.0, frozen_stages: int = -1,
                  sync_bn: bool = False, norm_eval: bool = False, with_cp: bool = False, merged: bool = False,
                  init_cfg: Optional[dict] = None):
@@ -166,27 +179,39 @@ class TimmBackbone(BaseBackbone):
                          with_cp=with_cp, merged=merged, init_cfg=init_cfg)
         if drop_path_rate and not any(isinstance(m, DropPath) for m in model.modules()):
             raise ValueError(f'TimmBackbone: {model_name} has no stochastic depth, got drop_path_rate {drop_path_rate}')
+        channels = {i: features[first + i]['num_chs'] for i in sorted(indices)}
+        whole = {name: value.shape for values in (model.state_dict(), dict(model.named_buffers()))
+                 for name, value in values.items()}
+        families.adopt(model)
+        try:
+            norms = nn.ModuleDict() if dense is None else families.make_dense(model, dense, channels)
+        except ValueError as error:
+            raise ValueError(f'TimmBackbone: {error}') from error
         if sync_bn:
             if not any(isinstance(m, BatchNorm) for m in model.modules()):
                 raise ValueError(f'TimmBackbone: {model_name} has no BatchNorm for sync_bn to convert')
-            model = convert_sync_batchnorm(model)
+            model, norms = convert_sync_batchnorm(model), convert_sync_batchnorm(norms)
         self.model_name, self.pretrained, self._args = model_name, pretrained, args
-        whole = {name for names in (model.state_dict(), dict(model.named_buffers())) for name in names}
         self._taken = model.prune_intermediate_layers(sorted(first + i for i in indices), prune_norm=True)
         self._order = [sorted(indices).index(i) for i in indices]
         for module in model.modules():
             if isinstance(module, PatchEmbed):
                 module.dynamic_img_pad = True  # otherwise it raises an error for sizes that patches do not divide
         self.model = model
+        self.out_norms = norms
         self.model.is_init = True  # timm has initialized it; mmengine would do so again and overwrite loaded weights
         self.register_state_dict_post_hook(_strip_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
         self._layers = _layers_of(model)
         self._stage_table = _stages_of(self._layers, [f['module'] for f in features[:first + self.num_stages]], first)
-        self._whole = frozenset(whole)
+        self._whole = whole
         self._own_sizes: Dict[str, Tuple[int, int]] = {}
         if large_kernel is not None:
             self._swap(large_kernel)
+        if merged:
+            if any(parameter.is_meta for parameter in self.model.parameters()):
+                self.model.to('meta')  # with the statistics of norms, which may have been made on another device
+            merge(self.model, inplace=True).train()
         self._in_forward = False
         self._held: Dict[nn.Module, Any] = {}
         if with_cp:
@@ -244,7 +269,8 @@ class TimmBackbone(BaseBackbone):
     @contextmanager
     def _own_kernels(self) -> Iterator[None]:
         """A context manager in which the kernels have the sizes of timm's files; at the end they are enlarged again."""
-        convs = [(self.model.get_submodule(name), size) for name, size in self._own_sizes.items()]
+        modules = dict(self.model.named_modules())  # without those that were merged into others
+        convs = [(modules[name], size) for name, size in self._own_sizes.items() if name in modules]
         for conv, size in convs:
             top, left = ((k - s) // 2 for k, s in zip(conv.kernel_size, size))
             conv.weight.data = conv.weight.data[..., top:top + size[0], left:left + size[1]]
@@ -256,7 +282,7 @@ class TimmBackbone(BaseBackbone):
 
     def init_weights(self) -> None:
         """Loads the weights of ``pretrained``, ``checkpoint`` or ``init_cfg``; without them, keeps timm's
-        initialization.
+        initialization. A licence of weights that are downloaded is logged if it restricts their use.
 
         Raises:
             WeightsError: See :func:`mmlk.weights.load`. A file must have all parameters and buffers.
@@ -266,8 +292,12 @@ class TimmBackbone(BaseBackbone):
             return
         with self._own_kernels():
             if self.pretrained:
-                donor = _create(self.model_name, **self._args, pretrained=True).state_dict()
-                self.load_state_dict({name: donor[name] for name in self.state_dict()})
+                tell_licence(self.model_name, self.model.pretrained_cfg.get('license') or '')
+                donor = _create(self.model_name, **self._args, pretrained=True)
+                families.adopt(donor)
+                donated = (merge(donor, inplace=True) if self.merged else donor).state_dict()
+                own = (name for name in self.state_dict() if not name.startswith(families.OUT_NORMS))
+                self.load_state_dict({**self.state_dict(), **{name: donated[name] for name in own}})
             super().init_weights()
 
     def _told(self, key: str) -> Tuple[str, ...]:
@@ -276,10 +306,30 @@ class TimmBackbone(BaseBackbone):
         return (names, ) if isinstance(names, str) else tuple(names)
 
     def input_weights(self) -> List[str]:
-        return [f'{name}.weight' for name in self._told('first_conv')]
+        own, told = self.state_dict(), [f'{name}.weight' for name in self._told('first_conv')]
+        part = told[0].partition('.')[0] if told else ''
+        # of a merged model, the first convolution has another name
+        return [name for name in told if name in own] or [
+            name for name, value in own.items() if name.startswith(f'{part}.') and value.ndim == 4][:1]
+
+    def translated(self, tensors: Dict[str, Tensor]) -> Optional[Dict[str, Tensor]]:
+        """Returns tensors of the official code of the model's family with the names and shapes of timm.
+
+        None if their names are those of timm already, or of no code that is known.
+        """
+        return families.translated(tensors, self.model, self._whole, list(self.state_dict()))
+
+    def resized_weight(self, name: str, value: Tensor) -> Tensor:
+        target = self.state_dict()[name]
+        if '.focal_layers.' in name and value.ndim == 4 and value.shape[:2] == target.shape[:2] and all(
+                s <= t and (t - s) % 2 == 0 for s, t in zip(value.shape[2:], target.shape[2:])):
+            return pad_kernel(value, tuple(target.shape[2:]))
+        return value
 
     def leaves_out(self, name: str) -> bool:
         part = name.partition('.')[0]
+        if part == families.OUT_NORMS:
+            return bool(self.out_norms) and name.split('.')[1] not in self.out_norms
         return (name in self._whole or name.startswith(tuple(f'{module}.' for module in self._told('classifier')))
                 or not any(own.startswith(f'{part}.') for own in self.state_dict()))
 
@@ -310,6 +360,8 @@ class TimmBackbone(BaseBackbone):
             maps = self.model.forward_intermediates(x, indices=self._taken, intermediates_only=True)
         finally:
             self._in_forward = False
+        if self.out_norms:
+            maps = [norm(x) for norm, x in zip(self.out_norms.values(), maps)]
         return tuple(maps[i] for i in self._order)
 
     def _frozen_modules(self) -> List[nn.Module]:
@@ -320,12 +372,25 @@ class TimmBackbone(BaseBackbone):
                 return [module]
             return [found for name, child in module.named_children() for found in within(child, f'{prefix}{name}.')]
 
-        return within(self.model, '') if self.frozen_stages >= 0 else []
+        if self.frozen_stages < 0:
+            return []
+        norms = [norm for stage, norm in self.out_norms.items() if int(stage) < self.frozen_stages]
+        return within(self.model, '') + norms
 
     def _look_up(self, table: Dict[str, int], name: str) -> int:
-        if not name.startswith(_PREFIX) or name[len(_PREFIX):] not in table:
+        own = name[len(_PREFIX):] if name.startswith(_PREFIX) else ''
+        if own not in table and own in dict(self.model.named_parameters()):  # it was made by merging
+            block = own.rpartition('.')[0].rpartition('.')[0]
+            own = next(key for key in table if key.startswith(f'{block}.'))
+        if own not in table:
             raise KeyError(f"TimmBackbone has no parameter '{name}'")
-        return table[name[len(_PREFIX):]]
+        return table[own]
+
+    def _stage_of_norm(self, name: str) -> Optional[int]:
+        """Returns the stage of a norm on a map; None for other parameters."""
+        if name.startswith(f'{families.OUT_NORMS}.') and name in dict(self.named_parameters()):
+            return int(name.split('.')[1])
+        return None
 
     def stage_id(self, name: str) -> int:
         """Returns the stage id of a parameter, for stage-wise decay: 0 for the stem, i + 1 for stage i.
@@ -334,7 +399,8 @@ class TimmBackbone(BaseBackbone):
             KeyError: The backbone has no such parameter.
             ValueError: timm does not provide the ends of the stages of this model.
         """
-        return self._look_up(self._stages, name)
+        stage = self._stage_of_norm(name)
+        return self._look_up(self._stages, name) if stage is None else stage + 1
 
     def no_weight_decay(self) -> Set[str]:
         ask = getattr(self.model, 'no_weight_decay', set)
@@ -346,4 +412,6 @@ class TimmBackbone(BaseBackbone):
 
     def layer_id(self, name: str) -> int:
         """Returns the layer id of a parameter, according to ``group_matcher`` of the timm model."""
+        if self._stage_of_norm(name) is not None:
+            return self.num_layers + 1
         return self._look_up(self._layers, name)

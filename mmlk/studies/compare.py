@@ -97,8 +97,11 @@ class ComparedModel:
 
     @property
     def cited_names(self) -> List[str]:
-        """Names of the backbone in the list of references."""
-        return [scoped_name(self.cfg.model.backbone)]
+        """Names of the backbone in the list of references; of timm's models, ``timm:NAME`` with and without the tag."""
+        backbone = self.cfg.model.backbone
+        model = str(backbone.get('model_name', ''))
+        return [scoped_name(backbone), *(f'timm:{name}' for name in dict.fromkeys((model, model.partition('.')[0]))
+                                         if name)]
 
     @property
     def method_names(self) -> List[str]:

@@ -8,7 +8,6 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from functools import lru_cache
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -18,7 +17,7 @@ from filelock import FileLock
 from rich.progress import (BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn,
                            TransferSpeedColumn)
 
-from mmlk._text import one_line
+from mmlk._licences import tell_licence
 
 from . import catalog
 from .catalog import Entry
@@ -32,8 +31,6 @@ _BLOCK = 1 << 20
 # Servers whose file names end in the beginning of the sha256. Elsewhere, eight digits may be a date.
 _PUBLISHERS = ('download.openmmlab.com', 'download.pytorch.org', 'mmassets.onedl.ai')
 _DIGEST = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.pth$')
-# Creative Commons' NC, and licences in words.
-_NON_COMMERCIAL = re.compile(r'\bNC\b|non-?\s?commercial|research[ -]only', re.IGNORECASE)
 _FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}  # Windows has no EDQUOT
 
 
@@ -116,17 +113,10 @@ def find(source: Union[str, Path]) -> Path:
                        f'such name. {meant}')
 
 
-@lru_cache(maxsize=None)
-def tell_licence(name: str, licence: str) -> None:
-    """Logs the licence of weights if it forbids commercial use, once in a process."""
-    if _NON_COMMERCIAL.search(licence):
-        _log(f'{name}: the licence of these weights, {one_line(licence)}, does not allow commercial use')
-
-
 def fetch(entry: Entry) -> Path:
     """Returns the path of an entry's file; downloads it if needed, and checks its sha256 if that is known.
 
-    A licence that forbids commercial use is logged, once in a process.
+    A licence that restricts the use of the file is logged, once in a process.
 
     Raises:
         WeightsError: The file cannot be downloaded, or is not the published one.

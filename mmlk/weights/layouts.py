@@ -1,7 +1,7 @@
 """Finds the state dict in the contents of a file, and maps its names to those of a module."""
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Collection, Dict, List, Mapping, Tuple, Union
+from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -117,7 +117,8 @@ def split_backbone(tensors: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], Di
     return inside, {name: value for name, value in tensors.items() if not name.startswith(BACKBONE)}
 
 
-def fit(layout: WeightsLayout, names: Collection[str] = ()) -> WeightsLayout:
+def fit(layout: WeightsLayout, names: Collection[str] = (),
+        translate: Optional[Callable[[Dict[str, Tensor]], Optional[Dict[str, Tensor]]]] = None) -> WeightsLayout:
     """Renames the tensors of a file to the names that a module uses.
 
     For a whole model, all tensors of the file are kept. For a backbone, only those under ``backbone.`` are kept, so
@@ -127,6 +128,8 @@ def fit(layout: WeightsLayout, names: Collection[str] = ()) -> WeightsLayout:
     Args:
         layout: The tensors of the file.
         names: The names in the module's state dict. Empty for any backbone.
+        translate: A function of the backbone that translates tensors of code that it knows itself, and returns None for
+            all others.
 
     Returns:
         A new layout. ``layout`` is not changed.
@@ -146,6 +149,11 @@ def fit(layout: WeightsLayout, names: Collection[str] = ()) -> WeightsLayout:
         steps.append(f'{dialect.name}: {len(changed)} names translated' +
                      (f', such as {changed[0][0]} to {changed[0][1]}' if changed else '') +
                      (f', and {reshaped} tensors freed of dimensions of 1' if reshaped else ''))
+    translated = translate(inside) if translate else None
+    if translated is not None:
+        made = [name for name in translated if name not in inside]
+        inside = translated
+        steps.append(f'official names: {len(made)} translated, such as to {made[0]}')
     if is_whole(names):
         return WeightsLayout({**{BACKBONE + name: value for name, value in inside.items()}, **aside}, steps)
     return WeightsLayout(inside, steps, list(aside))

@@ -268,9 +268,9 @@ def compare_weights(module: nn.Module, source: Union[str, Path], strict: bool = 
     targets = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     keys = plain_names(targets)
     module_tensors = {name: targets[key] for name, key in keys.items()}
-    layout = fit(find_tensors(read_weights(path, allow_pickle), path), keys)
-
     backbone, prefix = _backbone(module, keys)
+    layout = fit(find_tensors(read_weights(path, allow_pickle), path), keys, getattr(backbone, 'translated', None))
+
     if adapt_stem and not hasattr(backbone, 'input_weights'):
         raise WeightsError(f"adapt_stem knows the stems of mmlk's backbones, not that of {type(backbone).__name__}")
     stem = [prefix + name for name in getattr(backbone, 'input_weights', list)()]

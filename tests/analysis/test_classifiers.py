@@ -6,6 +6,7 @@ from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
+from mmlk._licences import tell_licence
 from mmlk.analysis import classifiers
 from mmlk.analysis.classifiers import build_classifier, classifier_from_config, with_head
 from mmlk.backbones import (
@@ -188,6 +189,25 @@ def test_models_of_timm(tmp_path):
         state = {f'_{i}': value for i, value in enumerate(reversed(model.state_dict().values()))}
         torch.save(state, tmp_path / 'other.pth')
         build_classifier('timm:test_resnet', str(tmp_path / 'other.pth'), by_order=True)
+
+
+def test_a_family_of_timm_in_the_catalogue(tmp_path):
+    model = fill(timm.create_model('starnet_s1')).eval()
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'starnet_s1.pth')
+    built, x = build_classifier('starnet-s1_in1k', str(tmp_path / 'starnet_s1.pth')), image(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(built.network(x), model(x)) and built.size == 224
+
+
+def test_the_licence_of_timms_weights_is_said(monkeypatch):
+    said, real = [], timm.create_model
+    monkeypatch.setattr('mmengine.logging.print_log', lambda message, **_: said.append(message))
+    monkeypatch.setattr(timm, 'create_model', lambda name, pretrained=False: real(name))
+    tell_licence.cache_clear()
+    for _ in range(2):
+        build_classifier('timm:convnextv2_atto.fcmae_ft_in1k')
+    assert said == ['convnextv2_atto.fcmae_ft_in1k: the licence of these weights, cc-by-nc-4.0, does not allow '
+                    'commercial use']
 
 
 @pytest.mark.parametrize('model, checkpoint, problem', [

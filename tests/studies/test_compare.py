@@ -129,6 +129,12 @@ def test_every_backbone_method_and_dataset_of_the_configs_can_be_cited():
         assert REFERENCES.entries[key]['name']
 
 
+@pytest.mark.parametrize('name, key', [
+    ('upernet_rdnet-t_ade20k', 'kim2024densenets'), ('upernet_dinov3-convnext-t_ade20k', 'simeoni2025dinov3')])
+def test_a_model_of_timm_cites_its_paper_and_timm(name, key):
+    assert REFERENCES.of(entry(f'configs/{name}.py').cited_names) == [key, 'wightman2019timm']
+
+
 def test_a_study_takes_published_results_from_the_records(tmp_path):
     study = compare.read_study(ROOT / 'configs' / 'studies' / 'kernel_size.yml')
     rows = {row['Name']: row for row in zoo.rows(zoo.read(ROOT))}

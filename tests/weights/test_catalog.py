@@ -4,19 +4,22 @@ import subprocess
 import sys
 
 import pytest
+import timm
 
 import mmlk.backbones  # noqa: F401, registers them
 from mmlk.registry import MODELS
 from mmlk.weights.catalog import CATALOG, FAMILIES
 
 ENTRIES = [(family, entry) for family, entries in FAMILIES.items() for entry in entries]
+# Families of timm, whose archs are its names of models.
+TIMM = {'RDNet', 'FocalNet', 'RepViT', 'InceptionNeXt', 'DINOv3 ConvNeXt', 'FastViT', 'StarNet'}
 BASELINES = {'Swin Transformer', 'ResNet', 'ResNeXt', 'ResNeSt', 'Vision Transformer'}
 TASKS = {'upernet': 'UPerNet', 'fcos': 'FCOS', 'mask_rcnn': 'Mask R-CNN', 'cascade_mask_rcnn': 'Cascade Mask R-CNN',
          'fpn': 'Semantic FPN', 'retinanet': 'RetinaNet', 'ssd': 'SSD', 'deeplabv3': 'DeepLabv3',
          'deeplabv3plus': 'DeepLabV3+'}
 DATA = {'ade20k': 'ADE20K', 'cityscapes': 'Cityscapes', 'coco': 'COCO', 'voc': 'Pascal VOC 2012'}
 PRETRAINING = {'in1k': 'ImageNet-1K', 'in22k': 'ImageNet-22K', 'in22k-in1k': 'ImageNet-22K, then 1K',
-               'meg73m': 'MegData73M', 'meg73m-in1k': 'MegData73M, then ImageNet-1K'}
+               'lvd1689m': 'LVD-1689M', 'meg73m': 'MegData73M', 'meg73m-in1k': 'MegData73M, then ImageNet-1K'}
 
 
 def test_no_two_entries_have_one_name_or_one_file():
@@ -27,6 +30,9 @@ def test_no_two_entries_have_one_name_or_one_file():
 
 @pytest.mark.parametrize('family', [family for family in FAMILIES if family not in BASELINES])
 def test_every_arch_is_one_of_its_family(family):
+    if family in TIMM:
+        assert all(timm.is_model(entry.arch) for entry in FAMILIES[family])
+        return
     archs = importlib.import_module(MODELS.get(family).__module__).ARCHS
     assert {entry.arch for entry in FAMILIES[family]} <= set(archs)
 
@@ -47,7 +53,7 @@ def test_entry(family, entry):
 @pytest.mark.parametrize('family, entry', ENTRIES, ids=[entry.name for _, entry in ENTRIES])
 def test_a_name_says_what_the_file_is(family, entry):
     """``family-arch_pretraining[-more]`` of a classifier, ``task_family-arch[-22k]_data[-more]`` of a trained model."""
-    if entry.holds == 'classifier':
+    if entry.holds in ('classifier', 'backbone'):
         backbone, end = entry.name.split('_')
         kind = max((kind for kind in PRETRAINING if re.match(rf'{kind}(-|$)', end)), key=len)
         assert entry.pretraining == PRETRAINING[kind]
@@ -59,7 +65,12 @@ def test_a_name_says_what_the_file_is(family, entry):
         assert entry.holds == f"{TASKS[task]}, {DATA[end.split('-')[0]]}"
         assert ('-22k' in backbone) == entry.pretraining.startswith('ImageNet-22K')
         assert entry.metrics and all(10 < value < 100 for value in entry.metrics.values())
-    if family not in BASELINES and backbone != 'mobilenetv2':
+    if family in TIMM:
+        arch = entry.arch.partition('.')[0]
+        for word in ('tiny', 'small', 'base', 'large', 'atto'):
+            arch = arch.replace(f'_{word}', word[0])
+        assert backbone.startswith(family.split()[0].lower()) and arch.replace('_', '') in backbone.replace('-', '')
+    elif family not in BASELINES and backbone != 'mobilenetv2':
         arch = entry.arch.lower()
         if entry.holds != 'classifier':
             arch = arch.removesuffix('-384')  # a trained HorNet-GF has the filters of 384 pixels, and no name says so

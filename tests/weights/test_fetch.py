@@ -328,17 +328,20 @@ def test_load_from_url_and_from_a_name(server, cache, trained, fresh, monkeypatc
 
 
 @pytest.mark.parametrize('licence, told', [
-    ('CC-BY-NC-4.0', True), ('cc-by-nc-sa-4.0', True), ('Non-commercial', True), ('research only', True),
-    ('MIT', False), ('MIT; conversion Apache-2.0', False), ('none stated', False), ('Inc. 2.0', False)])
-def test_a_licence_against_commercial_use_is_said_once(server, cache, monkeypatch, licence, told):
+    *((text, 'does not allow commercial use') for text in (
+        'CC-BY-NC-4.0', 'cc-by-nc-sa-4.0', 'Non-commercial', 'research only', 'apple-amlr')),
+    *((text, "is the publisher's own: read its terms before you use them") for text in (
+        'DINOv3 License', 'dinov3-license', "Apple's own licence")),
+    *((text, '') for text in ('MIT', 'MIT; conversion Apache-2.0', 'none stated', 'Inc. 2.0', ''))])
+def test_a_licence_that_restricts_the_use_is_said_once(server, cache, monkeypatch, licence, told):
     """Also when the file is in the cache, and when its URL is given."""
     said = []
-    monkeypatch.setattr(fetch, '_log', said.append)
+    monkeypatch.setattr('mmengine.logging.print_log', lambda message, **_: said.append(message))
     fetch.tell_licence.cache_clear()
     name = 'replknet-31b_in1k'
     entry = Entry(**{**vars(CATALOG[name]), 'url': server.url, 'sha256': '', 'licence': licence})
     monkeypatch.setitem(CATALOG, name, entry)
     for source in (server.url, name, name):
         fetch.find(source)
-    expected = [f'{name}: the licence of these weights, {licence}, does not allow commercial use']
+    expected = [f'{name}: the licence of these weights, {licence}, {told}']
     assert [line for line in said if 'the licence of' in line] == (expected if told else [])

@@ -1,0 +1,2 @@
+backbone = dict(type='mmlk.TimmBackbone', model_name='inception_next_small', large_kernel=dict())
+channels = [96, 192, 384, 768]

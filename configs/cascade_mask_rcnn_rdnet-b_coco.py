@@ -1,0 +1,23 @@
+# RDNet-B, ImageNet-1K, on COCO.
+# Source: rdnet detection/configs/rdnet/cascade_mask_rcnn_rdnet_base_3x.py
+# Trained in mixed precision (--amp).
+_base_ = [
+    '_base_/backbones/rdnet-b.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',
+    '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_rdnet.py',
+    '_base_/runtime_det.py',
+]
+model = dict(
+    backbone=dict(
+        _base_.backbone,
+        dense='detection',
+        drop_path_rate=0.6,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='rdnet-b_in1k')),
+    neck=dict(in_channels=_base_.channels, norm_cfg=dict(type='SyncBN', requires_grad=True)))
+optim_wrapper = dict(
+    optimizer=dict(lr=8e-5 * 0.7**-4, weight_decay=0.05),
+    paramwise_cfg=dict(decay_rate=0.7, custom_keys=dict(
+        neck=dict(lr_mult=0.7**2),
+        rpn_head=dict(lr_mult=0.7**2),
+        roi_head=dict(lr_mult=0.7**2),
+        out_norms=dict(lr_mult=0.7**2))))
+train_dataloader = dict(batch_size=4)  # on 4 GPUs

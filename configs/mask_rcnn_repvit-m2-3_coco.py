@@ -1,0 +1,12 @@
+# RepViT-M2.3, ImageNet-1K, 1x on COCO.
+# Source: RepViT detection/configs/mask_rcnn_repvit_m2_3_fpn_1x_coco.py
+_base_ = [
+    '_base_/backbones/repvit-m2-3.py', '_base_/models/mask_rcnn.py',
+    '_base_/datasets/coco_instance_800.py', '_base_/schedules/det_adamw_1x_repvit.py',
+    '_base_/runtime_det.py',
+]
+model = dict(
+    backbone=dict(
+        _base_.backbone,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='repvit-m2-3_in1k-450ep')),
+    neck=dict(in_channels=_base_.channels))

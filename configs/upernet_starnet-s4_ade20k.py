@@ -1,0 +1,15 @@
+# StarNet-S4, ImageNet-1K, on ADE20K.
+# Source: none, its authors trained classifiers: here Swin's schedule with the drop path of ImageNet.
+_base_ = [
+    '_base_/backbones/starnet-s4.py', '_base_/models/upernet.py', '_base_/datasets/ade20k.py',
+    '_base_/schedules/seg_adamw_160k_swin.py', '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.02,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='starnet-s4_in1k')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150))
+train_dataloader = dict(batch_size=2)  # on 8 GPUs
