@@ -70,7 +70,8 @@ def _pair(name: str, value: Size, least: int) -> Tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
         raise ValueError(f'{name} must be an integer of at least {least}, or two, got {value!r}')
-    return pair
+    first, second = pair
+    return first, second
 
 
 def sum_of_samples(maps: Tensor, offset: Tensor, mask: Tensor, first: int, window: _Window) -> Tensor:
