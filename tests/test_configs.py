@@ -399,7 +399,8 @@ def test_crops_and_tests_are_the_official_ones(name):
     assert list(test['Resize']['scale']) == facts['test_scale']
     if 'train_short_sides' in facts:
         resizes = [step for step in every_step(pipeline(cfg, 'train')) if 'Resize' in step['type']]
-        scales = {tuple(sorted(scale)) for step in resizes for scale in step.get('scales', step.get('scale'))}
+        scales = {tuple(sorted(scale)) for step in resizes for scale in (
+            [step['scale']] if step['type'] == 'Resize' else step.get('scales', step.get('scale')))}
         assert sorted(scales) == [(short, 1333) for short in facts['train_short_sides']]
     if 'train_ratios' in facts:
         assert list(train['RandomResize']['scale']) == facts['train_scale']
