@@ -311,10 +311,20 @@ def test_every_value_of_the_table_says_where_it_is_from():
 
 
 def official_depth(name, rates):
-    """Depth of a parameter by ConvNeXt's layer_decay_optimizer_constructor.py, and those taken from it."""
+    """Depth of a parameter by ConvNeXt's layer_decay_optimizer_constructor.py, and those taken from it, or by
+    InternImage's custom_layer_decay_optimizer_constructor.py, which knows other names."""
     if 'dense' in rates:  # by RDNet's RDNetLearningRateDecayOptimizerConstructor
         found = re.match(r'backbone\.model\.(?:stem|dense_stages\.(\d+))\.', name)
         return rates['num_layers'] + 3 if not found else int(found[1] or -1) + 1
+    found = re.match(r'backbone\.(?:(patch_embed)|levels\.(\d+)\.(downsample|norm|blocks)\.(\d+|\w+))\.', name)
+    if found:
+        depths = {30: (4, 4, 18, 4), 33: (4, 4, 21, 4), 37: (5, 5, 22, 5), 39: (5, 5, 24, 5)}[rates['num_layers']]
+        if found[1]:
+            return 0
+        level, part = int(found[2]), found[3]
+        if part == 'blocks':
+            return 1 + sum(depths[:level]) + int(found[4])
+        return 1 + sum(depths[:min(level + 1, 3)])
     found = re.match(r'backbone\.(downsample_layers|stages)\.(\d+)\.(\d+)\.', name)
     if not found:
         return rates['num_layers'] + 1
@@ -404,7 +414,8 @@ def test_crops_and_tests_are_the_official_ones(name):
     assert list(test['Resize']['scale']) == facts['test_scale']
     if 'train_short_sides' in facts:
         resizes = [step for step in every_step(pipeline(cfg, 'train')) if 'Resize' in step['type']]
-        scales = {tuple(sorted(scale)) for step in resizes for scale in step.get('scales', step.get('scale'))}
+        scales = {tuple(sorted(scale)) for step in resizes for scale in (
+            [step['scale']] if step['type'] == 'Resize' else step.get('scales', step.get('scale')))}
         assert sorted(scales) == [(short, 1333) for short in facts['train_short_sides']]
     if 'train_ratios' in facts:
         assert list(train['RandomResize']['scale']) == facts['train_scale']
@@ -466,6 +477,16 @@ def test_layer_decay(name):
     lr = {key: group['lr'] / cfg.optim_wrapper.optimizer.lr
           for group in optimizer.param_groups for key in group['param_names']}
     assert set(lr) == set(names)
+    if 'internimage' in name:
+        depths = (('backbone.patch_embed.', 0), ('backbone.levels.0.blocks.0.', 1), ('backbone.levels.3.', None),
+                  ('backbone.levels.1.blocks.0.', 5 if num_layers < 37 else 6))
+        for prefix, depth in depths:
+            found = {value for key, value in lr.items() if key.startswith(prefix)}
+            expected = {rate**(num_layers + 1 - d) for d in (
+                [depth] if depth is not None else range(num_layers - (3 if num_layers < 37 else 4), num_layers + 1))}
+            assert sorted(found) == pytest.approx(sorted(expected)), prefix
+        assert {value for key, value in lr.items() if not key.startswith('backbone.')} == {1.0}
+        return
     for prefix, depth in (('backbone.downsample_layers.0.', 0), ('backbone.stages.0.', 1), ('backbone.stages.1.', 2),
                           ('backbone.downsample_layers.1.', 0 if by_stage else 2), ('backbone.stages.2.0.', 3),
                           ('backbone.stages.2.4.', 3 if by_stage else 4),
@@ -500,7 +521,8 @@ def test_what_the_replknet_paper_did(backbone):
             assert tuple(test['Resize']['scale']) == (1333, 800)
 
 
-@pytest.mark.parametrize('name', [name for name in PUBLISHED if 'rcnn' in name and not re.search('_resn|repvit', name)])
+@pytest.mark.parametrize('name', [name for name in PUBLISHED
+                                  if 'rcnn' in name and not re.search('_resn|repvit|internimage.*-1x', name)])
 def test_detectors_after_swin(name):
     cfg = load(name)
     train = steps(pipeline(cfg, 'train'))
@@ -520,15 +542,18 @@ def test_what_single_families_did():
         cfg = load(name)
         hooks = [hook.type for hook in cfg.get('custom_hooks', [])]
         averaged = 'cascade_mask_rcnn_unireplknet' in name and '-22k' in name or 'parcnet' in name
+        averaged = averaged or 'cascade_mask_rcnn_internimage' in name and '1x' not in name
         assert hooks == ['EMAHook'] * averaged + ['mmlk.DynamicSparsityHook'] * ('slak' in name), name
         clip = cfg.optim_wrapper.get('clip_grad')
         if 'hornet' in name:
             assert clip == dict(max_norm=0.1 if '-l-' in name else 1)
+        elif 'upernet_internimage' in name and '-22k' in name:
+            assert clip == dict(max_norm=0.1, norm_type=2)
         elif 'fcos' not in name:
             assert clip is None
         if 'coco' not in name:
             stretched = 'ResizeToMultiple' in steps(cfg.test_dataloader.dataset.pipeline)
-            assert stretched == bool(re.search('unireplknet|moganet|^fpn', name)), name
+            assert stretched == bool(re.search('unireplknet|moganet|internimage|^fpn', name)), name
             larger = '-22k' in name and 'replknet' not in name
             if 'ade20k' in name:
                 scale = tuple(steps(pipeline(cfg, 'train'))['RandomResize']['scale'])

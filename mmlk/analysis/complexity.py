@@ -6,7 +6,8 @@ What is counted is what the published tables count.
   count, those of attention included; norms, activations, pooling, resizing and RoIAlign do not. A convolution
   with a (kh, kw) kernel and g groups on a (C, H, W) output costs H * W * C * kh * kw * C_in / g.
 - A Fourier transform of a real map of n values, or its inverse, costs n * ceil(log2(n)) for each channel. A
-  deformable convolution costs what a plain one of its shape does; its sampling is free, as RoIAlign's.
+  deformable convolution costs what a plain one of its shape does; its sampling is free, as RoIAlign's. DCNv3 has
+  no other cost than its sampling: five multiply-adds for each sample, as its authors count.
 - A segmentor is counted without its auxiliary head, parameters and multiply-adds, which testing does not run.
 - A two-stage detector, as mmdet 2.x counted it: the RPN on every level, 1000 proposals through each box stage
   and 100 through each mask stage.
@@ -18,7 +19,7 @@ import math
 import re
 import sys
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
@@ -33,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from mmlk._torch_private import dispatch_mode
 from mmlk.engine.network import network_settings
+from mmlk.ops import deformable
 from mmlk.ops.global_filter import multiply_adds as transform_multiply_adds
 
 BOX_PROPOSALS = 1000
@@ -205,7 +207,7 @@ def breakdown(model: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> 
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     meter = _Meter(model, counter)
     try:
-        with torch.no_grad(), _deformable_as_plain(), counter, unknown:
+        with torch.no_grad(), _deformable_as_plain(), _samples_counted(meter), counter, unknown:
             _run(model, image)
     except Exception as error:  # whatever a foreign model raises where there are no values
         raise NotImplementedError(f'{meter.failed} does not run on the shape of a {size[1]}x{size[0]} image (width x '
@@ -291,10 +293,14 @@ class _Meter:
         for name, module in model.named_modules():
             module.forward = self._metered(name, module, module.forward)
 
+    def add(self, macs: int) -> None:
+        """Assign multiply-adds that the counter does not see to the innermost running module."""
+        self.macs[self._running[-1]] += macs
+
     def settle(self) -> None:
         """Assign to the innermost running module what was counted since the last call."""
         total = self.counter.get_total_flops() // 2  # PyTorch counts a multiply-add as two
-        self.macs[self._running[-1]] += total - self.counted
+        self.add(total - self.counted)
         self.counted = total
 
     def _metered(self, name: str, module: nn.Module, forward):
@@ -345,6 +351,23 @@ def _deformable_as_plain() -> ExitStack:
             patches.callback(setattr, function, 'forward', vars(function)['forward'])
             function.forward = staticmethod(plain)
     return patches
+
+
+@contextmanager
+def _samples_counted(meter: _Meter) -> Iterator[None]:
+    """In this context the samples of DCNv3 are counted: made of grid_sample and sums, they would be free."""
+    plain = deformable.sum_of_samples
+
+    def counted(maps: Tensor, offset: Tensor, mask: Tensor, first: int, window) -> Tensor:
+        out = plain(maps, offset, mask, first, window)
+        meter.add(deformable.multiply_adds(out.shape, window.taps))
+        return out
+
+    deformable.sum_of_samples = counted
+    try:
+        yield
+    finally:
+        deformable.sum_of_samples = plain
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:

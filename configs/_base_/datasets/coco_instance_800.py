@@ -1,4 +1,4 @@
-# Short side 800, no crop: RepViT's 1x runs, after mmdet's.
+# Short side 800, no crop: mmdet's 1x, which the 1x runs of RepViT and InternImage have.
 _base_ = './coco_instance.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -1,0 +1,14 @@
+# InternImage-L, ImageNet-22K, 1x on COCO.
+# Source: InternImage detection/configs/coco/cascade_internimage_l_fpn_1x_coco.py
+_base_ = [
+    '_base_/backbones/internimage-l.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',
+    '_base_/datasets/coco_instance_800.py', '_base_/schedules/det_adamw_1x_layer-decay.py',
+    '_base_/runtime_det.py',
+]
+model = dict(
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.4,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='internimage-l_in22k-384')),
+    neck=dict(in_channels=_base_.channels))
+optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.94))

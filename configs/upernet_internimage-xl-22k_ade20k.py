@@ -1,0 +1,18 @@
+# InternImage-XL, ImageNet-22K, on ADE20K.
+# Source: InternImage segmentation/configs/ade20k/upernet_internimage_xl_640_160k_ade20k.py
+_base_ = [
+    '_base_/backbones/internimage-xl.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k_2560x640_crop640_multiple32.py', '_base_/schedules/seg_adamw_160k_layer-decay.py',
+    '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.4,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='internimage-xl_in22k-384')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150))
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-5), paramwise_cfg=dict(decay_rate=0.94), clip_grad=dict(max_norm=0.1, norm_type=2))
+train_dataloader = dict(batch_size=2)  # on 8 GPUs
