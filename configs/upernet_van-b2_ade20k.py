@@ -2,7 +2,8 @@
 # Source: VAN-Segmentation configs/upernet/1k_pretrained/upernet_van_b2_512x512_160k_ade20k.py
 _base_ = [
     '_base_/backbones/van-b2.py', '_base_/models/upernet.py',
-    '_base_/datasets/ade20k_multiple32.py', '_base_/schedules/seg_adamw_160k_swin.py', '_base_/runtime_seg.py',
+    '_base_/datasets/ade20k_multiple32.py', '_base_/schedules/seg_adamw_160k_swin.py',
+    '_base_/runtime_seg.py',
 ]
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),

@@ -1,4 +1,5 @@
-# SegNeXt: a Hamburger head on the last three maps. The leaf adds backbone, in_channels, widths and num_classes.
+# SegNeXt: a Hamburger head on the last three maps. The leaf adds backbone, in_channels, widths and
+# num_classes.
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
