@@ -2,7 +2,7 @@
 # Source: RepViT segmentation/configs/sem_fpn/fpn_repvit_m1_1_ade20k_40k.py
 _base_ = [
     '_base_/backbones/repvit-m1-1.py', '_base_/models/semantic_fpn.py',
-    '_base_/datasets/ade20k_multiple32.py', '_base_/schedules/seg_adamw_40k_fpn.py',
+    '_base_/datasets/ade20k_multiple32.py', '_base_/schedules/seg_adamw_40k_fpn_repvit.py',
     '_base_/runtime_seg.py',
 ]
 model = dict(

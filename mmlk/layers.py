@@ -13,6 +13,18 @@ class ChannelNorm(LayerNorm2d):
         return out if channels_last else out.contiguous()
 
 
+def init_by_fan_out(module: nn.Module) -> None:
+    """Initializes a convolution: normal weights of the variance 2 / (kernel elements * outputs / groups), zero bias.
+
+    Other modules are not changed. For ``nn.Module.apply``.
+    """
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=(2 / fan_out)**0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class GRN(nn.Module):
     """Global response normalization of ConvNeXt V2, arXiv:2301.00808.
 

@@ -8,8 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / 'mmlk'
 # From the bottom: each room may import from itself, from the rooms before it, and from the private modules beside them.
-ROOMS = ['ops', 'reparam', 'registry', 'layers', 'backbones', 'weights', 'preprocessors', 'datasets', 'engine',
-         'analysis', 'deploy', 'predict', 'studies', 'cli', '__main__']
+ROOMS = ['ops', 'reparam', 'registry', 'layers', 'backbones', 'weights', 'preprocessors', 'heads', 'datasets',
+         'engine', 'analysis', 'deploy', 'predict', 'studies', 'cli', '__main__']
 PRIVATE = {path.stem for path in PACKAGE.glob('_*.py')} - {'__main__'}
 
 

@@ -288,8 +288,6 @@ def test_paths_of_the_checkout_exist(page):
     for word in words:
         word = word.strip("'\"(),;:")
         if word.startswith(tuple(top for top in TOP if top not in ('data/', 'work_dirs/', 'build/'))):
-            if page.stem == 'add_a_backbone' and 'van' in word:  # the files of the family that it makes up
-                continue
             for path in braces(word):
                 found = path.partition('::')[0]
                 assert list(ROOT.glob(found.rstrip('/'))) or '*' in found, f'{page.name} names {path}'

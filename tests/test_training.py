@@ -35,6 +35,7 @@ RUNS = {
     'fpn_repvit-m1-1_ade20k': ('ade20k', SEGMENTS),
     'upernet_focalnet-t-lrf_ade20k': ('ade20k', SEGMENTS),
     'pspnet_repvgg-b1g2_cityscapes': ('cityscapes', SEGMENTS),
+    'segnext_mscan-t_cityscapes': ('cityscapes', SEGMENTS),
     'deeplabv3plus_mobilenetv2-13-reparam_cityscapes': ('cityscapes', SEGMENTS),
     'mask_rcnn_replknet31b_coco': ('coco', DETECTS),
     'cascade_mask_rcnn_unireplknet-b-22k_coco': ('coco', DETECTS),
@@ -69,8 +70,12 @@ def shrink_model(model):
     if 'decode_head' in model:
         model.data_preprocessor.size = (SIDE, SIDE)
         head = model.decode_head
-        inputs = {'UPerHead': channels, 'FPNHead': [16] * 4}.get(head.type, channels[3])
+        inputs = {'UPerHead': channels, 'FPNHead': [16] * 4, 'mmlk.LightHamHead': channels[1:]}.get(
+            head.type, channels[3])
         head.update(in_channels=inputs, channels=16)
+        if 'ham_channels' in head:
+            head.update(ham_channels=16, ham_kwargs=dict(MD_R=4))
+            head.norm_cfg.num_groups = 4
         if 'c1_in_channels' in head:
             head.update(c1_in_channels=channels[0], c1_channels=4)
         if 'auxiliary_head' in model:

@@ -8,6 +8,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from mmlk.layers import init_by_fan_out
 from mmlk.ops import DepthwiseConv2d
 from mmlk.registry import MODELS
 from mmlk.reparam.branches import NormLayer
@@ -167,14 +168,6 @@ class PatchEmbed(nn.Module):
         return self.norm(x) if 'norm' in self._modules else x
 
 
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=(2 / fan_out)**0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
 @MODELS.register_module()
 class MogaNet(BaseBackbone):
     """MogaNet as a feature extractor.
@@ -216,7 +209,7 @@ class MogaNet(BaseBackbone):
                           full['attn_channel_split'], full['init_value'], next(rates), self.norm_layer)
                 for _ in range(depths[i])))
             self.add_module(f'norm{i + 1}', self.norm_layer(width))
-        self.apply(_init)
+        self.apply(init_by_fan_out)
         self.finish()
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:

@@ -93,6 +93,16 @@ DIALECTS = (
         (r'\.se_layer\.conv1\.conv\.', '.se.down.'),
         (r'\.se_layer\.conv2\.conv\.', '.se.up.'),
     )),
+    Dialect("mmpretrain's VAN", r'blocks1\.0\.attn\.spatial_gating_unit\.DW_D_conv\.weight', (
+        (r'^(patch_embed\d)\.projection\.', r'\1.proj.'),
+        (r'^blocks(\d)\.', r'block\1.'),
+        (r'\.DW_conv\.', '.conv0.'),
+        (r'\.DW_D_conv\.', '.conv_spatial.'),
+        (r'\.mlp\.dwconv\.', '.mlp.dwconv.dwconv.'),
+    )),
+    Dialect("mmseg's VAN or MSCAN", r'block1\.0\.mlp\.dwconv\.weight', (
+        (r'\.mlp\.dwconv\.', '.mlp.dwconv.dwconv.'),
+    )),
     Dialect("timm's ConvNeXt", r'stages\.0\.blocks\.0\.conv_dw\..*', (
         (r'^stem\.', 'downsample_layers.0.'),
         (r'^stages\.(\d)\.downsample\.', r'downsample_layers.\1.'),

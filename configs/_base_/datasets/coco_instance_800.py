@@ -1,4 +1,4 @@
-# Short side 800, no crop: mmdet's 1x, which the 1x runs of RepViT and InternImage have.
+# Short side 800, no crop: mmdet's 1x runs.
 _base_ = './coco_instance.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),

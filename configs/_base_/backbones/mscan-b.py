@@ -1,0 +1,2 @@
+backbone = dict(type='mmlk.MSCAN', arch='B', norm_cfg=dict(type='SyncBN'))
+channels = [64, 128, 320, 512]

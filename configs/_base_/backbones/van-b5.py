@@ -1,0 +1,2 @@
+backbone = dict(type='mmlk.VAN', arch='B5', norm_cfg=dict(type='SyncBN'))
+channels = [96, 192, 480, 768]

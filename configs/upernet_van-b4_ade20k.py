@@ -1,0 +1,16 @@
+# VAN-B4, ImageNet-1K, on ADE20K.
+# Source: VAN-Segmentation configs/upernet/1k_pretrained/upernet_van_b4_512x512_160k_ade20k.py
+_base_ = [
+    '_base_/backbones/van-b4.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k_multiple32.py', '_base_/schedules/seg_adamw_160k_swin.py',
+    '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.4,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='van-b4_in1k')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150))
+train_dataloader = dict(batch_size=4)  # on 4 GPUs

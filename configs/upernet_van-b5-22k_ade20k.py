@@ -1,0 +1,16 @@
+# VAN-B5, ImageNet-22K, on ADE20K.
+# Source: VAN-Segmentation configs/upernet/22k_pretrained/upernet_van_b5_512x512_160k_ade20k_22k.py
+_base_ = [
+    '_base_/backbones/van-b5.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k_multiple32.py', '_base_/schedules/seg_adamw_160k_swin.py',
+    '_base_/runtime_seg.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.4,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='van-b5_in22k')),
+    decode_head=dict(in_channels=_base_.channels, num_classes=150),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=150))
+train_dataloader = dict(batch_size=2)  # on 8 GPUs
