@@ -31,6 +31,7 @@ RUNS = {
     'upernet_hornet-t-gf_ade20k': ('ade20k', SEGMENTS),
     'upernet_moganet-s_ade20k': ('ade20k', SEGMENTS),
     'fpn_gfnet-h-ti_ade20k': ('ade20k', SEGMENTS),
+    'upernet_convnextisotropic-s_ade20k': ('ade20k', SEGMENTS),
     'pspnet_repvgg-b1g2_cityscapes': ('cityscapes', SEGMENTS),
     'deeplabv3plus_mobilenetv2-13-reparam_cityscapes': ('cityscapes', SEGMENTS),
     'mask_rcnn_replknet31b_coco': ('coco', DETECTS),
@@ -53,7 +54,9 @@ def shrink_model(model):
     if family == 'MobileNetV2':
         model.backbone.dilations = (1, 1, (2, 1, 2), (4, 1))  # the arch has fewer blocks than the config's
     channels = list(MODELS.build(dict(type=f'mmlk.{family}', arch=model.backbone.arch)).out_channels)
-    if 'neck' in model:
+    if 'neck' in model and model.neck.type == 'Feature2Pyramid':
+        model.neck.embed_dim = channels[0]
+    elif 'neck' in model:
         model.neck.update(in_channels=channels, out_channels=16)
     if 'decode_head' in model:
         model.data_preprocessor.size = (SIDE, SIDE)
