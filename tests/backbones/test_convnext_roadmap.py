@@ -79,7 +79,7 @@ def test_multiply_adds_are_the_published_ones(arch, published):
     ('separate-downsampling', 7, 128, 15.35)])
 def test_multiply_adds_of_the_larger_road(step, kernel, width, published):
     arch = dict(depths=(3, 3, 27, 3), dims=tuple(width * 2**i for i in range(4)), step=step, kernel_size=kernel)
-    assert multiply_adds(arch) == pytest.approx(published, abs=0.0101)
+    assert round(multiply_adds(arch), 2) == published
 
 
 def first_blocks(step):

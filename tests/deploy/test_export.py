@@ -115,6 +115,14 @@ def test_onnx_of_any_size(tmp_path):
     assert result.comparison.sizes[0] == (96, 128) and len(result.comparison.sizes) == 2
 
 
+@pytest.mark.parametrize('family', ['ConvNeXtIsotropic', 'ConvNeXtRoadmap', 'ConvNeXtV2'])
+def test_onnx_of_a_family(family, tmp_path):
+    pytest.importorskip('onnxscript')
+    model, path, _ = write(config(UPERNET, family), tmp_path, 'onnx', (96, 128), dynamic_size=True)
+    assert_segments(path, model, pixels(2, 101, 134))
+    nodes(path)
+
+
 class Plain(torch.nn.Module):
     """A global filter and uneven pooling, which the exporter would write wrongly or as operators that little runs."""
 

@@ -129,6 +129,11 @@ def test_every_backbone_method_and_dataset_of_the_configs_can_be_cited():
         assert REFERENCES.entries[key]['name']
 
 
+def test_families_of_one_paper_are_cited_by_one_entry():
+    for name in ('ConvNeXt', 'ConvNeXtIsotropic', 'ConvNeXtRoadmap'):
+        assert REFERENCES.of([f'mmlk.{name}']) == ['liu2022convnet'], name
+
+
 def test_a_study_takes_published_results_from_the_records(tmp_path):
     study = compare.read_study(ROOT / 'configs' / 'studies' / 'kernel_size.yml')
     rows = {row['Name']: row for row in zoo.rows(zoo.read(ROOT))}
