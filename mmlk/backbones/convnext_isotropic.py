@@ -18,7 +18,7 @@ from .base import Arch, BaseBackbone, check_not_negative, check_positive, resolv
 from .convnext import Block, init_weights
 
 # Section 3.3 and appendix A.1 of the paper: only L has layer scale
-ARCHS = {
+ARCHS: Dict[str, Dict[str, Any]] = {
     'S': dict(depth=18, dim=384, layer_scale_init_value=0),
     'B': dict(depth=18, dim=768, layer_scale_init_value=0),
     'L': dict(depth=36, dim=1024, layer_scale_init_value=1e-6),
