@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmlk.analysis import zoo
 from mmlk.analysis.complexity import build_on_meta
+from mmlk.backbones.convnext_roadmap import ARCHS as ROADMAP
 from mmlk.datasets.check import datasets
 from mmlk.datasets.scenes import CLASSES, PALETTE
 from mmlk.studies.compare import ComparedModel, check_models, read_study
@@ -39,6 +40,7 @@ STUDIES = {
                 'upernet_mobilenetv2-13-dilated_demo'],
     'small_maps': ['upernet_mobilenetv2-3_demo-280', 'upernet_mobilenetv2-last7_demo-280',
                    'upernet_mobilenetv2-last13_demo-280'],
+    'roadmap': [f'upernet_roadmap-{arch}_demo' for arch in ROADMAP],
 }
 STUDIED = {f'studies/{name}' for names in STUDIES.values() for name in names if not name.endswith('_ade20k')}
 
@@ -140,12 +142,14 @@ def test_the_promised_configs_are_there():
 def test_a_config_builds_and_its_heads_fit_its_backbone(name):
     cfg, model = load(name), built(name)
     channels = list(cfg.channels)
-    returned = range(4) if '_vit' in name else cfg.model.backbone.get('out_indices', range(4))
+    plain = '_vit' in name or 'isotropic' in name
+    returned = range(4) if plain else cfg.model.backbone.get('out_indices', range(4))
     if is_mmlk(name):
         assert list(model.backbone.out_channels) == [channels[i] for i in model.backbone.out_indices]
     if hasattr(model, 'neck'):
-        neck = model.neck.in_channels if hasattr(model.neck, 'in_channels') else cfg.model.neck.in_channels
-        assert list(neck) == (channels if '_vit' in name else [channels[i] for i in returned])
+        neck = cfg.model.neck
+        taken = [neck.embed_dim] * 4 if neck.type == 'Feature2Pyramid' else getattr(model.neck, 'in_channels', None)
+        assert list(taken or neck.in_channels) == [channels[i] for i in returned]
     if 'decode_head' in cfg.model:
         head, kind = model.decode_head, cfg.model.decode_head.type
         if kind == 'UPerHead':
@@ -167,7 +171,7 @@ def test_a_config_builds_and_its_heads_fit_its_backbone(name):
     if name.startswith(('pspnet', 'deeplabv3')):
         last = 16 if name.startswith('deeplabv3_') else 8
         strides = [min(stride, last) for stride in strides]
-    elif '_vit' in name:
+    elif plain:
         strides = [16] * 4
     assert shapes == [(1, channels[i], 64 // strides[i], 96 // strides[i]) for i in returned]
 
@@ -592,7 +596,8 @@ def test_the_demos_know_the_scenes(name):
 @pytest.mark.parametrize('name', STUDIES)
 def test_a_study_compares_what_it_names(name):
     study = read_study(CONFIGS / 'studies' / f'{name}.yml')
-    assert study.title and study.finding and 'arXiv:2203.06717' in study.source
+    assert study.title and study.finding
+    assert ('arXiv:2201.03545' if name == 'roadmap' else 'arXiv:2203.06717') in study.source
     assert [Path(path).stem for path in study.configs.values()] == STUDIES[name]
     check_models([ComparedModel(label, path, Config.fromfile(path)) for label, path in study.configs.items()])
 
@@ -619,6 +624,16 @@ def test_the_shortcuts_of_the_study():
 def test_the_maps_of_the_study_of_small_maps():
     backbone = built('studies/upernet_mobilenetv2-last13_demo-280').backbone
     assert backbone(torch.empty(1, 3, 224, 280, device='meta'))[-1].shape[2:] == (7, 9)
+
+
+@pytest.mark.parametrize('arch', ROADMAP)
+def test_the_study_of_the_roadmap_goes_its_steps(arch):
+    backbone = load(f'studies/upernet_roadmap-{arch}_demo').model.backbone
+    given = {'layer_scale_init_value': 0, **backbone.arch}
+    assert backbone.type == 'mmlk.ConvNeXtRoadmap' and set(given) == set(ROADMAP[arch])
+    for key, value in ROADMAP[arch].items():
+        expected = [width // 4 for width in value] if key == 'dims' else value
+        assert given[key] == (list(expected) if isinstance(value, tuple) else value), key
 
 
 def test_a_leaf_stays_short():

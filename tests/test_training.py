@@ -34,6 +34,7 @@ RUNS = {
     'fpn_gfnet-h-ti_ade20k': ('ade20k', SEGMENTS),
     'fpn_repvit-m1-1_ade20k': ('ade20k', SEGMENTS),
     'upernet_focalnet-t-lrf_ade20k': ('ade20k', SEGMENTS),
+    'upernet_convnextisotropic-s_ade20k': ('ade20k', SEGMENTS),
     'pspnet_repvgg-b1g2_cityscapes': ('cityscapes', SEGMENTS),
     'segnext_mscan-t_cityscapes': ('cityscapes', SEGMENTS),
     'deeplabv3plus_mobilenetv2-13-reparam_cityscapes': ('cityscapes', SEGMENTS),
@@ -65,7 +66,9 @@ def shrink_model(model):
     if family == 'MobileNetV2':
         model.backbone.dilations = (1, 1, (2, 1, 2), (4, 1))  # the arch has fewer blocks than the config's
     channels = list(MODELS.build(dict(type=f'mmlk.{family}', **args)).out_channels)
-    if 'neck' in model:
+    if 'neck' in model and model.neck.type == 'Feature2Pyramid':
+        model.neck.embed_dim = channels[0]
+    elif 'neck' in model:
         model.neck.update(in_channels=channels, out_channels=16)
     if 'decode_head' in model:
         model.data_preprocessor.size = (SIDE, SIDE)

@@ -76,7 +76,8 @@ class Block(nn.Module):
         return x + self.drop_path(out.permute(0, 3, 1, 2))
 
 
-def _init(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
+    """Fills a convolution or linear layer as the official code does; leaves all other modules as they are."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -90,7 +91,7 @@ class ConvNeXt(BaseBackbone):
     All norms of ConvNeXt itself are LayerNorms, independent of ``norm_cfg``, as in the published weights. ``norm_cfg``
     applies to the re-parameterized branches, which only an arch with ``small_kernel`` has. A subclass that changes the
     token mixer overrides ``complete`` and ``block``; one that changes the downsampling, the norms or the layers
-    overrides ``stem``, ``downsampling``, ``output_norm`` or ``blocks_per_layer``.
+    overrides ``stem`` and ``downsampling``, ``opening``, ``output_norm`` or ``blocks_per_layer``.
 
     Args:
         arch: A name of ``ARCHS``, or a dict with ``depths`` and ``dims`` (one per stage) and optionally
@@ -123,14 +124,13 @@ class ConvNeXt(BaseBackbone):
         rates = torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist()
         self.downsample_layers, self.stages = nn.ModuleList(), nn.ModuleList()
         for i in range(self.num_stages):
-            layers = self.downsampling(dims[i - 1], dims[i]) if i else self.stem(in_channels, dims[0])
-            self.downsample_layers.append(nn.Sequential(*layers))
+            self.downsample_layers.append(nn.Sequential(*self.opening(full, i)))
             first = sum(depths[:i])
             self.stages.append(nn.ModuleList(
                 self.block(full, i, j, rates[first + j], merged) for j in range(depths[i])))
         for i in sorted(self.out_indices):
-            self.add_module(f'norm{i}', self.output_norm(dims[i]))
-        self.apply(_init)
+            self.add_module(f'norm{i}', self.output_norm(full, i))
+        self.apply(init_weights)
         self.finish()
 
     @staticmethod
@@ -156,9 +156,14 @@ class ConvNeXt(BaseBackbone):
         """Returns the layers before each of the other stages."""
         return ChannelNorm(in_channels), nn.Conv2d(in_channels, channels, 2, stride=2)
 
-    def output_norm(self, channels: int) -> nn.Module:
-        """Returns the norm of a returned map."""
-        return ChannelNorm(channels)
+    def opening(self, arch: Dict[str, Any], stage: int) -> Sequence[nn.Module]:
+        """Returns the layers before a stage. ``arch`` is what :meth:`complete` returns."""
+        dims = arch['dims']
+        return self.downsampling(dims[stage - 1], dims[stage]) if stage else self.stem(self.in_channels, dims[0])
+
+    def output_norm(self, arch: Dict[str, Any], stage: int) -> nn.Module:
+        """Returns the norm of the map of a stage that is returned. ``arch`` is what :meth:`complete` returns."""
+        return ChannelNorm(arch['dims'][stage])
 
     def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> nn.Module:
         """Returns block ``index`` of a stage. ``arch`` is what :meth:`complete` returns."""

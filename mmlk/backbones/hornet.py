@@ -213,8 +213,8 @@ class HorNet(ConvNeXt):
         full['gnconv'] = [_complete_mixer(mixer, channels) for mixer, channels in zip(full['gnconv'], full['dims'])]
         return full
 
-    def output_norm(self, channels: int) -> nn.Module:
-        return self.norm_layer(channels)
+    def output_norm(self, arch: Dict[str, Any], stage: int) -> nn.Module:
+        return self.norm_layer(arch['dims'][stage])
 
     def block(self, arch: Dict[str, Any], stage: int, index: int, drop_path: float, merged: bool) -> nn.Module:
         channels, mixer = arch['dims'][stage], arch['gnconv'][stage]

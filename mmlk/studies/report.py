@@ -186,7 +186,8 @@ class References:
         for record in read_records(path.parent / 'metafiles').values():
             for collection in record['Collections']:
                 key = re.match(r'\s*@\w+\{([^,\s]+)', collection['BibTeX'])[1]
-                self.entries[key] = {'of': collection['Backbones'], 'bibtex': collection['BibTeX']}
+                entry = self.entries.setdefault(key, {'of': [], 'bibtex': collection['BibTeX']})
+                entry['of'] += collection['Backbones']  # several families may be of one paper
         self.entries.update(yaml.safe_load(path.read_text(encoding='utf-8')))
 
     def of(self, names: Iterable[str]) -> List[str]:

@@ -109,6 +109,8 @@ DIALECTS = (
         (r'^stages\.(\d)\.blocks\.', r'stages.\1.'),
         (r'\.conv_dw\.', '.dwconv.'),
         (r'\.mlp\.fc([12])\.', r'.pwconv\1.'),
+        (r'\.mlp\.grn\.weight$', '.grn.gamma'),
+        (r'\.mlp\.grn\.bias$', '.grn.beta'),
         (r'^head\.norm\.', 'norm.'),
         (r'^head\.fc\.', 'head.'),
     ), dims=_CONVNEXT_DIMS),

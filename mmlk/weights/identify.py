@@ -71,6 +71,11 @@ def kinds(names: Iterable[str]) -> Set[str]:
     return {re.sub(r'\.\d+(?=\.)', '.#', name) for name in names}
 
 
+def _layers(names: Iterable[str]) -> Set[str]:
+    """Returns the names of the modules that hold these tensors, with the numbers of stages and blocks replaced."""
+    return {kind.rpartition('.')[0] for kind in kinds(names)} - {''}
+
+
 def _fits(form: Form, file: Shapes) -> bool:
     """Returns whether the file contains the form or its first stages, and no other tensors of a backbone."""
     # A single stage is built quickly and excludes most architectures.
@@ -79,7 +84,9 @@ def _fits(form: Form, file: Shapes) -> bool:
     whole = held = _stages(form)
     while not held.needed.items() <= file.items():
         held = _stages(form, held.count - 1)
-    return not kinds(whole.known) & kinds(file.keys() - held.known.keys())
+    others = file.keys() - held.known.keys()
+    # a layer that has more tensors is another layer: BatchNorm is a LayerNorm with statistics
+    return not kinds(whole.known) & kinds(others) and not _layers(whole.known) & _layers(others)
 
 
 def _fitting(file: Shapes) -> List[Form]:

@@ -115,6 +115,17 @@ def test_onnx_of_any_size(tmp_path):
     assert result.comparison.sizes[0] == (96, 128) and len(result.comparison.sizes) == 2
 
 
+@pytest.mark.parametrize('family, step, size', [
+    ('ConvNeXtIsotropic', 1, (101, 134)), ('ConvNeXtV2', 1, (101, 134)),
+    ('ConvNeXtRoadmap', 32, (160, 96))])  # its ResNet has max pooling, as stock ones
+def test_onnx_of_a_family(family, step, size, tmp_path):
+    pytest.importorskip('onnxscript')
+    model, path, result = write(config(UPERNET, family), tmp_path, 'onnx', (96, 128), dynamic_size=True)
+    assert result.step == step
+    assert_segments(path, model, pixels(2, *size))
+    nodes(path)
+
+
 class Plain(torch.nn.Module):
     """A global filter and uneven pooling, which the exporter would write wrongly or as operators that little runs."""
 

@@ -3,7 +3,7 @@ import torch
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from mmlk.backbones import ConvNeXt, GFNet, MogaNet, RepLKNet, TimmBackbone, UniRepLKNet
+from mmlk.backbones import ConvNeXt, ConvNeXtV2, GFNet, MogaNet, RepLKNet, TimmBackbone, UniRepLKNet
 
 TINY = dict(large_kernel_sizes=(31, 29, 27, 13), layers=(1, 1, 4, 1), channels=(8, 16, 24, 32), small_kernel=5)
 
@@ -106,12 +106,13 @@ def test_norms_and_biases_have_no_decay_unless_asked():
 @pytest.mark.parametrize('backbone, exempt', [
     (lambda: MogaNet(dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), ffn_ratios=(2, 2, 2, 2))),
      ('.layer_scale_1', '.layer_scale_2', '.attn.sigma.scale', '.mlp.sigma.scale')),
+    (lambda: ConvNeXtV2(dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))), ('.grn.gamma', '.grn.beta')),
     (lambda: GFNet(dict(embed_dim=(8, 16, 24, 32), depth=(1, 1, 1, 1), img_size=64)), ('pos_embed', )),
     # in the official code too its GRN, of four dimensions, decays
     (lambda: UniRepLKNet('A'), ()),
     (lambda: TimmBackbone('swin_tiny_patch4_window7_224', model_args=dict(
         embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))), ('.relative_position_bias_table', )),
-], ids=['MogaNet', 'GFNet', 'UniRepLKNet', 'Swin of timm'])
+], ids=['MogaNet', 'ConvNeXtV2', 'GFNet', 'UniRepLKNet', 'Swin of timm'])
 def test_what_the_backbone_exempts_has_no_decay(backbone, exempt):
     model = nn.Module()
     model.backbone = backbone()

@@ -135,6 +135,11 @@ def test_a_model_of_timm_cites_its_paper_and_timm(name, key):
     assert REFERENCES.of(entry(f'configs/{name}.py').cited_names) == [key, 'wightman2019timm']
 
 
+def test_families_of_one_paper_are_cited_by_one_entry():
+    for name in ('ConvNeXt', 'ConvNeXtIsotropic', 'ConvNeXtRoadmap'):
+        assert REFERENCES.of([f'mmlk.{name}']) == ['liu2022convnet'], name
+
+
 def test_a_study_takes_published_results_from_the_records(tmp_path):
     study = compare.read_study(ROOT / 'configs' / 'studies' / 'kernel_size.yml')
     rows = {row['Name']: row for row in zoo.rows(zoo.read(ROOT))}
