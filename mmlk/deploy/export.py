@@ -240,7 +240,7 @@ def kind_of(model: nn.Module, outputs: str = 'features') -> Type[Exportable]:
         return Segmentation
     if 'BaseDetector' in kinds and outputs == 'detections':
         return Detection
-    if 'SingleStageDetector' in kinds and hasattr(model.bbox_head, 'prior_generator'):
+    if 'SingleStageDetector' in kinds and hasattr(getattr(model, 'bbox_head', None), 'prior_generator'):
         return DenseDetection
     if 'BaseDetector' in kinds:
         return Features
