@@ -109,7 +109,7 @@ def _decode_by_numbers(decoder: type) -> None:
         queries, positions, centres = [], [], []
         for index, (height, width) in enumerate(sizes):
             level = feats[last - index]
-            position = self.postional_encoding(level.new_zeros((len(level), height, width), dtype=torch.bool))
+            position = self.postional_encoding(level.new_zeros((level.shape[0], height, width), dtype=torch.bool))
             position = position + self.level_encoding.weight[index][:, None, None]
             x, y = self.point_generator.single_level_grid_priors(
                 (height, width), last - index, device=level.device).unbind(-1)
@@ -117,7 +117,7 @@ def _decode_by_numbers(decoder: type) -> None:
             queries.append(self.input_convs[index](level).flatten(2).transpose(1, 2))
             positions.append(position.flatten(2).transpose(1, 2))
             centres.append(torch.stack([x / (width * stride), y / (height * stride)], dim=-1))
-        points = torch.cat(centres)[None, :, None].expand(len(feats[0]), -1, self.num_encoder_levels, -1)
+        points = torch.cat(centres)[None, :, None].expand(feats[0].shape[0], -1, self.num_encoder_levels, -1)
         memory = self.encoder(
             query=torch.cat(queries, dim=1), query_pos=torch.cat(positions, dim=1), key_padding_mask=None,
             spatial_shapes=sizes, level_start_index=None, valid_ratios=None, reference_points=points)

@@ -462,7 +462,7 @@ def test_backbones_are_trained_as_officially(name):
         assert {isinstance(m, nn.SyncBatchNorm) for m in norms} == {facts['backbone_norm'] == 'SyncBN'}
     if 'norm_eval' in facts and norms:
         model.backbone.train()
-        trained = [m.training for m in norms if m.weight.requires_grad]
+        trained = [m.training for m in norms if m.weight.requires_grad or 'frozen_norms' in facts]
         model.eval()
         assert set(trained) == {not facts['norm_eval']}
     for row, dilation in enumerate(facts.get('dilations_of_rows', ())):

@@ -39,7 +39,6 @@ RUNS = {
     'mask_rcnn_replknet31b_coco': ('coco', DETECTS),
     'cascade_mask_rcnn_unireplknet-b-22k_coco': ('coco', DETECTS),
     'fcos_replknet31b_coco': ('coco', DETECTS[:1]),
-    'mask2former_replknet31b_ade20k': ('ade20k', SEGMENTS),
     'mask2former_unireplknet-b-22k_ade20k': ('ade20k', SEGMENTS),
     'mask2former_convnext-b_coco': ('coco', DETECTS),
     'segformer_convnext-t_ade20k': ('ade20k', SEGMENTS),
