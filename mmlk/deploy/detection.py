@@ -66,7 +66,7 @@ def end_to_end(model: nn.Module) -> Thresholds:
     Raises:
         ValueError: A part of it is of a kind that this module does not know.
     """
-    from mmdet.models import dense_heads, detectors, roi_heads, seg_heads
+    from mmdet.models import dense_heads, detectors, roi_heads
     from mmdet.models.task_modules import coders, prior_generators
 
     def need(holds: object, name: str, part: object) -> None:
@@ -95,18 +95,6 @@ def end_to_end(model: nn.Module) -> Thresholds:
         check_coder(head, name, coders.DeltaXYWHBBoxCoder, coders.DistancePointBBoxCoder)
         check_nms(head.test_cfg, f'{name}.test_cfg')
 
-    def check_queries(head: nn.Module, fusion: nn.Module) -> None:
-        need(inherits(model, detectors.MaskFormer, 'predict', 'extract_feat'), 'method of prediction', 'its own')
-        need(inherits(head, dense_heads.Mask2FormerHead, 'predict'), 'panoptic_head', head)
-        need(inherits(fusion, seg_heads.MaskFormerFusionHead, 'predict', 'instance_postprocess'),
-             'panoptic_fusion_head', fusion)
-        test = fusion.test_cfg
-        need(head.num_stuff_classes == 0 and test.get('instance_on', False) and not test.get('panoptic_on', True),
-             'output', 'panoptic, and a file can have instances alone')
-
-    if isinstance(model, detectors.MaskFormer):
-        check_queries(model.panoptic_head, model.panoptic_fusion_head)
-        return Thresholds(0.0, 1.0, 0.5, model.panoptic_fusion_head.test_cfg.get('max_per_image', 100))
     priors = (prior_generators.AnchorGenerator, prior_generators.SSDAnchorGenerator,
               prior_generators.MlvlPointGenerator)
     predict = detectors.SingleStageDetector if hasattr(model, 'bbox_head') else detectors.TwoStageDetector
@@ -158,8 +146,6 @@ def detect(model: nn.Module, inputs: Tensor, shape: ImageShape) -> Tuple[Tensor,
     """
     with _PlainPooling():
         maps = model.extract_feat(inputs)
-    if hasattr(model, 'panoptic_head'):
-        return _of_queries(model, maps, (inputs.shape[2], inputs.shape[3]), shape)
     if hasattr(model, 'bbox_head'):
         return _dense(model.bbox_head, maps, shape)
     boxes = _proposals(model.rpn_head, maps, shape)
@@ -387,30 +373,6 @@ def _dense(head: nn.Module, maps: Sequence[Tensor], shape: ImageShape) -> Tuple[
     found = Candidates(boxes, torch.where(_large_enough(boxes, test), torch.cat(scores), PADDED), torch.cat(labels))
     kept = found.suppressed(test['nms'], test.get('max_per_img', -1))
     return found.boxes[kept], found.scores[kept], found.groups[kept]
-
-
-def _of_queries(model: nn.Module, maps: Sequence[Tensor], padded: ImageShape,
-                shape: ImageShape) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns the boxes, scores, labels and masks of a Mask2Former, in an image that was ``padded`` from ``shape``."""
-    logits, masks = (outputs[-1][0] for outputs in model.panoptic_head(maps, None))
-    masks = nn.functional.interpolate(masks[None], padded, mode='bilinear')[0, :, :shape[0], :shape[1]]
-    scores, classes = logits.softmax(-1)[:, :-1], logits.shape[1] - 1
-    scores, index = scores.flatten().topk(model.panoptic_fusion_head.test_cfg.get('max_per_image', 100))
-    masks = masks[index // classes]
-    inside = masks > 0
-    counts = inside.flatten(1).sum(1)
-    scores = scores * (masks.sigmoid() * inside).flatten(1).sum(1) / (counts + 1e-6)
-    scores, order = scores.sort(descending=True)
-    inside = inside[order]
-    low, high = zip(*(_extent(inside.any(axis)) for axis in (1, 2)))  # columns, then rows
-    return torch.stack([*low, *high], -1), scores, (index % classes)[order], inside
-
-
-def _extent(there: Tensor) -> Tuple[Tensor, Tensor]:
-    """Returns the first place of each row that is true, and the one after the last, (N,), float32; zeros if none is."""
-    place = torch.arange(there.shape[1], device=there.device, dtype=torch.float32)
-    high = torch.where(there, place + 1, 0.0).amax(1)
-    return torch.where(there, place, high[:, None]).amin(1), high
 
 
 def _proposals(head: nn.Module, maps: Sequence[Tensor], shape: ImageShape) -> Tensor:
