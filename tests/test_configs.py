@@ -26,7 +26,8 @@ LEAVES = sorted(str(path.relative_to(CONFIGS))[:-3] for path in LEAF_FILES)
 ROWS = {row['Name']: row for row in zoo.rows(zoo.read(CONFIGS.parent))}
 DEMOS = {'demo/upernet_replknet-tiny_ade20k', 'demo/upernet_replknet-tiny_ade20k_fsdp',
          'demo/upernet_replknet-tiny_cityscapes',
-         'demo/mask_rcnn_replknet-tiny_coco', 'demo/cascade_mask_rcnn_replknet-tiny_coco'}
+         'demo/mask_rcnn_replknet-tiny_coco', 'demo/cascade_mask_rcnn_replknet-tiny_coco',
+         'demo/mask2former_replknet-tiny_ade20k', 'demo/segformer_replknet-tiny_ade20k'}
 STUDIES = {
     'backbones': ['upernet_replknet-tiny_camvid', 'upernet_replknet-tiny-3_camvid', 'upernet_resnet18_camvid',
                   'upernet_swin-micro_camvid'],
@@ -68,6 +69,9 @@ INFERRED_VALUES = {
     'upernet_fastvit-sa12_ade20k': (6e-5, 0.01, 0.1, 16, 160000),
     'upernet_starnet-s4_ade20k': (6e-5, 0.01, 0.02, 16, 160000),
     **{f'mask_rcnn_van-b{size}_coco-1x': (1e-4, 0.05, 0.2 if size == 3 else 0.1, 16, 12) for size in range(4)},
+    'segformer_replknet31b_ade20k': (6e-5, 0.01, 0.5, 16, 160000),
+    'segformer_convnext-t_ade20k': (6e-5, 0.01, 0.4, 16, 160000),
+    'segformer_unireplknet-t_ade20k': (6e-5, 0.01, 0.2, 16, 160000),
 }
 # Images per step, and iterations, where the official files say nothing of them.
 NOT_STATED = {
@@ -89,6 +93,17 @@ LAYER_DECAY = {name: (rate_of(facts['rates']), facts['rates']['num_layers'])
 LAYER_DECAY.update((name, LAYER_DECAY[source]) for name, source in INFERRED.items() if source in LAYER_DECAY)
 # By layers of timm, whose own test is tests/backbones/test_timm_families.py.
 LAYER_DECAY.update((name, (0.9, None)) for name in INFERRED if 'dinov3' in name)
+# Mask2Former on backbones of which nobody published a run: the config whose drop path it takes and, where its backbone
+# has not a tenth of the rate as officially, whose layer decay.
+MASK2FORMER = {
+    'mask2former_replknet31b_ade20k': 'upernet_replknet31b_ade20k',
+    'mask2former_replknet31b_coco': 'cascade_mask_rcnn_replknet31b_coco',
+    'mask2former_convnext-b_ade20k': 'upernet_convnext-b_ade20k',
+    'mask2former_convnext-b_coco': 'cascade_mask_rcnn_convnext-b_coco',
+    'mask2former_unireplknet-b-22k_ade20k': 'upernet_unireplknet-b-22k_ade20k',
+    'mask2former_unireplknet-b-22k_coco': 'cascade_mask_rcnn_unireplknet-b-22k_coco',
+}
+LAYER_DECAY.update((name, LAYER_DECAY[source]) for name, source in MASK2FORMER.items() if source in LAYER_DECAY)
 
 REPLKNET = {'31b': 'replknet-31b_in1k', '31b-22k': 'replknet-31b_in22k', '31l-22k': 'replknet-31l_in22k',
             'xl': 'replknet-xl_meg73m'}
@@ -128,6 +143,11 @@ def pipeline(cfg, split):
     return first
 
 
+def has_masks(name):
+    """Whether a detector gives masks."""
+    return 'rcnn' in name or ('mask2former' in name and 'coco' in name)
+
+
 def is_mmlk(name):
     return load(name).model.backbone.type.startswith('mmlk.')
 
@@ -152,10 +172,13 @@ def test_a_config_builds_and_its_heads_fit_its_backbone(name):
         assert list(taken or neck.in_channels) == [channels[i] for i in returned]
     if 'decode_head' in cfg.model:
         head, kind = model.decode_head, cfg.model.decode_head.type
-        if kind == 'UPerHead':
+        if kind in ('UPerHead', 'SegformerHead'):
             assert list(head.in_channels) == channels
         elif kind == 'mmlk.LightHamHead':
             assert list(head.in_channels) == channels[1:]
+        elif kind == 'Mask2FormerHead':
+            assert list(cfg.model.decode_head.in_channels) == channels
+            assert len(head.class_weight) == head.num_classes + 1 == head.cls_embed.out_features
         elif kind != 'FPNHead':
             assert head.in_channels == channels[3]
         if kind == 'DepthwiseSeparableASPPHead':
@@ -164,6 +187,9 @@ def test_a_config_builds_and_its_heads_fit_its_backbone(name):
             assert model.auxiliary_head.in_channels == channels[model.auxiliary_head.in_index]
             assert model.auxiliary_head.num_classes == head.num_classes
             assert model.auxiliary_head.align_corners == head.align_corners
+    if 'panoptic_head' in cfg.model:
+        assert list(cfg.model.panoptic_head.in_channels) == channels
+        assert len(model.panoptic_head.class_weight) == model.panoptic_head.cls_embed.out_features == 81
     # what the backbone really gives, not what it says
     with torch.no_grad():
         shapes = [tuple(x.shape) for x in model.backbone(torch.empty(1, 3, 64, 96, device='meta'))]
@@ -202,11 +228,11 @@ def test_a_config_is_a_whole_run(name):
         if 'coco' in name:
             assert evaluator.ann_file == cfg[f'{split}_dataloader'].dataset.data_root + \
                 cfg[f'{split}_dataloader'].dataset.ann_file
-            assert evaluator.metric == (['bbox', 'segm'] if 'rcnn' in name else 'bbox')
+            assert evaluator.metric == (['bbox', 'segm'] if has_masks(name) else 'bbox')
         else:
             assert evaluator.iou_metrics == ['mIoU']
     # mmdet merges the boxes of several scales, not their masks
-    assert ('tta_pipeline' in cfg) == ('tta_model' in cfg) == ('rcnn' not in name)
+    assert ('tta_pipeline' in cfg) == ('tta_model' in cfg) == (not has_masks(name))
     last = cfg.param_scheduler[-1]
     assert last.end == cfg.train_cfg.get('max_iters', cfg.train_cfg.get('max_epochs'))
     if 'max_iters' in cfg.train_cfg:
@@ -227,7 +253,9 @@ def test_pipelines_build_and_agree_with_the_preprocessor(name):
         train, test, several = steps(pipelines[0]), steps(pipelines[2]), steps(pipelines[3])
         crop = train['RandomCrop']['crop_size'] if 'RandomCrop' in train else train['Resize']['scale'][::-1]
         assert tuple(crop) == tuple(cfg.model.data_preprocessor['size']) == tuple(cfg.crop_size)
-        if 'voc' not in name and not ('unireplknet' in name and '-22k' in name):
+        if 'RandomChoiceResize' in train:
+            assert max(test['Resize']['scale']) == train['RandomChoiceResize']['max_size']
+        elif 'voc' not in name and not ('unireplknet' in name and '-22k' in name):
             assert test['Resize']['scale'] == train.get('RandomResize', train.get('Resize'))['scale']
         assert ('ResizeToMultiple' in test) == ('ResizeToMultiple' in several)
         # sides of 8k + 1 or 32k + 1 fit the corners of the maps
@@ -275,6 +303,16 @@ def test_inferred_recipes(name):
         return
     source = load(INFERRED[name])
     assert INFERRED[name] in FACTS
+    if name in MASK2FORMER:
+        for key in ('param_scheduler', 'train_cfg', 'auto_scale_lr'):
+            assert cfg[key] == source[key], key
+        for key in ('type', 'optimizer', 'clip_grad'):
+            assert cfg.optim_wrapper[key] == source.optim_wrapper[key], key
+        head = 'panoptic_head' if 'coco' in name else 'decode_head'
+        assert dict(cfg.model[head], in_channels=None) == dict(source.model[head], in_channels=None)
+        assert cfg.model.test_cfg == source.model.test_cfg and pipeline(cfg, 'train') == pipeline(source, 'train')
+        assert cfg.model.backbone.drop_path_rate == load(MASK2FORMER[name]).model.backbone.drop_path_rate
+        return
     for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr'):
         assert cfg[key] == source[key], key
     assert cfg.model.backbone.drop_path_rate == source.model.backbone.drop_path_rate
@@ -366,7 +404,8 @@ def test_every_parameter_has_the_official_rate_and_decay(name):
     frozen = tuple(f'backbone.{part}.' for part in frozen if facts.get('frozen_stages', -1) >= 0)
     wrong = []
     for key, parameter in model.named_parameters():
-        assert parameter.requires_grad is not (bool(frozen) and key.startswith(frozen)), key
+        still = facts.get('frozen_norms', False) and key.startswith('backbone.') and id(parameter) in norms
+        assert parameter.requires_grad is not (still or bool(frozen) and key.startswith(frozen)), key
         if not parameter.requires_grad:
             continue
         rule = facts['no_decay']
@@ -378,6 +417,7 @@ def test_every_parameter_has_the_official_rate_and_decay(name):
             free = any(part in key for part in rule)
         rate, heads = facts.get('rates'), ('decode_head.', 'auxiliary_head.')
         lr = facts['lr'] * (facts.get('head_rate', 1) if key.startswith(heads) else 1)
+        lr *= facts.get('backbone_rate', 1) if key.startswith('backbone.') else 1
         if rate:
             lr *= rate_of(rate)**(rate['num_layers'] + 1 - official_depth(key, rate))
         expected = lr, 0 if free else facts['weight_decay']
@@ -406,7 +446,8 @@ def test_schedule_and_batch_are_the_official_ones(name):
         assert (last.type, last.power, last.eta_min) == ('PolyLR', *values)
         assert last.begin == (warmups[0].end if warmups else 0)
     elif policy == 'step':
-        assert (last.type, last.milestones, last.gamma, last.by_epoch) == ('MultiStepLR', *values, 0.1, True)
+        by_epoch = 'max_epochs' in cfg.train_cfg
+        assert (last.type, last.milestones, last.gamma, last.by_epoch) == ('MultiStepLR', *values, 0.1, by_epoch)
     else:
         assert (last.type, last.eta_min, last.T_max) == ('CosineAnnealingLR', *values, length)
     if 'batch' in facts:
@@ -430,6 +471,9 @@ def test_crops_and_tests_are_the_official_ones(name):
         scales = {tuple(sorted(scale)) for step in resizes for scale in (
             [step['scale']] if step['type'] == 'Resize' else step.get('scales', step.get('scale')))}
         assert sorted(scales) == [(short, 1333) for short in facts['train_short_sides']]
+    if 'train_sides' in facts:
+        assert train['RandomChoiceResize']['scales'] == facts['train_sides']
+        assert train['RandomChoiceResize']['resize_type'] == 'ResizeShortestEdge'
     if 'train_ratios' in facts:
         assert list(train['RandomResize']['scale']) == facts['train_scale']
         assert list(train['RandomResize']['ratio_range']) == facts['train_ratios']
@@ -457,7 +501,7 @@ def test_backbones_are_trained_as_officially(name):
         assert {isinstance(m, nn.SyncBatchNorm) for m in norms} == {facts['backbone_norm'] == 'SyncBN'}
     if 'norm_eval' in facts and norms:
         model.backbone.train()
-        trained = [m.training for m in norms if m.weight.requires_grad]
+        trained = [m.training for m in norms if m.weight.requires_grad or 'frozen_norms' in facts]
         model.eval()
         assert set(trained) == {not facts['norm_eval']}
     for row, dilation in enumerate(facts.get('dilations_of_rows', ())):
@@ -472,7 +516,28 @@ def test_backbones_are_trained_as_officially(name):
 
 
 def test_layer_decay_is_where_the_official_runs_have_it():
-    assert {name for name in PUBLISHED if 'constructor' in load(name).optim_wrapper} == set(LAYER_DECAY)
+    tenth = {name for name in MASK2FORMER if name not in LAYER_DECAY}  # whose constructor has a rate of 1
+    assert {name for name in PUBLISHED if 'constructor' in load(name).optim_wrapper} == set(LAYER_DECAY) | tenth
+
+
+@pytest.mark.parametrize('name', MASK2FORMER)
+def test_mask2former_of_a_backbone_of_ours(name):
+    """Norms, embeddings and scales do not decay, all else does; the backbone has a tenth of the rate or layer decay."""
+    cfg, model = load(name), built(name)
+    init_default_scope(cfg.default_scope)
+    optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper)).optimizer
+    assert len({id(p) for group in optimizer.param_groups for p in group['params']}) == len(list(model.parameters()))
+    norms = {id(p) for m in model.modules() if isinstance(m, (_BatchNorm, nn.LayerNorm, nn.GroupNorm))
+             for p in m.parameters(recurse=False)}
+    for group in optimizer.param_groups:
+        for key, parameter in zip(group['param_names'], group['params']):
+            free = id(parameter) in norms or parameter.ndim == 1 and not key.endswith('.bias') or key.endswith(
+                ('query_embed.weight', 'query_feat.weight', 'level_embed.weight'))
+            assert group['weight_decay'] == (0 if free else 0.05), key
+            if not key.startswith('backbone.'):
+                assert group['lr'] == 1e-4, key
+            elif name not in LAYER_DECAY:
+                assert group['lr'] == pytest.approx(1e-5), key
 
 
 @pytest.mark.parametrize('name', [name for name in LAYER_DECAY if not re.search('rdnet|dinov3', name)])
@@ -480,7 +545,7 @@ def test_layer_decay(name):
     """The rates of the first, the last and the heads' parameters, by the official rule worked out."""
     cfg, model = load(name), built(name)
     rate, num_layers = LAYER_DECAY[name]
-    by_stage = name.startswith('upernet') and 'unireplknet' not in name
+    by_stage = name.endswith('_ade20k') and 'unireplknet' not in name
     wrapper = {key: value for key, value in cfg.optim_wrapper.to_dict().items() if key != 'constructor'}
     paramwise = wrapper.pop('paramwise_cfg')
     names = [key for key, _ in model.named_parameters()]
@@ -518,6 +583,8 @@ def test_what_the_replknet_paper_did(backbone):
     for name in names:
         cfg = load(name)
         method, _, dataset = name.rsplit('_', 2)
+        if method == 'mask2former':
+            dataset = f'{dataset} by another recipe'
         assert cfg.model.backbone.init_cfg == dict(type='mmlk.Pretrained', checkpoint=REPLKNET[backbone])
         assert cfg.model.backbone.norm_cfg.type == 'SyncBN'
         assert cfg.model.backbone.with_cp
@@ -562,14 +629,18 @@ def test_what_single_families_did():
             assert clip == dict(max_norm=0.1 if '-l-' in name else 1)
         elif 'upernet_internimage' in name and '-22k' in name:
             assert clip == dict(max_norm=0.1, norm_type=2)
+        elif 'mask2former' in name:
+            assert clip == dict(max_norm=0.01, norm_type=2)
         elif 'fcos' not in name:
             assert clip is None
         if 'coco' not in name:
             stretched = 'ResizeToMultiple' in steps(cfg.test_dataloader.dataset.pipeline)
+            padded = 'mask2former' in name
             stretching = re.search('unireplknet|moganet|internimage|_van|^fpn|segnext.*ade20k', name)
-            assert stretched == bool(stretching), name
+            assert stretched == (not padded and bool(stretching)), name
+            assert cfg.model.data_preprocessor.get('test_cfg') == (dict(size_divisor=32) if padded else None)
             larger = '-22k' in name and 'replknet' not in name and '_van' not in name
-            if 'ade20k' in name:
+            if 'ade20k' in name and not padded:
                 scale = tuple(steps(pipeline(cfg, 'train'))['RandomResize']['scale'])
                 assert scale == ((2560, 640) if larger else (2048, 512)), name
 
@@ -589,6 +660,8 @@ def test_the_demos_know_the_scenes(name):
         assert tuple(map(tuple, metainfo['palette'])) == PALETTE[first:]
     heads = cfg.model.roi_head if first else cfg.model
     for head in ('bbox_head', 'mask_head') if first else ('decode_head', 'auxiliary_head'):
+        if head == 'auxiliary_head' and 'former' in name:
+            continue
         found = heads[head] if isinstance(heads[head], list) else [heads[head]]
         assert [h.num_classes for h in found] == [len(CLASSES) - first] * len(found)
 

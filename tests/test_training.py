@@ -1,7 +1,9 @@
 """Shrunk copies of the configs train two steps, write a checkpoint, and test from it; every family trains."""
 import copy
 import math
+import shutil
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from mmengine.runner import Runner
 
 from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.datasets.scenes import CLASSES
+from mmlk.engine import ResumableRunner
 from mmlk.registry import MODELS
 from tests.backbones.test_contract import TINY
 from tests.backbones.test_timm_families import SMALL
@@ -42,6 +45,9 @@ RUNS = {
     'cascade_mask_rcnn_unireplknet-b-22k_coco': ('coco', DETECTS),
     'mask_rcnn_rdnet-t_coco': ('coco', DETECTS),
     'fcos_replknet31b_coco': ('coco', DETECTS[:1]),
+    'mask2former_unireplknet-b-22k_ade20k': ('ade20k', SEGMENTS),
+    'mask2former_convnext-b_coco': ('coco', DETECTS),
+    'segformer_convnext-t_ade20k': ('ade20k', SEGMENTS),
 }
 METHODS = {'upernet_replknet31b_ade20k': 'ade20k', 'mask_rcnn_replknet31b_coco': 'coco'}
 
@@ -49,8 +55,30 @@ METHODS = {'upernet_replknet31b_ade20k': 'ade20k', 'mask_rcnn_replknet31b_coco':
 def shrink_steps(pipeline):
     for step in pipeline:
         step.update(SIZES.get(step['type'], {}))
+        if step.get('resize_type') == 'ResizeShortestEdge':
+            step.update(scales=[48, SIDE], max_size=SIDE)
         for branch in step.get('transforms', []):
             shrink_steps(branch)
+
+
+def shrink_mask2former(model, channels):
+    small = Config.fromfile(str(CONFIGS / '_base_/models/mask2former_small.py')).model.decode_head
+    head = model.panoptic_head if 'panoptic_head' in model else model.decode_head
+    for key in ('feat_channels', 'out_channels', 'num_queries', 'pixel_decoder', 'positional_encoding',
+                'transformer_decoder'):
+        head[key] = copy.deepcopy(small[key])
+    head.in_channels = channels
+    if 'decode_head' in model:
+        model.data_preprocessor.size = (SIDE, SIDE)
+        head.train_cfg.num_points = 64
+        return
+    model.data_preprocessor.batch_augments[0].size = (SIDE, SIDE)
+    model.train_cfg.num_points = 64
+    things = len(CLASSES) - 1
+    head.update(num_things_classes=things)
+    head.loss_cls.class_weight = [1.0] * things + [0.1]
+    model.panoptic_fusion_head.num_things_classes = things
+    model.test_cfg.max_per_image = 20
 
 
 def shrink_model(model):
@@ -65,16 +93,28 @@ def shrink_model(model):
         args = dict(arch=model.backbone.arch)
     if family == 'MobileNetV2':
         model.backbone.dilations = (1, 1, (2, 1, 2), (4, 1))  # the arch has fewer blocks than the config's
+<<<<<<< HEAD
     channels = list(MODELS.build(dict(type=f'mmlk.{family}', **args)).out_channels)
     if 'neck' in model and model.neck.type == 'Feature2Pyramid':
         model.neck.embed_dim = channels[0]
     elif 'neck' in model:
+=======
+    channels = list(MODELS.build(dict(type=f'mmlk.{family}', arch=model.backbone.arch)).out_channels)
+    if 'panoptic_head' in model or model.get('decode_head', {}).get('type') == 'Mask2FormerHead':
+        shrink_mask2former(model, channels)
+        return
+    if 'neck' in model:
+>>>>>>> m2f
         model.neck.update(in_channels=channels, out_channels=16)
     if 'decode_head' in model:
         model.data_preprocessor.size = (SIDE, SIDE)
         head = model.decode_head
+<<<<<<< HEAD
         inputs = {'UPerHead': channels, 'FPNHead': [16] * 4, 'mmlk.LightHamHead': channels[1:]}.get(
             head.type, channels[3])
+=======
+        inputs = {'UPerHead': channels, 'SegformerHead': channels, 'FPNHead': [16] * 4}.get(head.type, channels[3])
+>>>>>>> m2f
         head.update(in_channels=inputs, channels=16)
         if 'ham_channels' in head:
             head.update(ham_channels=16, ham_kwargs=dict(MD_R=4))
@@ -167,3 +207,34 @@ def test_two_steps_and_a_test(name, tmp_path):
 def test_every_family_trains_under_upernet_and_mask_rcnn(name, family, tmp_path):
     _, validated = train(name, METHODS[name], tmp_path, family)
     assert validated
+
+
+@pytest.mark.parametrize('name', ['mask2former_replknet31b_ade20k', 'mask2former_replknet31b_coco'])
+def test_a_mask2former_goes_on_where_it_stopped_and_is_tested_merged(name, tmp_path):
+    """Its matching and its losses draw random points, which a resumed run draws again."""
+    layout = 'coco' if 'coco' in name else 'ade20k'
+    write_demo(DemoPlan(layout, seed=0, train=4, val=2, size=(SIDE, SIDE)), tmp_path / 'data')
+
+    def runner(folder, **changes):
+        cfg = shrunk(name, layout, tmp_path / 'data', tmp_path / folder)
+        cfg.default_hooks.checkpoint.interval = 1
+        cfg.update(experiment_name=uuid4().hex, **changes)
+        return ResumableRunner.from_cfg(cfg)
+
+    def state(folder):
+        return torch.load(tmp_path / folder / 'iter_2.pth', weights_only=False)
+
+    runner('whole').train()
+    shutil.copytree(tmp_path / 'whole', tmp_path / 'stopped')
+    (tmp_path / 'stopped' / 'iter_2.pth').unlink()
+    (tmp_path / 'stopped' / 'last_checkpoint').write_text(str(tmp_path / 'stopped' / 'iter_1.pth'))
+    runner('stopped', resume=True).train()
+    ours, theirs = state('stopped'), state('whole')
+    assert all(torch.equal(value, theirs['state_dict'][key]) for key, value in ours['state_dict'].items())
+    for found, expected in zip(ours['optimizer']['state'].values(), theirs['optimizer']['state'].values(), strict=True):
+        assert all(torch.equal(found[key], expected[key]) for key in ('exp_avg', 'exp_avg_sq'))
+
+    checkpoint = str(tmp_path / 'whole' / 'iter_2.pth')
+    plain, merged = (runner(folder, load_from=checkpoint, custom_hooks=hooks).test() for folder, hooks in (
+        ('plain', []), ('merged', [dict(type='mmlk.MergeBranchesHook')])))
+    assert plain and merged == pytest.approx(plain, abs=0.05)

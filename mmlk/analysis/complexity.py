@@ -89,7 +89,7 @@ _FREE = re.compile('|'.join((
     r'\w+_copy|unsafe_split(_with_sizes)?|(un)?squeeze|t|transpose|as_strided|_stack|_chunk_cat|block_diag|trace',
     r'random|geometric|cauchy|log_normal|poisson|\w+_window|complex|polar|_unsafe_masked_index\w*|_masked_softmax',
     r'(leaky_|_add_)?relu|rrelu_with_noise|[ceg]?elu|hard(swish|sigmoid|tanh|shrink)|mish|soft(plus|shrink)|threshold',
-    r'log_sigmoid_forward|_conj_physical',
+    r'log_sigmoid_forward|_conj_physical|floor_divide',
     r'_assert_\w+|_functional_assert_\w+|sym_\w+|record_stream')))
 
 # Modules whose weights their parents use: the output projection of attention, learned queries.

@@ -38,6 +38,7 @@ GROUPS = (
     ('Pascal VOC 2012: mIoU', 'Pascal VOC 2012', ''),
     ('COCO, Cascade Mask R-CNN: box / mask AP', 'COCO', 'cascade_mask_rcnn_'),
     ('COCO, Mask R-CNN: box / mask AP', 'COCO', 'mask_rcnn_'),
+    ('COCO, Mask2Former: box / mask AP', 'COCO', 'mask2former_'),
     ('COCO, other detectors: box AP', 'COCO', ''),
 )
 METRICS = ('mIoU', 'mIoU(ms+flip)', 'box AP', 'mask AP')

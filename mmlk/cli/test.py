@@ -89,9 +89,10 @@ def set_default_tta(cfg: 'Config') -> None:
 
 
 def _has_mask_head(settings: Any) -> bool:
-    """Whether a model's config has a mask head, at any depth."""
+    """Whether a model's config has a head that predicts masks, at any depth."""
     parts = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, (list, tuple)) else ()
-    return any(map(_has_mask_head, parts)) or isinstance(settings, dict) and settings.get('mask_head') is not None
+    return any(map(_has_mask_head, parts)) or isinstance(settings, dict) and any(
+        settings.get(key) is not None for key in ('mask_head', 'panoptic_head'))
 
 
 def test(args: argparse.Namespace) -> None:

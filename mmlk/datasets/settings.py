@@ -5,7 +5,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 from mmlk._types import type_name
 from mmlk.datasets.check import SPLITS, DataProblem, build_dataset, datasets, evaluators
 
-_HEADS = ('decode_head', 'auxiliary_head', 'bbox_head', 'mask_head')
+_HEADS = ('decode_head', 'auxiliary_head', 'bbox_head', 'mask_head', 'panoptic_head', 'panoptic_fusion_head')
 _NO_HEADS = ('backbone', 'data_preprocessor', 'rpn_head', 'semantic_head', 'teacher', 'test_cfg', 'train_cfg')
 _ENDLESS = ('InfiniteSampler', 'InfiniteBatchSampler', 'InfiniteGroupBatchSampler', 'MultiSourceSampler',
             'GroupMultiSourceSampler')
@@ -18,10 +18,14 @@ class HeadSettings(NamedTuple):
         where: Dotted place in the config.
         classes: Number of classes.
         ids: Number of label ids that it can learn.
+        key: What the config calls the number of classes.
+        weights: Number of its class weights, among them that of "no object", if it has these as a list.
     """
     where: str
     classes: int
     ids: int
+    key: str = 'num_classes'
+    weights: Optional[int] = None
 
 
 def conflicts(cfg: dict, splits: Sequence[str] = SPLITS) -> List[DataProblem]:
@@ -70,21 +74,30 @@ def _walk(part: dict, where: str, scope: Optional[str]) -> Iterator[HeadSettings
             if key in _HEADS:
                 if head.get('class_agnostic') or 'boundary_threshold' in head:  # one mask for all; edges for labels
                     continue
-                classes = head.get('num_classes', _default_classes(head, scope))
+                name = 'num_things_classes' if key.startswith('panoptic_') else 'num_classes'
+                classes = head.get(name, _default_classes(head, scope, name))
                 if isinstance(classes, int):
                     # one channel tells two classes apart
-                    yield HeadSettings(place, classes, 2 if head.get('out_channels', classes) == 1 else classes)
+                    yield HeadSettings(place, classes, 2 if head.get('out_channels', classes) == 1 else classes, name,
+                                       _weights(head))
             else:
                 yield from _walk(head, place, scope)
 
 
-def _default_classes(head: dict, scope: Optional[str]) -> Any:
-    """Returns the default value of ``num_classes`` of a head's class."""
+def _weights(head: dict) -> Optional[int]:
+    """Returns the number of class weights of a head that predicts masks of queries."""
+    weights = (head.get('loss_cls') or {}).get('class_weight') if 'num_queries' in head else None
+    stuff = head.get('num_stuff_classes', 0 if 'num_classes' in head else 53)  # mmseg's head has none, mmdet's 53
+    return len(weights) - stuff if isinstance(weights, (list, tuple)) else None
+
+
+def _default_classes(head: dict, scope: Optional[str], name: str) -> Any:
+    """Returns the default value of the number of classes, called ``name``, of a head's class."""
     from mmengine.registry import MODELS
     with MODELS.switch_scope_and_registry(scope) as registry:
         kind = registry.get(head['type']) if isinstance(head.get('type'), str) else head.get('type')
     for base in inspect.getmro(kind) if inspect.isclass(kind) else ():
-        parameter = inspect.signature(base.__init__).parameters.get('num_classes')
+        parameter = inspect.signature(base.__init__).parameters.get(name)
         if parameter is not None:
             return parameter.default
     return None
@@ -106,9 +119,13 @@ def _heads(cfg: dict, where: str, dataset: Any, names: List[str]) -> Iterator[Da
     names = list(dataset.metainfo.get('thing_classes') or names) if boxes else names  # of panoptic sets
     for head in heads(cfg):
         if boxes and head.classes != len(names) or not boxes and head.ids < len(names):
-            yield DataProblem(f'{head.where}.num_classes', (
-                f'{head.where}.num_classes is {head.classes}, but {where} has {len(names)} classes '
-                f'({_some(names)}). Set num_classes={len(names)} in the head, or metainfo.classes in the dataset'))
+            yield DataProblem(f'{head.where}.{head.key}', (
+                f'{head.where}.{head.key} is {head.classes}, but {where} has {len(names)} classes '
+                f'({_some(names)}). Set {head.key}={len(names)} in the head, or metainfo.classes in the dataset'))
+        elif head.weights not in (None, head.classes + 1):
+            yield DataProblem(f'{head.where}.loss_cls.class_weight', (
+                f'{head.where}.loss_cls.class_weight does not have one value for each of the {head.classes} classes, '
+                f'and last one for "no object". Set class_weight=[1.0] * {head.classes} + [0.1] in it'))
 
 
 def _classes(found: Dict[str, Tuple[str, List[str]]]) -> Iterator[DataProblem]:
@@ -140,7 +157,8 @@ def _pipeline(cfg: dict, split: str, where: str, dataset: dict, built: Any) -> I
                 f'{place}.reduce_zero_label is {reduce}, but that of {where}, a {type_name(dataset)}, is '
                 f'{built.reduce_zero_label}. Set it in the dataset, and delete it from LoadAnnotations: True if the '
                 'label 0 is no class'))
-    masks = [head.where for head in heads(cfg) if '.roi_head.mask_head' in head.where]
+    masks = [head.where for head in heads(cfg)
+             if '.roi_head.mask_head' in head.where or head.where.endswith('.panoptic_head')]
     if split == 'train' and cfg.get('default_scope') == 'mmdet' and masks and loading and not any(
             step.get('with_mask') for _, step in loading):
         place = loading[0][0]

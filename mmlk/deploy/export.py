@@ -240,7 +240,7 @@ def kind_of(model: nn.Module, outputs: str = 'features') -> Type[Exportable]:
         return Segmentation
     if 'BaseDetector' in kinds and outputs == 'detections':
         return Detection
-    if 'SingleStageDetector' in kinds and hasattr(model.bbox_head, 'prior_generator'):
+    if 'SingleStageDetector' in kinds and hasattr(getattr(model, 'bbox_head', None), 'prior_generator'):
         return DenseDetection
     if 'BaseDetector' in kinds:
         return Features
@@ -609,8 +609,8 @@ def _photograph(path: Path, size: Size, channels: int) -> Tensor:
 
 def _divisor(preprocessor: nn.Module) -> int:
     """Returns the number of which the height and width of all test images of the model are multiples."""
-    return (getattr(preprocessor, 'pad_size_divisor', None)
-            or (getattr(preprocessor, 'test_cfg', None) or {}).get('size_divisor') or 1)
+    test = getattr(preprocessor, 'test_cfg', None) or {}  # of mmseg, which has a divisor of 1 beside it
+    return test.get('size_divisor') or getattr(preprocessor, 'pad_size_divisor', None) or 1
 
 
 def bounds_of(subject: Exportable, images: Tensor) -> List[Bounds]:

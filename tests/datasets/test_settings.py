@@ -1,6 +1,7 @@
 """Settings that contradict each other are told before anything is built; those of the configs here do not."""
 import copy
 import re
+from functools import partial
 
 import pytest
 from mmengine.config import Config
@@ -53,6 +54,16 @@ def detector(data):
     return cfg
 
 
+def queries(data, stuff=0):
+    """Mask2Former of mmdet."""
+    cfg = detector(data)
+    cfg.model = dict(
+        type='Mask2Former', panoptic_fusion_head=dict(type='MaskFormerFusionHead', num_things_classes=5),
+        panoptic_head=dict(type='Mask2FormerHead', num_queries=9, num_things_classes=5, num_stuff_classes=stuff,
+                           loss_cls=dict(class_weight=[1.0] * (5 + stuff) + [0.1])))
+    return cfg
+
+
 DATASETS = [f'{split}_dataloader.dataset' for split in SPLITS]
 
 
@@ -61,7 +72,7 @@ def everywhere(key, value):
 
 
 @pytest.mark.parametrize('make, change', [
-    (segmentor, {}), (detector, {}),
+    (segmentor, {}), (detector, {}), (queries, {}), (partial(queries, stuff=3), {}),
     (segmentor, {'model.decode_head.num_classes': 9}),  # wasteful, but it trains
     (segmentor, {'train_dataloader.sampler.type': 'InfiniteSampler'}),  # the loop counts iterations
     (detector, {'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=2),
@@ -116,6 +127,17 @@ def test_settings_that_fit(make, change, data):
      r'never ends.*shuffle=False\)$'),
     (detector, {'train_dataloader.dataset.pipeline.1.with_mask': False},
      'train_dataloader.dataset.pipeline.1.with_mask', 'roi_head.mask_head learns masks, but .* set with_mask=True'),
+    (queries, {'train_dataloader.dataset.pipeline.1.with_mask': False},
+     'train_dataloader.dataset.pipeline.1.with_mask', 'model.panoptic_head learns masks, but .* set with_mask=True'),
+    (queries, {'model.panoptic_head.num_things_classes': 80}, 'model.panoptic_head.num_things_classes',
+     'is 80, but .* has 5 .* Set num_things_classes=5'),
+    (queries, {'model.panoptic_fusion_head': dict(_delete_=True, type='MaskFormerFusionHead')},
+     'model.panoptic_fusion_head.num_things_classes', 'is 80, but .* has 5'),
+    (queries, {'model.panoptic_head.loss_cls.class_weight': [1.0] * 5}, 'model.panoptic_head.loss_cls.class_weight',
+     r'one value for each of the 5 classes, and last one for "no object". Set class_weight=\[1.0\] \* 5 \+ \[0.1\]'),
+    (segmentor, {'model.decode_head': dict(_delete_=True, type='Mask2FormerHead', num_queries=9, num_classes=6,
+                                           loss_cls=dict(class_weight=[1.0] * 150 + [0.1]))},
+     'model.decode_head.loss_cls.class_weight', 'each of the 6 classes'),
 ])
 def test_settings_that_contradict_each_other(make, change, where, told, data):
     cfg = make(data)
@@ -127,7 +149,7 @@ def test_settings_that_contradict_each_other(make, change, where, told, data):
 def test_heads_are_found_in_wrappers_and_the_class_is_asked():
     model = dict(module=dict(decode_head=[dict(num_classes=1), dict(num_classes=2, out_channels=1)]))
     found = heads(Config(dict(default_scope='mmseg', model=model)))
-    assert found == [('model.module.decode_head.0', 1, 2), ('model.module.decode_head.1', 2, 2)]
+    assert [head[:3] for head in found] == [('model.module.decode_head.0', 1, 2), ('model.module.decode_head.1', 2, 2)]
 
 
 def test_configs_here_have_no_conflict(repo, monkeypatch):

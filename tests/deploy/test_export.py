@@ -267,6 +267,40 @@ def test_a_one_stage_detector_with_its_head(tmp_path):
         assert relative_error(found, theirs) < 1e-5
 
 
+@torch.no_grad()
+def masks_of(model, images):
+    """By hand: each pixel's sum of the masks of all queries, weighted by their classes."""
+    scores, masks = model.decode_head(model.extract_feat((images - MEAN) / STD))
+    masks = torch.nn.functional.interpolate(masks[-1], images.shape[2:], mode='bilinear').sigmoid()
+    return torch.einsum('nqc,nqhw->nchw', scores[-1].softmax(-1)[..., :-1], masks)
+
+
+@pytest.mark.parametrize('format', sorted(formats.FORMATS))
+def test_a_mask2former(format, tmp_path):
+    """For any batch. The largest difference is allowed to masked attention, in which a logit near 0 hides a place."""
+    model, path, result = write(config('mask2former_replknet31b_ade20k'), tmp_path, format, (64, 96))
+    images = pixels(3, 64, 96)
+    labels, logits = run(path, images)
+    expected = masks_of(model, images)
+    assert tuple(logits.shape) == (3, 150, 64, 96) and relative_error(logits, expected) < 1e-4
+    assert torch.equal(labels, logits.argmax(1)) and (labels != expected.argmax(1)).float().mean() < 1e-2
+    if format == 'onnx':
+        graph, kinds = nodes(path)
+        assert kinds['GridSample'] == 2 * 3, 'one for each layer and level'
+        assert read_metadata({entry.key: entry.value for entry in graph.metadata_props}).pad_divisor == 32
+
+
+def test_the_maps_of_a_mask2former_detector(tmp_path):
+    model, path, result = write(config('mask2former_replknet31b_coco'), tmp_path, 'exported-program')
+    images = pixels(1, 64, 96)
+    with torch.no_grad():
+        expected = model.extract_feat((images - MEAN) / STD)
+    assert list(result.outputs) == [f'feature_{level}' for level in range(4)]
+    with pytest.raises(ValueError, match='this Mask2Former cannot be exported end to end: .* Use --outputs features'):
+        write(config('mask2former_replknet31b_coco'), tmp_path, 'onnx')
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(run(path, images), expected, strict=True))
+
+
 @pytest.mark.parametrize('length, cells', [(16, 3), (16, 6), (5, 6), (13, 2), (12, 6)])
 def test_pooling_as_products_equals_torchs(length, cells):
     x = torch.randn(2, 3, length, length + 3, dtype=torch.float64)
