@@ -4,14 +4,16 @@ mmpretrain imports its models of images and text if transformers 4.28 or newer i
 transformers 5 no longer has, so that no part of mmpretrain could be imported beside it. With mmlk, these models are
 left out then, as they are without transformers, and the classifiers work.
 """
+import contextlib
 import importlib
 import importlib.metadata
-from types import ModuleType
+import io
+from typing import Any
 
 from mmlk._after_import import after_import
 
 
-def _leave_out_multimodal(dependency: ModuleType) -> None:
+def _leave_out_multimodal(dependency: Any) -> None:
     if dependency.WITH_MULTIMODAL and int(importlib.metadata.version('transformers').partition('.')[0]) >= 5:
         dependency.WITH_MULTIMODAL = False
 
@@ -22,13 +24,14 @@ def repair() -> None:
 
 
 def require_mmpretrain() -> None:
-    """Imports mmpretrain, of either distribution.
+    """Imports mmpretrain, of either distribution, without what it prints of packages that are not there.
 
     Raises:
         ImportError: It cannot be imported. The message gives the reason and the command that installs it.
     """
     try:
-        importlib.import_module('mmpretrain')
+        with contextlib.redirect_stdout(io.StringIO()):
+            importlib.import_module('mmpretrain.datasets')
     except Exception as error:  # it asserts versions of mmcv and mmengine, and imports much else
         raise ImportError(
             f'a classifier needs mmpretrain, but importing it failed with {type(error).__name__}: {error}\n'
