@@ -1,6 +1,6 @@
 # RepLKNet-31B on ImageNet-1K.
-# Source: RepLKNet-pytorch README.md, "Pretrain RepLKNet-31B on ImageNet-1K", and main.py. The official run does not
-# checkpoint activations unless it is asked to; set backbone.with_cp=True where memory is short.
+# Source: RepLKNet-pytorch README.md, "Pretrain RepLKNet-31B on ImageNet-1K", and main.py. The official run
+# does not checkpoint activations unless it is asked to; set backbone.with_cp=True where memory is short.
 _base_ = [
     '../_base_/backbones/replknet31b.py', '../_base_/models/classifier.py', '../_base_/datasets/imagenet.py',
     '../_base_/schedules/cls_adamw_300e_average.py', '../_base_/runtime_cls.py',

@@ -1,7 +1,8 @@
 # UniRepLKNet-T on ImageNet-1K. Without averaged weights, and with BN on each device, as officially.
 # Source: UniRepLKNet Image/README.md, "ImageNet-1K Training", and main.py
 _base_ = [
-    '../_base_/backbones/unireplknet-t.py', '../_base_/models/classifier.py', '../_base_/datasets/imagenet.py',
+    '../_base_/backbones/unireplknet-t.py', '../_base_/models/classifier.py',
+    '../_base_/datasets/imagenet.py',
     '../_base_/schedules/cls_adamw_300e.py', '../_base_/runtime_cls.py',
 ]
 model = dict(

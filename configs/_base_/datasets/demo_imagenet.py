@@ -1,10 +1,12 @@
 # The shapes of the demo scenes one by one, in ImageNet's layout:
-# tools/make_demo_data.py --layout imagenet --out data/demo/imagenet --train 2000 --val 400 --size 96 96
+# tools/make_demo_data.py --layout imagenet --out data/demo/imagenet \
+#    --train 2000 --val 400 --size 96 96
 _base_ = './imagenet.py'
 data_root = 'data/demo/imagenet'
 __shapes = dict(
     data_root=data_root,
-    metainfo=dict(classes=('bar', 'cross', 'disc', 'ring', 'square')))  # mmpretrain numbers folders by their names
+    # mmpretrain numbers the folders in alphabetical order
+    metainfo=dict(classes=('bar', 'cross', 'disc', 'ring', 'square')))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=80, crop_ratio_range=(0.7, 1.0), backend='pillow'),

@@ -1,6 +1,6 @@
-# ImageNet-1K with the augmentation of ConvNeXt's datasets.py, which is timm's: RandAugment of two operations,
-# rand-m9-mstd0.5-inc1, and random erasing by noise. Erasing is before the pixels are normalized, so its noise has
-# their mean and deviation, in the order of the pixels, BGR.
+# ImageNet-1K with the augmentation of ConvNeXt's datasets.py, which is timm's: RandAugment of two
+# operations, rand-m9-mstd0.5-inc1, and random erasing by noise. Erasing is before the pixels are
+# normalized, so its noise has their mean and deviation, in the order of the pixels, BGR.
 data_root = 'data/imagenet'
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]

@@ -1,4 +1,5 @@
-# ImageNet-1K with RepVGG's augmentation, that of PyTorch's ImageNet example: a random crop and a flip, bilinear.
+# ImageNet-1K with RepVGG's augmentation, that of PyTorch's ImageNet example: a random crop and a flip,
+# bilinear.
 _base_ = './imagenet.py'
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -1,5 +1,6 @@
-# A classifier as the official ones: the mean of the last map, and a linear layer. The leaf adds the backbone, the
-# norm and the channels. Mixup and CutMix take turns, as in timm's Mixup(mixup_alpha=0.8, cutmix_alpha=1.0).
+# A classifier as the official ones: the mean of the last map, and a linear layer. The leaf adds the
+# backbone, the norm and the channels. Mixup and CutMix take turns, as in timm's Mixup(mixup_alpha=0.8,
+# cutmix_alpha=1.0).
 model = dict(
     type='mmlk.ImageClassifier',
     data_preprocessor=dict(

@@ -1,6 +1,7 @@
-# ConvNeXt's on ImageNet-1K (TRAINING.md and main.py), which RepLKNet, SLaK and UniRepLKNet took over: AdamW, no
-# decay on vectors and biases, linear warm-up of 20 epochs, then a cosine. 4096 images per step. Fewer GPUs can
-# accumulate as many: --cfg-options optim_wrapper.accumulative_counts=4, see docs/pretraining.md.
+# ConvNeXt's on ImageNet-1K (TRAINING.md and main.py), which RepLKNet, SLaK and UniRepLKNet took over:
+# AdamW, no decay on vectors and biases, linear warm-up of 20 epochs, then a cosine. 4096 images per step.
+# Fewer GPUs can accumulate as many: --cfg-options optim_wrapper.accumulative_counts=4, see
+# docs/pretraining.md.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=300, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -1,5 +1,6 @@
-# RepVGG's on ImageNet-1K (README.md, "Train from scratch"; section 4.1 of the paper): SGD, a cosine from 0.1 to 0,
-# no decay on biases and on the norms of the 3x3 and 1x1 branches. 256 images per step (8 GPUs x 32).
+# RepVGG's on ImageNet-1K (README.md, "Train from scratch"; section 4.1 of the paper): SGD, a cosine from
+# 0.1 to 0, no decay on biases and on the norms of the 3x3 and 1x1 branches. 256 images per step (8 GPUs x
+# 32).
 _base_ = './cls_adamw_300e.py'
 train_cfg = dict(max_epochs=120)
 optim_wrapper = dict(
