@@ -9,4 +9,4 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=32)
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(save_best=None))
-custom_hooks = [dict(type='EMAHook', momentum=0.05, update_buffers=True, priority='ABOVE_NORMAL')]
+custom_hooks = [dict(type='EMAHook', momentum=0.02, update_buffers=True, priority='ABOVE_NORMAL')]
