@@ -10,8 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    for path in sorted((ROOT / 'configs').glob('*.py')):
-        files.append(File.generated(config, f'configs/{path.name}', abs_src_path=str(path),
+    configs = ROOT / 'configs'
+    for path in sorted([*configs.glob('*.py'), *configs.glob('pretrain/*.py')]):
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path),
                                     inclusion=InclusionLevel.INCLUDED))
     return files
 
@@ -27,4 +28,4 @@ def backbones() -> str:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     if page.file.src_uri == 'api/backbones.md':
         markdown += backbones()
-    return re.sub(r'\]\(\.\./configs/(\w[^/)]*\.py)\)', r'](configs/\1)', markdown)
+    return re.sub(r'\]\(\.\./configs/((?:pretrain/)?\w[^/)]*\.py)\)', r'](configs/\1)', markdown)

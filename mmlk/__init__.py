@@ -1,5 +1,5 @@
 """Large-kernel convolutional backbones for OpenMMLab's dense-prediction toolboxes."""
-from mmlk import _mmcv_ops, _mmdet
+from mmlk import _mmcv_ops, _mmdet, _mmpretrain
 from mmlk._checkpoints import allow_mmengine_types
 
 __version__ = '0.2.0'
@@ -7,3 +7,4 @@ __version__ = '0.2.0'
 allow_mmengine_types()
 _mmcv_ops.guard()
 _mmdet.repair()
+_mmpretrain.repair()

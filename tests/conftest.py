@@ -31,7 +31,7 @@ MARKERS = {
         'studies/test_compare.py::test_schedulers_in_every_form_are_cut',
         'weights/test_catalog.py', 'weights/test_read.py',
     ],
-    'config': ['test_accuracy.py', 'test_configs.py', 'test_zoo.py', 'fuzz/test_configs.py'],
+    'config': ['test_accuracy.py', 'test_configs.py', 'test_pretraining.py', 'test_zoo.py', 'fuzz/test_configs.py'],
     'distributed': [
         'engine/test_distributed.py', 'engine/test_slurm.py',
         'engine/test_sparsity.py::test_ranks_score_by_the_average_gradient_and_have_the_same_masks',

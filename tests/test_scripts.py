@@ -190,7 +190,10 @@ def test_install_compiles_nothing_unless_it_is_asked_to(stage, environment):
 
 def test_an_unknown_argument_is_named_before_anything_is_done(stage, environment):
     done = install(stage, environment, 'install.sh', '--compile')
-    assert done.returncode == 2 and '[--compiled-ops], got: --compile' in done.stderr and not stage.calls
+    assert done.returncode == 2 and '[--with pretrain], got: --compile' in done.stderr and not stage.calls
+    for arguments in (['--with'], ['--with', 'mmpretrain'], ['--compiled-ops', '--with']):
+        done = install(stage, environment, 'install.sh', *arguments)
+        assert done.returncode == 2 and f"got: {' '.join(arguments)}" in done.stderr and not stage.calls
 
 
 @pytest.fixture
@@ -249,6 +252,25 @@ def test_the_classic_stack_has_its_own_pins(stage, environment):
     assert [line for line in lines if line.startswith('setuptools')] == ['setuptools>=75,<81']
     done = install(stage, environment, 'install.sh', '--compiled-ops', MMLK_STACK='classic')
     assert done.returncode == 0 and pip_calls(stage)[-1] == [*PLAIN[:-1], 'mmcv==2.1.0']
+
+
+@pytest.mark.parametrize('stack, package', [('onedl', 'onedl-mmpretrain==1.3.6'), ('classic', 'mmpretrain==1.2.0')])
+def test_mmpretrain_comes_when_it_is_asked_for(stage, environment, stack, package):
+    done = install(stage, environment, 'install.sh', '--with', 'pretrain', MMLK_STACK=stack)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pins = 'requirements.txt' if stack == 'onedl' else str(environment / 'mmlk-requirements.txt')
+    assert pip_calls(stage)[-1] == ['--no-compile', '-c', pins, package] and '3/3 mmpretrain' in done.stdout
+    (environment / 'up_to_date').touch()
+    name, version = package.split('==')
+    (environment / 'packages').write_text(f'torch 2.12.1\n{name} 1.0\n')
+    done = install(stage, environment, 'install.sh', '--with', 'pretrain', MMLK_STACK=stack)
+    assert done.returncode == 0 and 'installed and proved' in done.stdout, 'another version is replaced'
+    (environment / 'packages').write_text(f'torch 2.12.1\n{name} {version}\n')
+    done = install(stage, environment, 'install.sh', '--with', 'pretrain', MMLK_STACK=stack)
+    assert 'everything was in place already' in done.stdout
+    (environment / 'packages').write_text(f"{'mmpretrain' if stack == 'onedl' else 'onedl-mmpretrain'} 1.3\n")
+    assert 'would overwrite' in install(stage, environment, 'install.sh', '--with', 'pretrain', MMLK_STACK=stack).stderr
+    assert install(stage, environment, MMLK_STACK=stack).returncode == 0
 
 
 def test_an_unknown_stack_is_named(stage, environment):

@@ -93,28 +93,19 @@ def shrink_model(model):
         args = dict(arch=model.backbone.arch)
     if family == 'MobileNetV2':
         model.backbone.dilations = (1, 1, (2, 1, 2), (4, 1))  # the arch has fewer blocks than the config's
-<<<<<<< HEAD
     channels = list(MODELS.build(dict(type=f'mmlk.{family}', **args)).out_channels)
-    if 'neck' in model and model.neck.type == 'Feature2Pyramid':
-        model.neck.embed_dim = channels[0]
-    elif 'neck' in model:
-=======
-    channels = list(MODELS.build(dict(type=f'mmlk.{family}', arch=model.backbone.arch)).out_channels)
     if 'panoptic_head' in model or model.get('decode_head', {}).get('type') == 'Mask2FormerHead':
         shrink_mask2former(model, channels)
         return
-    if 'neck' in model:
->>>>>>> m2f
+    if 'neck' in model and model.neck.type == 'Feature2Pyramid':
+        model.neck.embed_dim = channels[0]
+    elif 'neck' in model:
         model.neck.update(in_channels=channels, out_channels=16)
     if 'decode_head' in model:
         model.data_preprocessor.size = (SIDE, SIDE)
         head = model.decode_head
-<<<<<<< HEAD
-        inputs = {'UPerHead': channels, 'FPNHead': [16] * 4, 'mmlk.LightHamHead': channels[1:]}.get(
-            head.type, channels[3])
-=======
-        inputs = {'UPerHead': channels, 'SegformerHead': channels, 'FPNHead': [16] * 4}.get(head.type, channels[3])
->>>>>>> m2f
+        inputs = {'UPerHead': channels, 'SegformerHead': channels, 'FPNHead': [16] * 4,
+                  'mmlk.LightHamHead': channels[1:]}.get(head.type, channels[3])
         head.update(in_channels=inputs, channels=16)
         if 'ham_channels' in head:
             head.update(ham_channels=16, ham_kwargs=dict(MD_R=4))

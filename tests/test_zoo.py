@@ -38,7 +38,8 @@ def test_ours_come_before_baselines():
 
 def test_every_config_has_one_row():
     assert sorted(row['Config'] for row in zoo.rows(RECORDS)) == sorted(
-        path.relative_to(ROOT).as_posix() for path in (ROOT / 'configs').glob('*.py'))
+        path.relative_to(ROOT).as_posix() for folder in ('', 'pretrain/')
+        for path in (ROOT / 'configs').glob(f'{folder}*.py'))
     assert all(Path(row['Config']).stem == name for name, row in ROWS.items())
 
 
@@ -62,7 +63,8 @@ def test_a_row_says_what_its_config_says(name):
     row = ROWS[name]
     cfg = config(row)
     assert zoo.is_fresh(cfg, row), 'python tools/render_zoo.py --count'
-    data = {'ade20k': 'ADE20K', 'cityscapes': 'Cityscapes', 'voc': 'Pascal VOC 2012', 'coco': 'COCO'}
+    data = {'ade20k': 'ADE20K', 'cityscapes': 'Cityscapes', 'voc': 'Pascal VOC 2012', 'coco': 'COCO',
+            'imagenet': 'ImageNet-1K'}
     assert row['Metadata']['Training Data'] == data[name.split('_')[-1].split('-')[0]]
     weights = row['Metadata'].get('Pretrained Weights')
     if weights in CATALOG:

@@ -2,17 +2,26 @@
 # Installs mmlk and everything in requirements.txt, and proves it. Safe to run again: what is done is skipped.
 #   bash tools/install.sh                  nothing is compiled: torchvision's kernels stand for mmcv's operators
 #   bash tools/install.sh --compiled-ops   all of mmcv's operators are compiled (a C++ compiler; for CUDA, nvcc)
+#   bash tools/install.sh --with pretrain  mmpretrain too, which pretrains backbones (configs/pretrain)
 # MMLK_STACK=classic bash tools/install.sh: the same with the packages of .ci/requirements-classic.txt.
 set -euo pipefail
 compiled_ops=
-case "$*" in
-    '') ;;
-    --compiled-ops) compiled_ops=1 ;;
-    *)
-        echo "usage: bash tools/install.sh [--compiled-ops], got: $*" >&2
-        exit 2
-        ;;
-esac
+pretrain=
+arguments="$*"
+while [ $# -gt 0 ]; do
+    case "$1 ${2:-}" in
+        "--compiled-ops "*) compiled_ops=1 ;;
+        "--with pretrain")
+            pretrain=1
+            shift
+            ;;
+        *)
+            echo "usage: bash tools/install.sh [--compiled-ops] [--with pretrain], got: $arguments" >&2
+            exit 2
+            ;;
+    esac
+    shift
+done
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
 classic=(mmengine mmcv mmcv-full mmcv-lite mmdet mmsegmentation)
@@ -21,11 +30,13 @@ if [ "$MMLK_STACK" = classic ]; then
     requirements=$ENV_DIR/mmlk-requirements.txt
     { grep -vE '^(onedl-|setuptools)' requirements.txt; cat .ci/requirements-classic.txt; } >"$requirements"
     mmcv=mmcv
-    others=("${forks[@]}")
+    mmpretrain=mmpretrain==1.2.0
+    others=("${forks[@]}" ${pretrain:+onedl-mmpretrain})
 else
     requirements=requirements.txt
     mmcv=onedl-mmcv
-    others=("${classic[@]}")
+    mmpretrain=$(grep -oE 'onedl-mmpretrain==[0-9.]+' pyproject.toml)
+    others=("${classic[@]}" ${pretrain:+mmpretrain})
 fi
 
 log=$ENV_DIR/mmlk-install.log
@@ -122,6 +133,9 @@ install_packages() {
     python -c 'import cv2' || pip install --force-reinstall --no-deps "$(pin opencv-python-headless)"
 }
 
+# Its own dependencies ask for no versions; those of requirements.txt hold.
+install_mmpretrain() { pip_apart install --no-compile -c "$requirements" "$mmpretrain"; }
+
 without_operators() {
     pip_apart install --no-cache-dir --force-reinstall --no-deps "$(pin "$mmcv")" && rm -f "$stamp"
 }
@@ -185,7 +199,8 @@ echo "installing into $ENV_DIR ($(python --version))"
 torch_before=$(version_of torch)
 built_for=$(cat "$stamp" 2>/dev/null || echo "$torch_before")
 kind=$(operators)
-if up_to_date && [ "$kind" != none ] && [ "$compiled_ops$kind" != 1torchvision ] &&
+if up_to_date && { [ -z "$pretrain" ] || [ "$(version_of "${mmpretrain%%==*}")" = "${mmpretrain##*==}" ]; } &&
+    [ "$kind" != none ] && [ "$compiled_ops$kind" != 1torchvision ] &&
     { [ "$kind" = torchvision ] || [ "$built_for" = "$torch_before" ]; } && python tools/doctor.py; then
     echo "everything was in place already ($SECONDS s)"
     exit 0
@@ -205,7 +220,7 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
         need_packages "--compiled-ops compiles mmcv, which takes a C++ compiler and Python's headers" "${needed[@]}"
 fi
 
-steps=$((2 + ${compiled_ops:-0}))
+steps=$((2 + ${compiled_ops:-0} + ${pretrain:-0}))
 step "1/$steps torch, mmcv, mmdet, mmseg and the rest (5 GB on disk; about 2 minutes on a fast line)" install_packages
 torch=$(version_of torch)
 kind=$(operators)
@@ -229,11 +244,12 @@ To compile mmcv's for the CPU alone:  CUDA_VISIBLE_DEVICES= bash tools/install.s
     if [ "$kind" != compiled ] || ! works "$target"; then
         MAX_JOBS=${MAX_JOBS:-$(compile_jobs)}
         build_env+=("MAX_JOBS=$MAX_JOBS" "FORCE_CUDA=${FORCE_CUDA:-0}")
-        step "3/3 mmcv's operators, compiled for $target in $MAX_JOBS jobs (for the CPU on 2 cores: 2 to 4 minutes)" \
+        step "3/$steps mmcv's operators, compiled for $target in $MAX_JOBS jobs (for the CPU on 2 cores: 2 to 4 minutes)" \
             compile_operators
     fi
     echo "$torch" >"$stamp"
 fi
+[ -z "$pretrain" ] || step "$steps/$steps mmpretrain, for configs/pretrain (seconds)" install_mmpretrain
 
 python tools/doctor.py || fail "not everything works: the doctor's advice is above, the full output in $log"
 echo "installed and proved in $SECONDS s"

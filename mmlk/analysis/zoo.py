@@ -40,8 +40,9 @@ GROUPS = (
     ('COCO, Mask R-CNN: box / mask AP', 'COCO', 'mask_rcnn_'),
     ('COCO, Mask2Former: box / mask AP', 'COCO', 'mask2former_'),
     ('COCO, other detectors: box AP', 'COCO', ''),
+    ('ImageNet-1K: top-1', 'ImageNet-1K', ''),
 )
-METRICS = ('mIoU', 'mIoU(ms+flip)', 'box AP', 'mask AP')
+METRICS = ('mIoU', 'mIoU(ms+flip)', 'box AP', 'mask AP', 'Top 1 Accuracy')
 EMPTY = '–'
 PAGE = """# Model zoo
 
@@ -52,7 +53,8 @@ are in [configs/metafiles](../configs/metafiles), one file a family.
 
 ## Configs
 
-A config's name is the method, the backbone (with `-22k`, pretrained on ImageNet-22K) and the data set. A published
+A config's name is the method, the backbone (with `-22k`, pretrained on ImageNet-22K) and the data set. Those of
+ImageNet-1K, in `configs/pretrain`, are of classifiers ([Pretraining](pretraining.md)). A published
 result links to the weights that have it. Sizes are parameters and multiply-adds of the whole model at the size of image
 in brackets; what is counted here is the merged form.
 
@@ -256,7 +258,9 @@ def _cells(row: Row, kinds: List[str]) -> List[str]:
     size = [f'{published[key]:g}{key[-2]}' for key in ('Parameters (M)', 'FLOPs (G)') if key in published]
     counted = EMPTY
     if 'Parameters' in metadata:
-        counted = f"{metadata['Parameters'] / 1e6:.1f}M / {metadata['FLOPs'] / 1e9:.0f}G ({metadata['Input Size']})"
+        billions = metadata['FLOPs'] / 1e9
+        counted = (f"{metadata['Parameters'] / 1e6:.1f}M / {billions:.{int(billions < 20)}f}G "
+                   f"({metadata['Input Size']})")
     results = {kind: _results(row.get(kind)) for kind in kinds}
     if 'Weights' in row:
         results['Results'] = f"[{results['Results']}]({row['Weights']})"

@@ -21,8 +21,8 @@ class Command(NamedTuple):
 
 
 COMMANDS: Dict[str, Command] = {
-    'train': Command('train', 'train a segmentor or a detector'),
-    'test': Command('test', 'test a segmentor or a detector'),
+    'train': Command('train', 'train a segmentor, a detector or a classifier'),
+    'test': Command('test', 'test a segmentor, a detector or a classifier'),
     'predict': Command('predict', 'predict images, folders of images and videos'),
     'show-predictions': Command('show_predictions', 'draw image, ground truth and prediction side by side'),
     'weights': Command('weights', 'list, download and inspect pretrained and trained weights'),

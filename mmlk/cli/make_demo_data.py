@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmlk.cli.options import check_minimum, fail
 
-LAYOUTS = ('ade20k', 'cityscapes', 'coco', 'voc')  # of mmlk.datasets.layouts, which imports what draws the scenes
+LAYOUTS = ('ade20k', 'cityscapes', 'coco', 'imagenet', 'voc')  # of mmlk.datasets.layouts, not imported here
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

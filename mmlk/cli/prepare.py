@@ -14,6 +14,7 @@ from typing import Iterator, Optional, Sequence
 from mmengine.config import Config
 
 from mmlk._text import printable
+from mmlk._mmpretrain import require_mmpretrain
 from mmlk._types import TIMM, is_a
 from mmlk.cli.options import fail
 from mmlk.engine import checkpoints, config, handlers, loading
@@ -84,6 +85,11 @@ def read_config(path: str, cfg_options: Optional[dict] = None) -> Config:
         cfg.merge_from_dict(cfg_options or {})
     except (KeyError, TypeError, ValueError) as error:
         fail(f'--cfg-options do not fit {path}: {error}')
+    if is_classification(cfg):
+        try:
+            require_mmpretrain()
+        except ImportError as error:
+            fail(f'{path}: {error}')
     return cfg
 
 
@@ -212,6 +218,11 @@ def _refusal(error: BaseException) -> Optional[BaseException]:
 def is_detection(cfg: Config) -> bool:
     """Whether the config is one of mmdet."""
     return cfg.get('default_scope') == 'mmdet'
+
+
+def is_classification(cfg: Config) -> bool:
+    """Whether the config is one of mmpretrain."""
+    return cfg.get('default_scope') == 'mmpretrain'
 
 
 def preflight(cfg: Config, splits: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Test a segmentor or a detector.
+"""Test a segmentor, a detector or a classifier.
 
     mmlk test configs/demo/upernet_replknet-tiny_ade20k.py CHECKPOINT
 """
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'name that mmlk weights lists')
     add_common_arguments(parser)
     parser.add_argument('--out', metavar='PATH',
-                        help='save predictions: a folder of label PNGs (segmentation) or a .pkl file (detection)')
+                        help='save predictions: a folder of label PNGs (segmentation) or a .pkl file (others)')
     parser.add_argument('--show-dir', metavar='DIR', help='draw predictions into this folder')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation by the config's tta_pipeline")
     parser.add_argument('--merge', action='store_true', help='merge parallel branches before testing')
@@ -29,30 +29,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def apply_options(cfg: 'Config', args: argparse.Namespace) -> None:
     """Put the options into the config; end the program with one message if the config cannot honour one."""
-    from mmlk.cli.prepare import is_detection
+    from mmlk.cli.prepare import is_classification, is_detection
     from mmlk.datasets.check import datasets, evaluators
     cfg.load_from = None
     if args.show_dir:
         if 'visualization' not in (cfg.get('default_hooks') or {}):
             fail("--show-dir needs a 'visualization' hook in the config's default_hooks")
-        cfg.default_hooks.visualization.draw = True
         folder = osp.abspath(args.show_dir)  # a relative one would be put below the work dir
         if is_detection(cfg):
-            cfg.default_hooks.visualization.test_out_dir = folder
+            cfg.default_hooks.visualization.update(draw=True, test_out_dir=folder)
+        elif is_classification(cfg):
+            if args.tta:
+                fail('mmpretrain cannot draw the predictions of several images as one: leave out --tta or --show-dir')
+            cfg.default_hooks.visualization.update(enable=True, interval=1, out_dir=folder)
         else:
-            cfg.default_hooks.visualization.interval = 1
+            cfg.default_hooks.visualization.update(draw=True, interval=1)
             others = [backend for backend in cfg.visualizer.get('vis_backends') or []
                       if type_name(backend) != 'LocalVisBackend']
             cfg.visualizer.vis_backends = [*others, dict(type='LocalVisBackend', img_save_dir=folder)]
     if args.out:
-        if not is_detection(cfg):
+        if not (is_detection(cfg) or is_classification(cfg)):
             metrics = [metric for _, metric in evaluators(cfg, 'test') if is_a(metric, 'IoUMetric', 'METRICS', 'mmseg')]
             if not metrics:
                 fail('--out of a segmentor is written by IoUMetric, and the test_evaluator of the config has none')
             for metric in metrics:
                 metric.update(output_dir=args.out, keep_results=True)
         elif not args.out.endswith(('.pkl', '.pickle')):
-            fail(f'--out of a detector is a .pkl file, got {args.out}')
+            kind = 'detector' if is_detection(cfg) else 'classifier'
+            fail(f'--out of a {kind} is a .pkl file, got {args.out}')
     if args.tta:
         if is_detection(cfg):
             set_default_tta(cfg)
@@ -97,7 +101,8 @@ def _has_mask_head(settings: Any) -> bool:
 
 def test(args: argparse.Namespace) -> None:
     """Test in this process, one of those that a launcher started or the only one."""
-    from mmlk.cli.prepare import build_runner, find_checkpoint, is_detection, load_config, one_message, preflight
+    from mmlk.cli.prepare import (build_runner, find_checkpoint, is_classification, is_detection, load_config,
+                                  one_message, preflight)
     cfg = load_config(args)
     apply_options(cfg, args)
     preflight(cfg, ('test', ))
@@ -108,6 +113,9 @@ def test(args: argparse.Namespace) -> None:
     if args.out and is_detection(cfg):
         from mmdet.evaluation import DumpDetResults
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    elif args.out and is_classification(cfg):
+        from mmengine.evaluator import DumpResults
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     with one_message():
         # mmengine alone would only warn of what does not fit. Averaged weights are under state_dict in its checkpoints,
         # and an EMAHook copies the model before it tests.

@@ -1,4 +1,4 @@
-"""Train a segmentor or a detector.
+"""Train a segmentor, a detector or a classifier.
 
     mmlk train configs/demo/upernet_replknet-tiny_ade20k.py
 """

@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     save.add_argument('checkpoint', metavar='CHECKPOINT', help='of a training, or a backbone: a path, a name of the '
                       'catalogue, a URL, or hf-hub:owner/name/file')
     save.add_argument('out', metavar='OUT.safetensors', help='the file to write; one that is there is replaced')
-    save.add_argument('--backbone', action='store_true', help='of a whole model, only its backbone')
+    part = save.add_mutually_exclusive_group()
+    part.add_argument('--backbone', action='store_true', help='of a whole model, only its backbone')
+    part.add_argument('--official', action='store_true', help='of a pretrained classifier, the names of the official '
+                      'files, which the official code and, for ConvNeXt, timm read')
     save.add_argument('--licence', default='', metavar='TEXT', help='of the weights, if no record has it, such as MIT')
     save.add_argument('--source', default='', metavar='TEXT', help='where they come from, if no record has it')
     push = commands.add_parser('push', help='prepare a folder with a model card for the Hugging Face Hub; uploads only '
@@ -157,7 +160,7 @@ def run(args: argparse.Namespace) -> None:
             print(find(args.source))
         elif args.command == 'save':
             from mmlk.weights import save
-            print(save(args.checkpoint, args.out, args.backbone, args.licence, args.source))
+            print(save(args.checkpoint, args.out, args.backbone, args.licence, args.source, args.official))
         elif args.command == 'push':
             push(args)
         else:

@@ -45,7 +45,8 @@ class AuditReport:
 
 def audit(cfg: dict, splits: Sequence[str] = SPLITS,
           track: Track = lambda items, total, what: items) -> List[AuditReport]:
-    """Checks each image and annotation of a config's segmentation datasets (mmseg) and COCO datasets (mmdet).
+    """Checks each image and annotation of a config's segmentation datasets (mmseg), COCO datasets (mmdet) and
+    classification datasets (mmpretrain).
 
     Args:
         cfg: A whole config, with ``default_scope``. Call :func:`mmlk.datasets.check.missing` on it first.
@@ -98,9 +99,11 @@ def _audit(cfg: dict, config: dict, report: AuditReport, track: Callable[[Iterab
     elif readers == {'CocoDataset'}:
         with_mask = any(step.get('with_mask') for _, step in steps(config.get('pipeline') or (), ''))
         _audit_coco(dataset, classes, with_mask, report, track, loaders)
+    elif readers <= {'CustomDataset', 'BaseDataset'} and hasattr(dataset, 'with_label'):
+        _audit_classification(dataset, report, track, loaders, heads(cfg))
     else:
         report.unchecked = (f'{type_name(config)} reads its files in its own way; only segmentation datasets '
-                            'of mmseg and COCO instances of mmdet can be checked')
+                            'of mmseg, COCO instances of mmdet and class folders of mmpretrain can be checked')
 
 
 def _put_through(cfg: dict, where: str, split: str, config: dict, report: AuditReport) -> None:
@@ -138,7 +141,7 @@ class Loaders(NamedTuple):
         images, labels = ([step for step in listed if type_name(step).startswith('Load') and what in type_name(step)]
                           for what in ('Image', 'Annotations'))
         with TRANSFORMS.switch_scope_and_registry(scope) as registry:
-            if not listed or not (labels or scope == 'mmdet'):
+            if not listed or not (labels or scope in ('mmdet', 'mmpretrain')):
                 labels = [dict(type='LoadAnnotations')]
             return cls(*(registry.build(copy.deepcopy(dict(found[0]))) if found else None
                          for found in (images or [dict(type='LoadImageFromFile')], labels)))
@@ -238,6 +241,41 @@ def _audit_segmentation(dataset, classes: List[str], report: AuditReport, track,
                 path = osp.normpath(osp.join(folder, name))
                 if name.endswith(dataset.seg_map_suffix) and path not in named:
                     problems['annotation without image'].append(path)
+
+
+def _audit_classification(dataset, report: AuditReport, track, loaders: Loaders,
+                          model: Sequence[HeadSettings] = ()) -> None:
+    samples = dataset.load_data_list()
+    classes = list(dataset.metainfo.get('classes') or ())
+    problems = report.problems
+    if not samples:
+        problems['no images'].append(f'none of {", ".join(dataset.extensions)} under {dataset.img_prefix}')
+
+    def check(sample: dict) -> Optional[str]:
+        try:
+            loaders.image_size(sample)
+        except Exception as error:  # decoders raise many types of errors for a damaged file
+            return f'{sample["img_path"]} ({_say(error, sample["img_path"])})'
+        return None
+
+    problems['unreadable image'] += filter(None, _in_threads(check, samples, track))
+    report.counts['classes'] = len(classes)
+    report.counts['images'] = len(samples)
+    if not dataset.with_label:
+        return
+    limits = {'': len(classes), **{head.where: head.ids for head in model if head.ids < len(classes)}}
+    images: Dict[int, int] = defaultdict(int)
+    for sample in samples:
+        images[sample['gt_label']] += 1
+        for head, limit in limits.items():
+            if not 0 <= sample['gt_label'] < limit:
+                kind = 'label that a head lacks' if head else 'label out of range'
+                problems[kind].append(f'{sample["img_path"]} has label {sample["gt_label"]}; '
+                                      f'{head or "the dataset"} has {limit} classes')
+    empty = [str(name) for label, name in enumerate(classes) if label not in images]
+    if empty and samples:
+        report.notes.append(f'{len(empty)} of {len(classes)} classes have no image: {", ".join(empty[:8])}'
+                            + (', ...' if len(empty) > 8 else ''))
 
 
 def _count_pixels(classes: List[str], ignored: int, pixels: np.ndarray, values: np.ndarray,

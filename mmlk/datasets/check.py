@@ -56,6 +56,14 @@ LAYOUTS = {
         source='https://cocodataset.org/#download: 2017 Train images, 2017 Val images, '
                '2017 Train/Val annotations',
         suffixes={}),
+    'imagenet': DataLayout(
+        title='ImageNet-1K',
+        tree='train/<class>/*.JPEG     a folder for each of the 1000 classes, n01440764 to n15075141\n'
+             'val/<class>/*.JPEG       the same folders; or all images in val/, and their numbers in meta/val.txt',
+        source='ILSVRC2012_img_train.tar, which holds a tar for each class, and ILSVRC2012_img_val.tar from '
+               'https://image-net.org/download-images (with an account). The latter has no folders: valprep.sh of '
+               'https://github.com/soumith/imagenetloader.torch moves the images into them',
+        suffixes={}),
 }
 
 
@@ -91,7 +99,7 @@ def missing(cfg: dict, splits: Sequence[str] = SPLITS) -> List[DataProblem]:
     checked.
 
     Args:
-        cfg: A whole config of mmseg or mmdet, with ``default_scope``.
+        cfg: A whole config of mmseg, mmdet or mmpretrain, with ``default_scope``.
         splits: The splits whose ``<split>_dataloader`` and ``<split>_evaluator`` are checked.
 
     Returns:
@@ -140,10 +148,8 @@ def build_dataset(dataset: dict, scope: Optional[str]) -> Optional[Any]:
     from mmengine.registry import DATASETS
     kind = dataset.get('type')
     with without_prints(), DATASETS.switch_scope_and_registry(scope) as registry:
-        if scope == 'mmdet':
-            importlib.import_module('mmdet.datasets')
-        elif scope == 'mmseg':
-            importlib.import_module('mmseg.datasets')
+        if scope in ('mmdet', 'mmpretrain', 'mmseg'):
+            importlib.import_module(f'{scope}.datasets')
         kind = registry.get(kind) if isinstance(kind, str) else kind
         if inspect.isclass(kind):
             parameters = inspect.signature(kind).parameters.values()
@@ -216,20 +222,26 @@ def layout_of(dataset: dict) -> Optional[str]:
         The key, or None if the layout is unknown.
     """
     name = type_name(dataset)
-    images = str((dataset.get('data_prefix') or {}).get('img_path', '')) if _is_demo(dataset) else ''
+    images = str(_prefixes(dataset).get('img_path', '')) if _is_demo(dataset) else ''
     if name == 'ADE20KDataset' or images.rstrip('/') in ('images/training', 'images/validation'):
         return 'ade20k'
     if name == 'CityscapesDataset' or images.startswith('leftImg8bit'):
         return 'cityscapes'
     if name == 'PascalVOCDataset' or images.rstrip('/') == 'JPEGImages':
         return 'voc'
-    return 'coco' if name == 'CocoDataset' else None
+    return {'CocoDataset': 'coco', 'ImageNet': 'imagenet'}.get(name)
 
 
 def _public_layout(dataset: dict) -> Optional[str]:
     """Returns the layout of a public dataset. None if the config sets its own classes: the files differ then."""
     own = 'classes' in (dataset.get('metainfo') or {})
     return None if own and not _is_demo(dataset) else layout_of(dataset)
+
+
+def _prefixes(dataset: dict) -> dict:
+    """Returns the ``data_prefix`` of a dataset's config. mmpretrain also takes the folder of the images alone."""
+    prefix = dataset.get('data_prefix') or {}
+    return dict(img_path=prefix) if isinstance(prefix, str) else prefix
 
 
 def _is_demo(dataset: dict) -> bool:
@@ -245,7 +257,7 @@ def _lost_of(dataset: dict, scope: Optional[str]) -> Iterator[Tuple[str, str]]:
         yield f'no folder {root}', 'data_root'
         return
     # Paths in the config are checked first: some classes can be built only if their folders exist.
-    folders = {key: osp.join(root, prefix) for key, prefix in (dataset.get('data_prefix') or {}).items()
+    folders = {key: osp.join(root, prefix) for key, prefix in _prefixes(dataset).items()
                if isinstance(prefix, str)}
     lost = list(_lost_paths(dataset, osp.join(root, dataset.get('ann_file') or ''), folders, None))
     if not lost:

@@ -1,4 +1,4 @@
-"""Writes the demo scenes to disk in the folder layouts of ADE20K, Cityscapes, Pascal VOC and COCO.
+"""Writes the demo scenes to disk in the folder layouts of ADE20K, Cityscapes, Pascal VOC, COCO and ImageNet.
 
 With the same versions of numpy and Pillow, the same parameters give the same bytes. A manifest in the folder holds the
 parameters. It shows that the folder was written by this module, whether it is complete, and with which parameters.
@@ -25,6 +25,7 @@ TOP_FOLDERS = {
     'cityscapes': ('leftImg8bit', 'gtFine'),
     'voc': ('JPEGImages', 'SegmentationClass', 'SegmentationClassAug', 'ImageSets'),
     'coco': ('train2017', 'val2017', 'annotations'),
+    'imagenet': ('train', 'val'),
 }
 
 
@@ -90,7 +91,8 @@ def write_demo(plan: DemoPlan, out: Path, overwrite: bool = False,
     _write_json(out / MANIFEST, dict(plan.manifest(), complete=False))
     for split, count in zip(SPLITS, (plan.train, plan.val)):
         indices = track(range(count), f'{plan.layout} {split}')
-        drawn = ((index, draw(plan.seed, split, index, plan.size)) for index in indices)
+        objects = (1, 1) if plan.layout == 'imagenet' else scenes.OBJECTS
+        drawn = ((index, draw(plan.seed, split, index, plan.size, objects)) for index in indices)
         _WRITERS[plan.layout](out, split, drawn)
     _write_json(out / MANIFEST, dict(plan.manifest(), complete=True))
     return True
@@ -176,6 +178,15 @@ def _write_coco(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> No
                            images=images, annotations=annotations))
 
 
+def _write_imagenet(out: Path, split: str, drawn: Iterable[Tuple[int, Scene]]) -> None:
+    """Writes ImageNet: one object in each image, which lies in the folder of its class."""
+    for name in CLASSES[1:]:  # one without images is numbered too
+        (out / split / name).mkdir(parents=True)
+    for index, scene in drawn:
+        [found] = scene.objects
+        _save_jpg(out / split / CLASSES[found.label] / f'{split}_{index:08d}.JPEG', scene.image)
+
+
 def run_lengths(mask: np.ndarray) -> List[int]:
     """Returns COCO's uncompressed run lengths of a mask, (H, W) bool: column by column, beginning with zeros."""
     flat = mask.ravel(order='F')
@@ -185,4 +196,5 @@ def run_lengths(mask: np.ndarray) -> List[int]:
 
 
 _WRITERS: Dict[str, Callable[[Path, str, Iterable[Tuple[int, Scene]]], None]] = {
-    'ade20k': _write_ade20k, 'cityscapes': _write_cityscapes, 'voc': _write_voc, 'coco': _write_coco}
+    'ade20k': _write_ade20k, 'cityscapes': _write_cityscapes, 'voc': _write_voc, 'coco': _write_coco,
+    'imagenet': _write_imagenet}

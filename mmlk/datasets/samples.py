@@ -66,7 +66,7 @@ def _why(error: Exception) -> str:
 
 def _packed_wrong(steps: List[Any], results: Any, use: str) -> Optional[str]:
     if not isinstance(results, dict) or not {'inputs', 'data_samples'} <= set(results):
-        return 'the last step of the pipeline must be PackSegInputs or PackDetInputs'
+        return 'the last step of the pipeline must be PackSegInputs, PackDetInputs or PackInputs'
     names = [type(step).__name__ for step in steps]
     if any(name.startswith('Pack') for name in names[:-1]):
         return f'{names[-1]} comes after the step that packs, and has no effect there; PackSegInputs comes last'

@@ -57,7 +57,7 @@ class Scene(NamedTuple):
     objects: Tuple[SceneObject, ...]
 
 
-def draw(seed: int, split: str, index: int, size: Tuple[int, int]) -> Scene:
+def draw(seed: int, split: str, index: int, size: Tuple[int, int], objects: Tuple[int, int] = OBJECTS) -> Scene:
     """Draw one scene.
 
     Args:
@@ -65,6 +65,7 @@ def draw(seed: int, split: str, index: int, size: Tuple[int, int]) -> Scene:
         split: ``'train'`` or ``'val'``. The scenes of the two splits are different.
         index: Number of the scene in its split, not negative.
         size: Height and width in pixels, each at least 32.
+        objects: Minimum and maximum number of objects that are tried.
 
     Raises:
         ValueError: The split is unknown, or the size is too small.
@@ -81,7 +82,7 @@ def draw(seed: int, split: str, index: int, size: Tuple[int, int]) -> Scene:
     labels: list = []
     areas: list = []
     first_hue = rng.random()
-    for _ in range(rng.integers(OBJECTS[0], OBJECTS[1] + 1)):
+    for _ in range(rng.integers(objects[0], objects[1] + 1)):
         label = int(rng.integers(1, len(CLASSES)))
         # Golden-ratio steps keep the hues of one scene apart, so that neighbours can be told from each other.
         hue = (first_hue + 0.618 * len(labels)) % 1

@@ -1,5 +1,7 @@
 """Checks that the settings of a config are consistent, before a model is built or a file is read."""
 import inspect
+import os
+import os.path as osp
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from mmlk._types import type_name
@@ -32,7 +34,7 @@ def conflicts(cfg: dict, splits: Sequence[str] = SPLITS) -> List[DataProblem]:
     """Finds inconsistent settings, with which a run would fail late, learn nothing or never end.
 
     Args:
-        cfg: A whole config of mmseg or mmdet. Call :func:`mmlk.datasets.check.missing` on it first.
+        cfg: A whole config of mmseg, mmdet or mmpretrain. Call :func:`mmlk.datasets.check.missing` on it first.
         splits: The splits whose ``<split>_dataloader`` is checked.
 
     Returns:
@@ -44,13 +46,15 @@ def conflicts(cfg: dict, splits: Sequence[str] = SPLITS) -> List[DataProblem]:
         for where, dataset in datasets(cfg, split):
             built = build_dataset(dataset, cfg.get('default_scope'))
             found += _pipeline(cfg, split, where, dataset, built)
-            names = built.metainfo.get('classes') if built is not None else None
+            folders = class_folders(built)
+            names = (built.metainfo.get('classes') or folders) if built is not None else None
             if isinstance(names, str):
                 found.append(DataProblem(f'{where}.metainfo.classes', (
                     f'{where}.metainfo.classes is the text {names!r}, of which each letter would be a class; write '
                     f'({names!r}, ) for one class')))
             elif names and _counts_classes(cfg, split, built):
                 found += _heads(cfg, where, built, list(names))
+                found += _folders(where, built, list(names), folders)
                 classes.setdefault(split, (where, list(names)))
     found += _classes(classes)
     first: Dict[str, DataProblem] = {}
@@ -60,8 +64,16 @@ def conflicts(cfg: dict, splits: Sequence[str] = SPLITS) -> List[DataProblem]:
 
 
 def heads(cfg: dict) -> List[HeadSettings]:
-    """Returns the heads of a config's ``model`` that classify pixels, boxes or masks, also inside of wrappers."""
-    return list(_walk(cfg.get('model') or {}, 'model', cfg.get('default_scope')))
+    """Returns the heads of a config's ``model`` that classify pixels, boxes, masks or images, also inside of wrappers.
+
+    The data preprocessor of a classifier is one of them: it makes a vector of each label, in which images are mixed.
+    """
+    model, scope = cfg.get('model') or {}, cfg.get('default_scope')
+    if scope != 'mmpretrain':
+        return list(_walk(model, 'model', scope))
+    parts = {f'model.{key}': model.get(key) for key in ('head', 'data_preprocessor')}
+    return [HeadSettings(where, part['num_classes'], part['num_classes']) for where, part in parts.items()
+            if isinstance(part, dict) and isinstance(part.get('num_classes'), int)]
 
 
 def _walk(part: dict, where: str, scope: Optional[str]) -> Iterator[HeadSettings]:
@@ -109,7 +121,7 @@ def _counts_classes(cfg: dict, split: str, dataset: Any) -> bool:
     They need not if the class names are inputs of the model (open vocabulary), or if other things than classes are
     evaluated, such as tracks.
     """
-    known = {type_name(evaluator) for _, evaluator in evaluators(cfg, split)} & {'CocoMetric', 'IoUMetric'}
+    known = {type_name(evaluator) for _, evaluator in evaluators(cfg, split)} & {'Accuracy', 'CocoMetric', 'IoUMetric'}
     return not getattr(dataset, 'return_classes', False) and (split == 'train' or bool(known))
 
 
@@ -126,6 +138,31 @@ def _heads(cfg: dict, where: str, dataset: Any, names: List[str]) -> Iterator[Da
             yield DataProblem(f'{head.where}.loss_cls.class_weight', (
                 f'{head.where}.loss_cls.class_weight does not have one value for each of the {head.classes} classes, '
                 f'and last one for "no object". Set class_weight=[1.0] * {head.classes} + [0.1] in it'))
+
+
+def class_folders(dataset: Any) -> Optional[List[str]]:
+    """Returns the names of the class folders of a classification dataset of mmpretrain, in the order of the labels.
+
+    None if its labels come from elsewhere: a list of files, or another format.
+    """
+    folder = getattr(dataset, 'img_prefix', None)
+    if not getattr(dataset, 'with_label', False) or dataset.ann_file or not osp.isdir(str(folder)):
+        return None
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+
+
+def _folders(where: str, dataset: Any, names: List[str], folders: Optional[List[str]]) -> Iterator[DataProblem]:
+    """Yields a problem if the class folders are not as many as the classes, or have the same names in another order."""
+    if folders is None:
+        return
+    if len(folders) != len(names):
+        yield DataProblem(f'{where}.metainfo.classes', (
+            f'{where} has {len(names)} classes ({_some(names)}), but {dataset.img_prefix} has {len(folders)} folders '
+            f'({_some(folders)}), each of which is a class. Set metainfo.classes to the names of the folders'))
+    elif folders != names and set(folders) == set(names):
+        yield DataProblem(f'{where}.metainfo.classes', (
+            f'{where}.metainfo.classes is {_some(names)}, but mmpretrain numbers the folders in {dataset.img_prefix} '
+            f'in alphabetical order: {_some(folders)}. Write metainfo.classes in that order'))
 
 
 def _classes(found: Dict[str, Tuple[str, List[str]]]) -> Iterator[DataProblem]:

@@ -117,6 +117,30 @@ def split_backbone(tensors: Mapping[str, Tensor]) -> Tuple[Dict[str, Tensor], Di
     return inside, {name: value for name, value in tensors.items() if not name.startswith(BACKBONE)}
 
 
+def official_classifier(layout: WeightsLayout, path: Union[str, Path]) -> WeightsLayout:
+    """Renames the tensors of a classifier of :mod:`mmlk.classification` to the names in the official files.
+
+    Args:
+        layout: The tensors of a file.
+        path: The file, for messages.
+
+    Returns:
+        A new layout. ``layout`` is not changed.
+
+    Raises:
+        WeightsError: The file is not such a classifier.
+    """
+    inside, beside = split_backbone(layout.tensors)
+    linear = 'linear.' if any(name.startswith('stage0.') for name in inside) else 'head.'
+    names = {'neck.norm.': 'norm.', 'head.fc.': linear}
+    renamed = {official + name[len(ours):]: value for name, value in beside.items()
+               for ours, official in names.items() if name.startswith(ours)}
+    if len(renamed) < len(beside) or f'{linear}weight' not in renamed:
+        raise WeightsError(f'{path} is not a classifier with a backbone, a norm neck.norm and a linear layer head.fc, '
+                           'as configs/pretrain has them')
+    return WeightsLayout({**inside, **renamed}, [*layout.steps, 'names of the official classifier'])
+
+
 def fit(layout: WeightsLayout, names: Collection[str] = (),
         translate: Optional[Callable[[Dict[str, Tensor]], Optional[Dict[str, Tensor]]]] = None) -> WeightsLayout:
     """Renames the tensors of a file to the names that a module uses.
@@ -146,9 +170,10 @@ def fit(layout: WeightsLayout, names: Collection[str] = (),
         before, inside = inside, dialect.translate(inside)
         changed = [pair for pair in zip(before, inside) if pair[0] != pair[1]]
         reshaped = sum(x.shape != y.shape for x, y in zip(before.values(), inside.values()))
-        steps.append(f'{dialect.name}: {len(changed)} names translated' +
-                     (f', such as {changed[0][0]} to {changed[0][1]}' if changed else '') +
-                     (f', and {reshaped} tensors freed of dimensions of 1' if reshaped else ''))
+        if changed or reshaped:  # a classifier of mmlk.classification has a head of mmpretrain and our own names
+            steps.append(f'{dialect.name}: {len(changed)} names translated' +
+                         (f', such as {changed[0][0]} to {changed[0][1]}' if changed else '') +
+                         (f', and {reshaped} tensors freed of dimensions of 1' if reshaped else ''))
     translated = translate(inside) if translate else None
     if translated is not None:
         made = [name for name in translated if name not in inside]

@@ -22,7 +22,7 @@ from .catalog import Entry
 from .errors import WeightsError
 from .fetch import cache_path, find
 from .identify import identify
-from .layouts import find_tensors, fit, is_whole
+from .layouts import find_tensors, fit, is_whole, official_classifier
 from .read import read_metadata, read_weights
 
 SUFFIX = '.safetensors'
@@ -65,7 +65,7 @@ def shortened(text: str, most: int = 200) -> str:
 
 
 def save(checkpoint: Union[str, Path], out: Union[str, Path], backbone_only: bool = False, licence: str = '',
-         source: str = '') -> SavedWeights:
+         source: str = '', official: bool = False) -> SavedWeights:
     """Writes weights as a safetensors file with metadata. :func:`mmlk.weights.load` reads it as it reads the source.
 
     If the checkpoint has averaged weights, those are saved that :func:`mmlk.weights.load` would load. The file is
@@ -78,13 +78,17 @@ def save(checkpoint: Union[str, Path], out: Union[str, Path], backbone_only: boo
             parts of a model is saved as it is.
         licence: Licence of the weights, if no record has it.
         source: Where the weights come from, in words, if no record has it.
+        official: Whether a whole classifier is saved with the names of the official files, which the official code
+            and, for ConvNeXt, timm read: no ``backbone.``, and a norm ``norm`` and a linear layer ``head`` (``linear``
+            in RepVGG) after the backbone.
 
     Returns:
         What was written.
 
     Raises:
         WeightsError: The checkpoint cannot be found or read; a tensor cannot be stored; ``licence`` or ``source``
-            contradicts the record or the file; or ``out`` cannot be written, or is the checkpoint itself.
+            contradicts the record or the file; ``official`` is asked of a file that is not a classifier of
+            :mod:`mmlk.classification`; or ``out`` cannot be written, or is the checkpoint itself.
     """
     target = Path(out).expanduser()
     if target.suffix != SUFFIX:
@@ -98,8 +102,10 @@ def save(checkpoint: Union[str, Path], out: Union[str, Path], backbone_only: boo
     layout = find_tensors(payload, path)
     if backbone_only:
         layout = fit(layout)
-    whole = is_whole(layout.tensors)
-    facts = {'mmlk': __version__, 'format': 'pt', **_facts(path, payload, fit(layout).tensors, whole)}
+    whole, native = is_whole(layout.tensors), fit(layout).tensors
+    if official:
+        layout = official_classifier(layout, path)
+    facts = {'mmlk': __version__, 'format': 'pt', **_facts(path, payload, native, whole)}
     for name, given in (('licence', licence), ('source', source)):
         known = facts.get(name, '')
         if given and is_stated(known) and one_line(given) != known:

@@ -1,5 +1,6 @@
 import re
 import shutil
+from importlib.util import find_spec
 
 import pytest
 from mmengine.config import Config
@@ -15,6 +16,10 @@ SEG_FOLDERS = {
     'voc': {'train': ('JPEGImages', 'SegmentationClass'), 'val': ('JPEGImages', 'SegmentationClass')},
 }
 
+each_layout = pytest.mark.parametrize('layout', [
+    pytest.param(layout, marks=pytest.mark.skipif(layout == 'imagenet' and find_spec('mmpretrain') is None, reason=(
+        'mmpretrain is not installed: bash tools/install.sh --with pretrain'))) for layout in LAYOUTS])
+
 
 def config(layout, root):
     """A config of the stock dataset class of a layout, as mmengine would hand it over."""
@@ -23,6 +28,8 @@ def config(layout, root):
             ann_file = f'annotations/instances_{split}2017.json'
             return dict(type='CocoDataset', data_root=root, ann_file=ann_file,
                         data_prefix=dict(img=f'{split}2017/'))
+        if layout == 'imagenet':
+            return dict(type='ImageNet', data_root=root, split=split)
         images, labels = SEG_FOLDERS[layout][split]
         kind = {'ade20k': 'ADE20KDataset', 'cityscapes': 'mmseg.CityscapesDataset', 'voc': 'PascalVOCDataset'}[layout]
         names = dict(ann_file=f'ImageSets/Segmentation/{split}.txt') if layout == 'voc' else {}
@@ -31,7 +38,8 @@ def config(layout, root):
     if layout == 'coco':
         evaluator = dict(type='CocoMetric', ann_file=f'{root}/annotations/instances_val2017.json')
     val = dict(dataset=dataset('val'))
-    return Config(dict(default_scope='mmdet' if layout == 'coco' else 'mmseg',
+    scope = {'coco': 'mmdet', 'imagenet': 'mmpretrain'}.get(layout, 'mmseg')
+    return Config(dict(default_scope=scope,
                        train_dataloader=dict(dataset=dataset('train')), val_dataloader=val, test_dataloader=val,
                        val_evaluator=evaluator, test_evaluator=evaluator))
 
@@ -45,12 +53,12 @@ def written(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
+@each_layout
 def test_nothing_is_missing_from_a_whole_dataset(layout, written):
     assert missing(config(layout, str(written / layout))) == []
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
+@each_layout
 def test_one_message_for_a_root_that_is_not_there(layout, tmp_path):
     root = str(tmp_path / 'no' / 'where')
     problems = missing(config(layout, root))
