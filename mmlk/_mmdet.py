@@ -33,7 +33,7 @@ def _in_float32(value: Any) -> Any:
     return value
 
 
-def _predict_in_float32(head: type) -> None:
+def _predict_in_float32(head: Any) -> None:
     """Converts the outputs of a head to float32. What is computed from them is in float32, too."""
     call = head.__call__
 
@@ -44,7 +44,7 @@ def _predict_in_float32(head: type) -> None:
     head.__call__ = wrapper
 
 
-def _compute_in_float32(head: type) -> None:
+def _compute_in_float32(head: Any) -> None:
     """Computes a module in float32. A DETR head computes boxes in its forward pass, and its inputs are small."""
     call = head.__call__
 
@@ -71,7 +71,7 @@ def _extract_in_float32(extractor: type) -> None:
     extractor.__call__ = wrapper
 
 
-def _name_loss(head: type) -> None:
+def _name_loss(head: Any) -> None:
     """Adds the missing attribute ``loss_cls``."""
     init = head.__init__
 
@@ -84,7 +84,7 @@ def _name_loss(head: type) -> None:
     head.__init__ = wrapper
 
 
-def _match_in_float32(assigner: type) -> None:
+def _match_in_float32(assigner: Any) -> None:
     """Computes the costs of pairs without autocast."""
     assign = assigner.assign
 
@@ -97,7 +97,7 @@ def _match_in_float32(assigner: type) -> None:
     assigner.assign = wrapper
 
 
-def _decode_by_numbers(decoder: type) -> None:
+def _decode_by_numbers(decoder: Any) -> None:
     """Replaces the forward pass of Mask2Former's pixel decoder by one in which sizes of maps are Python numbers."""
 
     @wraps(decoder.forward)
@@ -139,7 +139,7 @@ def _has_kernel(operators: ModuleType, device: Any) -> bool:
             and operators.ext_module.ms_deform_attn_forward.__module__ != 'mmlk._mmcv_ext')
 
 
-def _attend_by_numbers(attention: type) -> None:
+def _attend_by_numbers(attention: Any) -> None:
     """Makes multi-scale deformable attention accept sizes of maps as a list of (height, width)."""
     forward = attention.forward
 
@@ -169,7 +169,7 @@ def _attend_by_numbers(attention: type) -> None:
     attention.forward = wrapper
 
 
-def _predict_in_windows(head: type) -> None:
+def _predict_in_windows(head: Any) -> None:
     """Resizes predictions to the size of what the network has seen, and makes an unused argument optional."""
     forward, predict = head.forward, head.predict
 
