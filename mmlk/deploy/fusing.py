@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mmlk.ops import depthwise_conv2d
+from mmlk.ops.layout import keep_operators
 
 from .formats import LEAST_SIDE
 from .fused import NONE, Activation, FeedForward, FusedConv, OverLastAxis, linear
@@ -57,7 +58,7 @@ def capture(network: nn.Module, example: Tensor, step: Optional[int]) -> fx.Grap
             blocks = torch.export.Dim(name, min=-(-LEAST_SIDE // step))
             dims[axis] = step * blocks if step > 1 else blocks
     inputs = example.new_zeros(max(len(example), 2), example.shape[1], *size)
-    with torch.no_grad():
+    with torch.no_grad(), keep_operators():
         program = torch.export.export(network, (inputs, ), dynamic_shapes=(dims, ), strict=False)
         module = _without_mutations(program)
     for node in list(module.graph.nodes):
