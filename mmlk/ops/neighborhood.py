@@ -173,8 +173,8 @@ def neighborhood_av(attn: Tensor, value: Tensor, kernel_size: int, *, backend: O
     starts at ``s(i) = min(max(i - k // 2, 0), H - k)``, and ``t`` is the same for columns: at the borders it is moved
     inside the map.
 
-    The memory beyond inputs and result does not grow with H and W on a CPU, but for a copy of the values of one head:
-    at most 4 MiB more, or what the weights of one row of the map take with zeros between them. On a GPU the Triton
+    The memory beyond inputs and result is bounded on a CPU: two copies of the values of one head, in float32 or
+    float64, and 4 MiB, or what the weights of one row of the map take with zeros between them. On a GPU the Triton
     kernels take none. ``gather`` takes ``kernel_size`` times the memory of ``value``.
 
     Args:

@@ -176,11 +176,12 @@ def _row_chunks(height: int, kernel_size: int, rows: int) -> Iterator[_Part]:
 class _Bands:
     """The banded matrices of one strip, for chunks of rows: a buffer (rows, T, k, span)."""
 
-    def __init__(self, strip: _Strip, kernel_size: int, like: Tensor, dtype: torch.dtype, height: int):
+    def __init__(self, strip: _Strip, kernel_size: int, value: Tensor):
         self.strip, self.kernel_size = strip, kernel_size
-        columns = strip.last - strip.first
-        self.rows = max(1, min(height, _CHUNK // (columns * kernel_size * strip.span)))
-        self.buffer = torch.zeros(self.rows, columns, kernel_size, strip.span, dtype=dtype, device=like.device)
+        height, columns = value.shape[2], strip.last - strip.first
+        self.rows = max(1, min(height, _CHUNK // (columns * max(kernel_size * strip.span, value.shape[4]))))
+        self.buffer = torch.zeros(self.rows, columns, kernel_size, strip.span, dtype=compute_dtype(value.dtype),
+                                  device=value.device)
 
     def _views(self, rows: int) -> Iterator[Tuple[slice, Tensor]]:
         """Yields columns of the map, and the view (rows, columns, k, k) of their weights' places in the buffer."""
@@ -219,8 +220,8 @@ class _Bands:
 class Banded(NeighborhoodBackend):
     """Products of banded matrices; see the top of this file.
 
-    Besides the result it needs the banded matrices of a few rows, at most ``_CHUNK`` elements or those of one row, and
-    two copies of the values of one head in one strip.
+    Besides the result it needs the banded matrices of a few rows and their products, each at most ``_CHUNK`` elements
+    or those of one row, and two copies of the values of one head.
     """
 
     name = 'banded'
@@ -229,12 +230,11 @@ class Banded(NeighborhoodBackend):
         return half_precision_and_up(value.dtype)
 
     @staticmethod
-    def _bands(like: Tensor, kernel_size: int) -> Iterator[Tuple[_Bands, List[_Part]]]:
+    def _bands(value: Tensor, kernel_size: int) -> Iterator[Tuple[_Bands, List[_Part]]]:
         """Yields the buffer of each strip, and the chunks of rows that it is used for."""
-        height, width = like.shape[2:4]
-        for strip in _strips(width, kernel_size):
-            bands = _Bands(strip, kernel_size, like, compute_dtype(like.dtype), height)
-            yield bands, list(_row_chunks(height, kernel_size, bands.rows))
+        for strip in _strips(value.shape[3], kernel_size):
+            bands = _Bands(strip, kernel_size, value)
+            yield bands, list(_row_chunks(value.shape[2], kernel_size, bands.rows))
 
     def forward(self, attn: Tensor, value: Tensor, kernel_size: int) -> Tensor:
         out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
