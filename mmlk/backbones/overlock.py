@@ -303,8 +303,8 @@ class DynamicConvBlock(nn.Module):
 
     def _mix(self, x: Tensor, both: Tensor) -> Tensor:
         """Returns the dynamic convolutions of x, (N, channels, H, W), with weights from ``both``, x and h together."""
-        size = tuple(x.shape[2:])
-        larger = _enlarged(*size, self.kernel_sizes[1])
+        size = x.shape[2], x.shape[3]
+        larger = _enlarged(size[0], size[1], self.kernel_sizes[1])
         resized = symbolic(*size) or larger != size
         if resized:
             x, both = (F.interpolate(t, larger, mode='bilinear', align_corners=False) for t in (x, both))

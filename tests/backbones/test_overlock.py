@@ -85,8 +85,8 @@ def test_published_parameters_and_flops(arch, training, merged, published, flops
     assert merged / 1e6 == pytest.approx(published, abs=0.5)  # rounded to millions
     by_module = operations(forms[True]) + 49 * context * 1024 + 1000 * 1024
     assert by_module / 1e9 == pytest.approx(flops, rel=0.01)
-    # by mmlk's count it is more
-    assert 1.01 < (count(forms[True], (224, 224)).macs + 49 * context * 1024 + 1000 * 1024) / 1e9 / flops < 1.04
+    if arch == 'XT':  # by mmlk's count it is more, and takes long
+        assert 1.03 < (count(forms[True], (224, 224)).macs + 49 * context * 1024 + 1000 * 1024) / 1e9 / flops < 1.04
 
 
 def operations(net):
@@ -109,13 +109,13 @@ def operations(net):
 
 
 def test_the_detection_form_has_more():
-    for arch in ARCHS:
-        plain, more = on_meta(arch), on_meta(arch, detection=True)
-        last, context = ARCHS[arch]['embed_dim'][3], plain.out_channels[3]
-        assert plain.out_channels == more.out_channels
-        extra = {name: p for name, p in more.state_dict().items() if name not in plain.state_dict()}
-        assert sum(p.numel() for p in extra.values()) == 2 * last + context * (last + 1) + 2 * context
-        assert {name.partition('.')[0] for name in extra} == {'h_proj', 'extra_norm'}
+    plain, more = on_meta('XT'), on_meta('XT', detection=True)
+    last, context = ARCHS['XT']['embed_dim'][3], plain.out_channels[3]
+    assert plain.out_channels == more.out_channels
+    kept = plain.state_dict()
+    extra = {name: p for name, p in more.state_dict().items() if name not in kept}
+    assert sum(p.numel() for p in extra.values()) == 2 * last + context * (last + 1) + 2 * context
+    assert {name.partition('.')[0] for name in extra} == {'h_proj', 'extra_norm'}
     net = fill(OverLoCK(TINY['OverLoCK'], detection=True)).eval()
     with torch.no_grad():
         added = net(image(1, 3, 64, 64))
@@ -125,7 +125,7 @@ def test_the_detection_form_has_more():
         assert all(torch.equal(a, b) for a, b in zip(net(image(1, 3, 64, 64)), plain))
     assert relative_error(added[3], plain[3]) > 0.1
     # a last map that is not returned needs no overview
-    assert not [name for name in on_meta('T', detection=True, out_indices=(0, 2)).state_dict() if 'h_proj' in name]
+    assert not [name for name in on_meta('XT', detection=True, out_indices=(0, 2)).state_dict() if 'h_proj' in name]
 
 
 def test_branches_are_merged_and_the_table_is_its_own():
