@@ -389,6 +389,8 @@ class _Fusion:
             seen.add(alias)
             for user in alias.users:
                 if user is at:
+                    if at in self.layers and at.args[0] is alias:  # a convolution of what is added to it
+                        return False
                     continue
                 if order[user] > order[at] or user.op == 'output':
                     return False
