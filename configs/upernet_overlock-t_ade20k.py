@@ -1,7 +1,8 @@
 # OverLoCK-T, ImageNet-1K, on ADE20K.
 # Source: OverLoCK segmentation/configs/overlock/upernet_overlock_tiny_ade20k_8xb2.py
 _base_ = [
-    '_base_/backbones/overlock-t.py', '_base_/models/upernet.py', '_base_/datasets/ade20k_multiple32_bicubic.py',
+    '_base_/backbones/overlock-t.py', '_base_/models/upernet.py',
+    '_base_/datasets/ade20k_multiple32_bicubic.py',
     '_base_/schedules/seg_adamw_160k_swin.py', '_base_/runtime_seg.py',
 ]
 model = dict(
