@@ -603,8 +603,9 @@ def test_what_the_replknet_paper_did(backbone):
             assert tuple(test['Resize']['scale']) == (1333, 800)
 
 
-@pytest.mark.parametrize('name', [name for name in PUBLISHED
-                                  if 'rcnn' in name and not re.search('_resn|repvit|internimage.*-1x|_van.*1x', name)])
+@pytest.mark.parametrize('name', [
+    name for name in PUBLISHED
+    if 'rcnn' in name and not re.search('_resn|repvit|internimage.*-1x|_van.*1x|overlock-._coco-1x', name)])
 def test_detectors_after_swin(name):
     cfg = load(name)
     train = steps(pipeline(cfg, 'train'))
@@ -638,7 +639,7 @@ def test_what_single_families_did():
         if 'coco' not in name:
             stretched = 'ResizeToMultiple' in steps(cfg.test_dataloader.dataset.pipeline)
             padded = 'mask2former' in name
-            stretching = re.search('unireplknet|moganet|internimage|_van|^fpn|segnext.*ade20k', name)
+            stretching = re.search('unireplknet|moganet|internimage|overlock|_van|^fpn|segnext.*ade20k', name)
             assert stretched == (not padded and bool(stretching)), name
             assert cfg.model.data_preprocessor.get('test_cfg') == (dict(size_divisor=32) if padded else None)
             larger = '-22k' in name and 'replknet' not in name and '_van' not in name

@@ -21,11 +21,13 @@ from mmlk.weights.read import read_weights
 CLASSES = 1000
 
 # Of the 1x1 convolution that some families have before their pooling.
-_ACTIVATIONS = {'InternImage': nn.GELU, 'MobileNetV2': nn.ReLU6, 'ParCMobileNetV2': nn.ReLU6, 'ParCNet': nn.SiLU}
+_ACTIVATIONS = {'InternImage': nn.GELU, 'MobileNetV2': nn.ReLU6, 'OverLoCK': nn.SiLU, 'ParCMobileNetV2': nn.ReLU6,
+                'ParCNet': nn.SiLU}
 # The others with a LayerNorm in their head have it after the pooling.
 _NORM_BEFORE_POOLING = ('GFNet', )
-# What files have beside backbone and head: ParC-Net's, a second name of layer_5's first block.
-_NOT_OF_THE_HEAD = {'ParCNet': 'residual.'}
+# What files have beside backbone and head: ParC-Net's, a second name of layer_5's first block; OverLoCK's, a second
+# head that only its training has.
+_NOT_OF_THE_HEAD = {'OverLoCK': 'aux_head.', 'ParCNet': 'residual.'}
 
 
 class Classifier(nn.Module):
@@ -203,6 +205,8 @@ def _head(tensors: Dict[str, Tensor], family: str, path: str) -> ClassifierHead:
     for name, value in tensors.items():
         if unused is None or not name.startswith(unused):
             module, _, key = name.rpartition('.')
+            if key == 'weight' and value.dim() == 4 and len(value) == CLASSES and f'{module}.bias' in tensors:
+                value = value.flatten(1)  # a 1x1 convolution of the mean is a linear layer
             modules.setdefault(module, {})[key] = value
     by_dims: Dict[int, List[str]] = {}
     for module, weights in modules.items():

@@ -378,9 +378,9 @@ class BaseBackbone(BaseModule):
             maps.append(x)
         return tuple(maps[i] for i in self.out_indices)
 
-    def run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Returns ``block(x)``, with activation checkpointing if ``with_cp``, except under ``torch.compile``."""
+    def run(self, block: Callable[..., Any], *inputs: Tensor) -> Any:
+        """Returns ``block(*inputs)``, with activation checkpointing if ``with_cp``, except under ``torch.compile``."""
         if self.with_cp and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return checkpoint(block, x, use_reentrant=False,
+            return checkpoint(block, *inputs, use_reentrant=False,
                               context_fn=lambda: (nullcontext(), StatisticsKept(block)))
-        return block(x)
+        return block(*inputs)

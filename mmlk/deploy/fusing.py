@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mmlk.ops import depthwise_conv2d
+from mmlk.ops.layout import keep_operators
 
 from .formats import symbolic_sizes
 from .fused import NONE, Activation, FeedForward, FusedConv, OverLastAxis, linear
@@ -52,7 +53,7 @@ def capture(network: nn.Module, example: Tensor, step: Optional[int], batch: boo
     """
     images = max(len(example), 2) if batch else len(example)
     sizes, inputs = symbolic_sizes(example.new_zeros(images, *example.shape[1:]), step, batch=batch)
-    with torch.no_grad():
+    with torch.no_grad(), keep_operators():
         program = torch.export.export(network, (inputs, ), dynamic_shapes=(sizes, ), strict=False)
         module = _without_mutations(program)
     for node in list(module.graph.nodes):
@@ -416,6 +417,8 @@ class _Fusion:
             seen.add(alias)
             for user in alias.users:
                 if user is at:
+                    if at in self.layers and at.args[0] is alias:  # a convolution of what is added to it
+                        return False
                     continue
                 if order[user] > order[at] or user.op == 'output':
                     return False

@@ -1,5 +1,7 @@
 """Sets the memory format in which a network runs fastest: of its input, which the convolutions keep from there on."""
-from typing import Any, Optional, Tuple
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Iterator, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -101,3 +103,24 @@ def exporting() -> bool:
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return True
     return torch.compiler.is_compiling() and in_export()
+
+
+_keeping: ContextVar[bool] = ContextVar('mmlk_keep_operators', default=False)
+
+
+@contextmanager
+def keep_operators() -> Iterator[None]:
+    """A context manager in which an exported graph has :func:`mmlk.ops.neighborhood_av` as one operator.
+
+    Such a graph runs in Python only. Convolutions stay PyTorch's own.
+    """
+    token = _keeping.set(True)
+    try:
+        yield
+    finally:
+        _keeping.reset(token)
+
+
+def keeps_operators() -> bool:
+    """Returns whether the calling thread is in :func:`keep_operators`."""
+    return _keeping.get()

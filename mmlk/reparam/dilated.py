@@ -1,5 +1,5 @@
 """The block of UniRepLKNet: a large depthwise convolution and several parallel dilated small ones."""
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -59,24 +59,27 @@ class DilatedReparamBlock(MergeableBranches):
         kernel_size: Side of the large kernel, a key of ``DILATED_BRANCHES``.
         norm_layer: A function that takes a number of channels and returns a norm layer.
         merged: If True, builds the merged form.
+        table: The parallel branches for each large kernel, like ``DILATED_BRANCHES``, which is the default.
 
     Shape:
         Input and output: (N, C, H, W).
 
     Raises:
-        ValueError: ``kernel_size`` is not a key of ``DILATED_BRANCHES``.
+        ValueError: ``kernel_size`` is not a key of the table.
     """
 
-    def __init__(self, channels: int, kernel_size: int, norm_layer: NormLayer, merged: bool = False):
+    def __init__(self, channels: int, kernel_size: int, norm_layer: NormLayer, merged: bool = False,
+                 table: Optional[Dict[int, Tuple[Tuple[int, int], ...]]] = None):
         super().__init__()
-        if kernel_size not in DILATED_BRANCHES:
-            raise ValueError(f'a dilated re-parameterised block has a kernel of {list(DILATED_BRANCHES)}, '
-                             f'got {kernel_size}')
+        table = DILATED_BRANCHES if table is None else table
+        if kernel_size not in table:
+            raise ValueError(f'a dilated re-parameterised block has a kernel of {list(table)}, got {kernel_size}')
+        self.small = table[kernel_size]
         self.lk_origin = DepthwiseConv2d(channels, kernel_size, bias=merged)
         if merged:
             return
         self.origin_bn = norm_layer(channels)
-        for kernel, dilation in DILATED_BRANCHES[kernel_size]:
+        for kernel, dilation in self.small:
             conv = (DepthwiseConv2d(channels, kernel, bias=False) if dilation == 1
                     else DilatedDepthwiseConv2d(channels, kernel, dilation))
             self.add_module(f'dil_conv_k{kernel}_{dilation}', conv)
@@ -88,7 +91,7 @@ class DilatedReparamBlock(MergeableBranches):
 
     def _dilated(self) -> Iterator[Tuple[nn.Conv2d, nn.Module]]:
         """Yields the convolution and the norm of each small branch."""
-        for kernel, dilation in DILATED_BRANCHES[self.lk_origin.kernel_size[0]]:
+        for kernel, dilation in self.small:
             yield self._modules[f'dil_conv_k{kernel}_{dilation}'], self._modules[f'dil_bn_k{kernel}_{dilation}']
 
     def norms(self) -> List[nn.Module]:

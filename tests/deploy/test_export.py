@@ -126,6 +126,15 @@ def test_onnx_of_a_family(family, step, size, tmp_path):
     nodes(path)
 
 
+def test_dynamic_convolutions_in_onnx_of_any_size(tmp_path):
+    """Of OverLoCK, whose maps are enlarged for some of the sizes: by standard operators, without a decision."""
+    pytest.importorskip('onnxscript')
+    model, path, result = write(config(UPERNET, 'OverLoCK'), tmp_path, 'onnx', (96, 128), dynamic_size=True)
+    for shape in ((3, 101, 134), (1, 160, 97)):
+        assert_segments(path, model, pixels(*shape))
+    assert nodes(path) and result.merged == 7
+
+
 class Plain(torch.nn.Module):
     """A global filter and uneven pooling, which the exporter would write wrongly or as operators that little runs."""
 
@@ -150,7 +159,7 @@ def test_pooling_and_global_filters_are_plain_in_onnx(tmp_path):
     assert 'DFT' not in kinds and model.opset_import[0].version == 18
 
 
-@pytest.mark.parametrize('family', ['RepLKNet', 'GFNet'])
+@pytest.mark.parametrize('family', ['RepLKNet', 'GFNet', 'OverLoCK'])
 def test_torchscript_of_any_size(family, tmp_path):
     model, path, _ = write(config(UPERNET, family), tmp_path, 'torchscript', (96, 128), dynamic_size=True)
     for shape in ((3, 101, 134), (1, 160, 97)):
