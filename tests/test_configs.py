@@ -102,6 +102,8 @@ MASK2FORMER = {
     'mask2former_replknet31b_coco': 'cascade_mask_rcnn_replknet31b_coco',
     'mask2former_convnext-b_ade20k': 'upernet_convnext-b_ade20k',
     'mask2former_convnext-b_coco': 'cascade_mask_rcnn_convnext-b_coco',
+    'mask2former_overlock-t_ade20k': 'upernet_overlock-t_ade20k',
+    'mask2former_overlock-t_coco': 'mask_rcnn_overlock-t_coco',
     'mask2former_unireplknet-b-22k_ade20k': 'upernet_unireplknet-b-22k_ade20k',
     'mask2former_unireplknet-b-22k_coco': 'cascade_mask_rcnn_unireplknet-b-22k_coco',
 }
