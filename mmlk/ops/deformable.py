@@ -104,6 +104,31 @@ def sum_of_samples(maps: Tensor, offset: Tensor, mask: Tensor, first: int, windo
     return (samples * weights).sum(3).permute(0, 3, 4, 1, 2).flatten(3).to(maps.dtype)
 
 
+def _tap_by_tap(maps: Tensor, offset: Tensor, mask: Tensor, window: _Window) -> Tensor:
+    """Computes what :func:`sum_of_samples` does for all rows, in a form that ``torch.export`` records for any size.
+
+    Dimensions whose sizes it does not know must not be merged or divided; only those of batch and groups are merged,
+    of contiguous maps.
+    """
+    dtype = compute_dtype(maps.dtype)
+    (_, height, width, channels), (rows, columns) = maps.shape, offset.shape[1:3]
+    groups, taps = window.groups, window.taps
+    split = maps.to(dtype).permute(3, 0, 1, 2).contiguous().unflatten(0, (groups, channels // groups))
+    split = split.transpose(1, 2).contiguous().flatten(0, 1)  # (groups * N, channels of a group, H, W)
+    steps, weights = (tensor.to(dtype).permute(3, 0, 1, 2).contiguous() for tensor in (offset, mask))
+    starts = zip(window.starts(1, 0, columns, split), window.starts(0, 0, rows, split))
+    out = None
+    for tap, (start_x, start_y) in enumerate(starts):  # (groups, N, rows, columns)
+        x = steps[2 * tap::2 * taps] * window.offset_scale + start_x
+        y = steps[2 * tap + 1::2 * taps] * window.offset_scale + start_y[:, None]
+        grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), -1).contiguous().flatten(0, 1)
+        samples = F.grid_sample(split, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+        term = samples.unflatten(0, (groups, -1)) * weights[tap::taps, :, None]
+        out = term if out is None else out + term
+    assert out is not None  # a kernel has at least one tap
+    return out.permute(1, 3, 4, 0, 2).contiguous().flatten(3).to(maps.dtype)
+
+
 def _in_chunks(maps: Tensor, offset: Tensor, mask: Tensor, window: _Window) -> Tensor:
     """Computes what :func:`sum_of_samples` does for all rows, image by image and in chunks of rows."""
     learning = torch.is_grad_enabled() and any(t.requires_grad for t in (maps, offset, mask))
@@ -147,7 +172,7 @@ def dcnv3(input: Tensor, offset: Tensor, mask: Tensor, kernel_size: Size = 3, st
     Positions and samples are computed in float32, or float64 for float64, also under autocast: in half precision a
     position on a large map would be wrong by pixels. At most ``CHUNK_BYTES`` (64 MiB) of samples are computed at once,
     but at least one row of one image, and the backward pass computes them again. Exported graphs (``torch.export``,
-    ONNX, TorchScript) and compiled ones have all samples at once, and consist of standard operators.
+    ONNX, TorchScript) and compiled ones have the samples of one tap at once, and consist of standard operators.
 
     Args:
         input: Map (N, H, W, C), channels last as in the official code.
@@ -173,7 +198,9 @@ def dcnv3(input: Tensor, offset: Tensor, mask: Tensor, kernel_size: Size = 3, st
     if not whole:
         _check(input, offset, mask, window)
     with given_dtypes(input.device):
-        if whole or not offset.numel():
+        if whole:
+            return _tap_by_tap(input, offset, mask, window)
+        if not offset.numel():
             return sum_of_samples(input, offset, mask, 0, window)
         return _in_chunks(input, offset, mask, window)
 

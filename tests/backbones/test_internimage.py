@@ -15,6 +15,7 @@ from torch import nn
 from mmlk.analysis.classifiers import with_head
 from mmlk.analysis.complexity import breakdown, count
 from mmlk.backbones.internimage import ARCHS, DCNv3, InternImage
+from mmlk.deploy import formats
 from mmlk.ops.deformable import multiply_adds
 from mmlk.weights import WeightsError, load
 from mmlk.weights.identify import identify
@@ -165,6 +166,19 @@ def test_official_files_are_recognised():
     for arch in ('T', 'B'):
         file = {name: value for name, value in on_meta(arch).state_dict().items() if arch != 'T' or 'gamma' not in name}
         assert identify(file) == f'InternImage-{arch}'
+
+
+def test_an_exported_program_takes_any_size(tmp_path):
+    """Of a stage with one group of channels too, whose dimension of 1 torch.export cannot merge with unknown ones."""
+    net, path = fill(InternImage(POST, out_indices=(0, 1))).eval(), str(tmp_path / 'net.pt2')
+    formats.write_graph(formats.Graph(net, image(2, 3, 64, 64), 1, 'images', ['first', 'second'], {}), path,
+                        'exported-program')
+    run = formats.open_exported(path, 'exported-program')
+    for shape in ((1, 3, 96, 96), (2, 3, 131, 98)):
+        with torch.no_grad():
+            expected = net(image(*shape))
+        for out, theirs in zip(run(image(*shape)), expected, strict=True):
+            assert relative_error(out, theirs) < 1e-5
 
 
 def test_layer_ids_are_the_official_ones():
