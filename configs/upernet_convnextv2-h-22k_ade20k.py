@@ -1,6 +1,7 @@
 # ConvNeXt V2-H, FCMAE, then fine-tuned on ImageNet-22K, on ADE20K.
-# Source: the ConvNeXt V2 paper, without a config: here the values of ConvNeXt-XL from ImageNet-22K. The paper starts
-# from weights of ImageNet-22K, which were not published; here from those that were fine-tuned on ImageNet-1K after it.
+# Source: the ConvNeXt V2 paper, without a config: here the values of ConvNeXt-XL from ImageNet-22K. The
+# paper starts from weights of ImageNet-22K, which were not published; here from those that were fine-tuned
+# on ImageNet-1K after it.
 _base_ = [
     '_base_/backbones/convnextv2-h.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k_2560x640.py', '_base_/schedules/seg_adamw_160k_stage-decay.py',

@@ -1,6 +1,7 @@
 # ConvNeXt V2-H, FCMAE, then fine-tuned on ImageNet-1K, on ADE20K.
-# Source: the ConvNeXt V2 paper, appendix A.4, without a config. Of what it searched (learning rate 1e-4, 2e-4, 3e-4,
-# layer decay 0.8, 0.9, drop path 0.1 to 0.4) here are the values of ConvNeXt-B. It tests scales from 0.75 to 1.25.
+# Source: the ConvNeXt V2 paper, appendix A.4, without a config. Of what it searched (learning rate 1e-4,
+# 2e-4, 3e-4, layer decay 0.8, 0.9, drop path 0.1 to 0.4) here are the values of ConvNeXt-B. It tests scales
+# from 0.75 to 1.25.
 _base_ = [
     '_base_/backbones/convnextv2-h.py', '_base_/models/upernet.py',
     '_base_/datasets/ade20k.py', '_base_/schedules/seg_adamw_160k_stage-decay.py', '_base_/runtime_seg.py',

@@ -533,10 +533,11 @@ def test_mask2former_of_a_backbone_of_ours(name):
     assert len({id(p) for group in optimizer.param_groups for p in group['params']}) == len(list(model.parameters()))
     norms = {id(p) for m in model.modules() if isinstance(m, (_BatchNorm, nn.LayerNorm, nn.GroupNorm))
              for p in m.parameters(recurse=False)}
+    scales = {f'backbone.{name}' for name in model.backbone.no_weight_decay()}
     for group in optimizer.param_groups:
         for key, parameter in zip(group['param_names'], group['params']):
             free = id(parameter) in norms or parameter.ndim == 1 and not key.endswith('.bias') or key.endswith(
-                ('query_embed.weight', 'query_feat.weight', 'level_embed.weight'))
+                ('query_embed.weight', 'query_feat.weight', 'level_embed.weight')) or key in scales
             assert group['weight_decay'] == (0 if free else 0.05), key
             if not key.startswith('backbone.'):
                 assert group['lr'] == 1e-4, key
