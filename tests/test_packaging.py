@@ -198,7 +198,8 @@ def test_the_installed_command_runs_outside_the_checkout(built, tmp_path):
 
 #: Distributions whose packages have other names.
 DISTRIBUTIONS = {'PIL': 'pillow', 'pytorch_grad_cam': 'grad-cam', 'skimage': 'scikit-image', 'yaml': 'pyyaml'}
-#: What comes with one of the two distributions of OpenMMLab (mmlk/_require.py, mmlk/_mmpretrain.py), and with PyTorch for GPUs.
+#: What comes with one of the two distributions of OpenMMLab (mmlk/_require.py, mmlk/_mmpretrain.py), and with PyTorch
+#: for GPUs.
 NOT_NAMED = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'cv2', 'pycocotools', 'triton'}
 
 

@@ -384,7 +384,6 @@ class OverLoCK(BaseBackbone):
         detection: If True, the map of the Overview-Net is added to the last map, through a norm, a 1x1 convolution and
             layer scale, as in the official detectors.
         norm_cfg: Norm layer config of the blocks; SyncBN in the official dense prediction. LayerNorms stay.
-        merged: As in :class:`BaseBackbone`; it is the official deploy form.
 
     All other arguments are those of :class:`BaseBackbone`.
 

@@ -11,11 +11,11 @@ import timm
 import torch
 from torch import nn
 
+from mmlk._licences import tell_licence
 from mmlk.analysis.classifiers import with_head
 from mmlk.analysis.complexity import count
 from mmlk.backbones import ConvNeXt, ConvNeXtV2
 from mmlk.backbones.convnextv2 import ARCHS, BlockV2
-from mmlk.weights import fetch as fetching
 from mmlk.weights import load
 from mmlk.weights.catalog import FAMILIES
 from tests.utils import fill, image, relative_error
@@ -143,11 +143,11 @@ def test_scale_and_bias_of_grn_have_no_weight_decay():
 
 def test_the_licence_of_every_file_is_told_once(monkeypatch):
     told = []
-    monkeypatch.setattr(fetching, '_log', told.append)
-    fetching.tell_licence.cache_clear()
+    monkeypatch.setattr('mmengine.logging.print_log', lambda text, logger: told.append(text))
+    tell_licence.cache_clear()
     entries = FAMILIES['ConvNeXtV2']
     for entry in (*entries, *entries):
-        fetching.tell_licence(entry.name, entry.licence)
+        tell_licence(entry.name, entry.licence)
     assert len(told) == len(entries) == 18 and all('CC-BY-NC-4.0' in text for text in told)
 
 
