@@ -16,7 +16,7 @@ TIMM = {'RDNet', 'FocalNet', 'RepViT', 'InceptionNeXt', 'DINOv3 ConvNeXt', 'Fast
 BASELINES = {'Swin Transformer', 'ResNet', 'ResNeXt', 'ResNeSt', 'Vision Transformer'}
 TASKS = {'upernet': 'UPerNet', 'fcos': 'FCOS', 'mask_rcnn': 'Mask R-CNN', 'cascade_mask_rcnn': 'Cascade Mask R-CNN',
          'fpn': 'Semantic FPN', 'retinanet': 'RetinaNet', 'ssd': 'SSD', 'deeplabv3': 'DeepLabv3',
-         'deeplabv3plus': 'DeepLabV3+', 'segnext': 'SegNeXt'}
+         'deeplabv3plus': 'DeepLabV3+', 'segnext': 'SegNeXt', 'mask2former': 'Mask2Former'}
 DATA = {'ade20k': 'ADE20K', 'cityscapes': 'Cityscapes', 'coco': 'COCO', 'voc': 'Pascal VOC 2012'}
 PRETRAINING = {'in1k': 'ImageNet-1K', 'in22k': 'ImageNet-22K', 'in22k-in1k': 'ImageNet-22K, then 1K',
                'lvd1689m': 'LVD-1689M', 'meg73m': 'MegData73M', 'meg73m-in1k': 'MegData73M, then ImageNet-1K'}
