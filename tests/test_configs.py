@@ -206,7 +206,7 @@ def test_a_config_builds_and_its_heads_fit_its_backbone(name):
     assert shapes == [(1, channels[i], 64 // strides[i], 96 // strides[i]) for i in returned]
 
 
-@pytest.mark.parametrize('name', LEAVES)
+@pytest.mark.parametrize('name', LEAVES[::4])  # the bases, which decide it, are shared
 def test_a_config_survives_being_written_and_read(name, tmp_path):
     cfg = load(name)
     cfg.dump(str(tmp_path / 'dumped.py'))
