@@ -106,7 +106,8 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('form', [
+    form if form == 'classes, averaged' else pytest.param(form, marks=pytest.mark.slow) for form in FORMS])
 def test_hooks_and_metrics_of_any_form(form, segmentor, work, tmp_path):
     """Predictions are written, and a merged model, averaged or not, tests as the plain one does."""
     config = tmp_path / 'config.py'

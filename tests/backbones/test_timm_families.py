@@ -345,7 +345,8 @@ def test_the_optimized_network_computes_the_same(family):
                 assert relative_error(a, b) < 2e-5
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', [
+    name if name in ('focalnet', 'repvit') else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES])
 def test_onnx_of_any_size(family, tmp_path):
     pytest.importorskip('onnxscript')
     runtime = pytest.importorskip('onnxruntime')

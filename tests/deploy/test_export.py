@@ -116,7 +116,7 @@ def test_onnx_of_any_size(tmp_path):
 
 
 @pytest.mark.parametrize('family, step, size', [
-    ('ConvNeXtIsotropic', 1, (101, 134)), ('ConvNeXtV2', 1, (101, 134)),
+    pytest.param('ConvNeXtIsotropic', 1, (101, 134), marks=pytest.mark.slow), ('ConvNeXtV2', 1, (101, 134)),
     ('ConvNeXtRoadmap', 32, (160, 96))])  # its ResNet has max pooling, as stock ones
 def test_onnx_of_a_family(family, step, size, tmp_path):
     pytest.importorskip('onnxscript')
@@ -126,6 +126,7 @@ def test_onnx_of_a_family(family, step, size, tmp_path):
     nodes(path)
 
 
+@pytest.mark.slow  # the exported operator itself is tested in tests/ops/test_neighborhood.py
 def test_dynamic_convolutions_in_onnx_of_any_size(tmp_path):
     """Of OverLoCK, whose maps are enlarged for some of the sizes: by standard operators, without a decision."""
     pytest.importorskip('onnxscript')

