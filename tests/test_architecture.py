@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / 'mmlk'
 # From the bottom: each room may import from itself, from the rooms before it, and from the private modules beside them.
 ROOMS = ['ops', 'reparam', 'registry', 'layers', 'backbones', 'weights', 'classification', 'preprocessors', 'heads',
-         'datasets', 'engine', 'analysis', 'deploy', 'predict', 'studies', 'cli', '__main__']
+         'datasets', 'engine', 'analysis', 'evaluation', 'deploy', 'predict', 'studies', 'cli', '__main__']
 PRIVATE = {path.stem for path in PACKAGE.glob('_*.py')} - {'__main__'}
 
 
