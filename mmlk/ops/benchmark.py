@@ -25,6 +25,9 @@ from .depthwise import depthwise_conv2d
 
 Call = Callable[[], object]
 Key = TypeVar('Key')
+# Seconds of calls after which automatic choice has surely noticed that the machine became busy or idle: it counts for
+# 2 seconds while it is busy (mmlk.ops.backends.workers).
+SETTLING_SECONDS = 2.5
 
 
 class Case(NamedTuple):
@@ -238,23 +241,37 @@ def busy_process() -> Iterator[None]:
             process.kill()
 
 
-def contention(case: Case, device: torch.device, budget: float = 3.0,
-               rounds: int = 5) -> Dict[str, Tuple[float, float]]:
-    """Measures every call of :func:`calls_of` on an idle machine, and while another process keeps one core busy.
+def contention(case: Case, device: torch.device, budget: float = 3.0, rounds: int = 3,
+               tick: Callable[[], object] = lambda: None) -> Dict[str, Tuple[float, float]]:
+    """Measures PyTorch's convolution and automatic choice on an idle machine, and while another process keeps one core
+    busy.
 
-    The two conditions alternate ``rounds`` times. ``budget`` as in :func:`turns`.
+    The two conditions alternate ``rounds`` times. In each of them automatic choice runs first until it has noticed
+    whether the machine is busy, as it has in a training.
+
+    Args:
+        case: The case.
+        device: The device that it runs on.
+        budget: As in :func:`turns`, for both conditions together.
+        rounds: Number of alternations.
+        tick: Called after each condition.
 
     Returns:
-        Median seconds (idle, busy) by name.
+        Median seconds (idle, busy) of ``'stock'`` and ``'chosen'``.
     """
     _, calls, _ = calls_of(case, device)
+    calls = {name: calls[name] for name in ('stock', 'chosen')}
     samples: Tuple[Dict[str, List[float]], ...] = ({name: [] for name in calls}, {name: [] for name in calls})
     for _ in range(rounds):
         contexts: Tuple[Callable[[], ContextManager[None]], ...] = (nullcontext, busy_process)
         for context, found in zip(contexts, samples):
             with context():
-                for name, seconds in turns(calls, device, budget / (2 * rounds), most=5).items():
+                began = time.perf_counter()
+                while time.perf_counter() - began < SETTLING_SECONDS:
+                    calls['chosen']()
+                for name, seconds in turns(calls, device, budget / (2 * rounds), most=15, least=2).items():
                     found[name].extend(seconds)
+            tick()
     alone, beside = ({name: statistics.median(found[name]) for name in calls} for found in samples)
     return {name: (alone[name], beside[name]) for name in calls}
 

@@ -182,19 +182,20 @@ def run_models(device: torch.device, budget: float) -> Tuple[Dict[str, dict], st
 
 
 def run_busy(device: torch.device, budget: float) -> Tuple[Dict[str, dict], str]:
-    """Measure each backend beside one other busy process, and alone.
+    """Measure PyTorch's convolution and the operator beside one other busy process, and alone.
 
     Args:
         device: Where the tensors are.
         budget: Seconds for one figure, roughly.
 
     Returns:
-        Seconds alone and beside the process by case and backend, and a Markdown table of them.
+        Seconds alone and beside the process by case and name, and a Markdown table of them.
     """
     figures, names = {}, []
     for case in (Case(1, 128, 128, 128, 31, False), Case(2, 512, 32, 32, 27, True)):
         title = f"{case.label}, {'forward + backward' if case.backward else 'forward'}"
-        figures[title] = contention(case, device, budget)
+        figures[title] = contention(case, device, budget, tick=lambda title=title: print(
+            f'busy: {title}: a condition is done', file=sys.stderr))
         names = list(figures[title])
     lines = [['beside one busy process, ms (against alone)', *names], ['---'] * (len(names) + 1)]
     lines += [[title, *(f'{1e3 * beside:.3g} ({beside / alone:.1f}x)' for alone, beside in found.values())]
