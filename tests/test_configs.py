@@ -32,7 +32,7 @@ DEMOS = {'demo/upernet_replknet-tiny_ade20k', 'demo/upernet_replknet-tiny_ade20k
          'demo/mask2former_replknet-tiny_ade20k', 'demo/segformer_replknet-tiny_ade20k'}
 STUDIES = {
     'backbones': ['upernet_replknet-tiny_camvid', 'upernet_replknet-tiny-3_camvid', 'upernet_resnet18_camvid',
-                  'upernet_swin-micro_camvid'],
+                  'upernet_swin-micro_camvid', 'upernet_convnext-micro_camvid'],
     'kernel_size': ['upernet_replknet-tiny-3_demo', 'upernet_replknet-tiny-7_demo', 'upernet_replknet-tiny-13_demo',
                     'upernet_replknet-tiny_ade20k'],
     'shortcut': ['upernet_mobilenetv2-3_demo', 'upernet_mobilenetv2-3-noshortcut_demo', 'upernet_mobilenetv2-13_demo',
@@ -703,6 +703,12 @@ def test_the_shortcuts_of_the_study():
 def test_the_maps_of_the_study_of_small_maps():
     backbone = built('studies/upernet_mobilenetv2-last13_demo-280').backbone
     assert backbone(torch.empty(1, 3, 224, 280, device='meta'))[-1].shape[2:] == (7, 9)
+
+
+def test_the_micro_networks_are_of_one_size():
+    sizes = {name: sum(p.numel() for p in built(f'studies/upernet_{name}_camvid').backbone.parameters())
+             for name in ('convnext-micro', 'swin-micro')}
+    assert sizes == {'convnext-micro': 2177824, 'swin-micro': 2282926}
 
 
 @pytest.mark.parametrize('arch', ROADMAP)
