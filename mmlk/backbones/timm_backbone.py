@@ -142,9 +142,9 @@ class TimmBackbone(BaseBackbone):
         merged: As in :class:`BaseBackbone`; RepViT and FastViT have parallel branches that merge.
         init_cfg: As in :class:`BaseBackbone`. As for ``checkpoint``, the kernels in the file must have the sizes of
             timm. To load a file with enlarged kernels, use ``load_from`` of a config or :func:`mmlk.weights.load`.
-            Files of the official code of ConvNeXt, DINOv3's ConvNeXt, FocalNet, FastViT, RDNet and RepViT are
-            translated. If ``focal_windows`` of a FocalNet are larger than in the file, its kernels are padded with
-            zeros, as officially.
+            Files of the official code of ConvNeXt, DINOv3's ConvNeXt, FocalNet, FastViT, RDNet and RepViT, and of
+            EfficientNet-PyTorch, are translated. If ``focal_windows`` of a FocalNet are larger than in the file, its
+            kernels are padded with zeros, as officially.
 
     All other arguments are those of :class:`BaseBackbone`.
 

@@ -1,16 +1,16 @@
 """What :class:`TimmBackbone` knows of single families of timm: branches that merge, maps and names of official code.
 
-Sources: github.com/THU-MIG/RepViT, apple/ml-fastvit, microsoft/FocalNet, naver-ai/rdnet, facebookresearch/ConvNeXt and
-facebookresearch/dinov3.
+Sources: github.com/THU-MIG/RepViT, apple/ml-fastvit, microsoft/FocalNet, naver-ai/rdnet, facebookresearch/ConvNeXt,
+facebookresearch/dinov3 and lukemelas/EfficientNet-PyTorch, whose names the files of EfficientNet-Lite have too.
 """
 import re
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, cast
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, cast
 
 import torch
 import torch.nn.functional as F
-from timm.models import checkpoint, convnext, fastvit, focalnet, rdnet, repvit
+from timm.models import checkpoint, convnext, efficientnet, fastvit, focalnet, rdnet, repvit
 from torch import Size, Tensor, nn
 
 from mmlk.layers import ChannelNorm
@@ -290,13 +290,18 @@ def _depths(names: Mapping[str, Size]) -> List[int]:
     return [found[i] for i in sorted(found)]
 
 
-def _of_repvit(tensors: Dict[str, Tensor], model: _Whole) -> Dict[str, Tensor]:
-    parts = list(_repvit_parts(_depths(model._shapes)))
+def _renamed(tensors: Dict[str, Tensor], parts: Iterable[Tuple[str, str]]) -> Dict[str, Tensor]:
+    """Returns the tensors with the beginning of each name replaced, from pairs of the official and timm's beginning."""
+    parts = list(parts)
 
     def renamed(name: str) -> str:
         return next((ours + name[len(theirs):] for theirs, ours in parts if name.startswith(theirs)), name)
 
     return {renamed(name): value for name, value in tensors.items()}
+
+
+def _of_repvit(tensors: Dict[str, Tensor], model: _Whole) -> Dict[str, Tensor]:
+    return _renamed(tensors, _repvit_parts(_depths(model._shapes)))
 
 
 def _of_rdnet(tensors: Dict[str, Tensor], model: _Whole) -> Dict[str, Tensor]:
@@ -312,6 +317,28 @@ def _of_fastvit(tensors: Dict[str, Tensor], model: _Whole) -> Dict[str, Tensor]:
             for name, value in fastvit.checkpoint_filter_fn(tensors, model).items()}
 
 
+def _efficientnet_parts(names: Mapping[str, Size]) -> Iterator[Tuple[str, str]]:
+    """Yields EfficientNet-PyTorch's and timm's beginning of the names of all layers.
+
+    The former numbers all blocks in one list. Its first block, which does not expand, has no ``_expand_conv`` and no
+    ``_bn0``, and timm counts the norms of every block from 1.
+    """
+    yield from (('_conv_stem.', 'conv_stem.'), ('_bn0.', 'bn1.'), ('_conv_head.', 'conv_head.'), ('_bn1.', 'bn2.'),
+                ('_fc.', 'classifier.'))
+    blocks = dict.fromkeys(match[0] for match in (re.match(r'blocks\.\d+\.\d+\.', name) for name in names) if match)
+    for number, path in enumerate(blocks):
+        expands = f'{path}conv_pwl.weight' in names
+        layers = ['_expand_conv', '_bn0'] * expands + ['_depthwise_conv', '_bn1', '_project_conv', '_bn2']
+        ours = ['conv_pw', 'bn1', 'conv_dw', 'bn2', 'conv_pwl', 'bn3'] if expands else [
+            'conv_dw', 'bn1', 'conv_pw', 'bn2']
+        for layer, own in (*zip(layers, ours), ('_se_reduce', 'se.conv_reduce'), ('_se_expand', 'se.conv_expand')):
+            yield f'_blocks.{number}.{layer}.', f'{path}{own}.'
+
+
+def _of_efficientnet(tensors: Dict[str, Tensor], model: _Whole) -> Dict[str, Tensor]:
+    return _renamed(tensors, _efficientnet_parts(model._shapes))
+
+
 _NORM = r'norm(\d)\.'
 #: Names of the norms on the maps in official dense code, from a number that is the stage times a step.
 _OFFICIAL: Dict[type, Tuple[Callable, str, int]] = {
@@ -319,6 +346,7 @@ _OFFICIAL: Dict[type, Tuple[Callable, str, int]] = {
     focalnet.FocalNet: (focalnet.checkpoint_filter_fn, _NORM, 1),
     fastvit.FastVit: (_of_fastvit, _NORM, 2),
     rdnet.RDNet: (_of_rdnet, r'norm_modules\.(\d)\.', 1),
+    efficientnet.EfficientNet: (_of_efficientnet, '(?!)', 1),
     repvit.RepVit: (_of_repvit, '(?!)', 1),
     LateRepVit: (_of_repvit, '(?!)', 1),
 }

