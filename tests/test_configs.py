@@ -17,6 +17,7 @@ from mmlk.analysis.complexity import build_on_meta
 from mmlk.backbones.convnext_roadmap import ARCHS as ROADMAP
 from mmlk.datasets.check import datasets
 from mmlk.datasets.scenes import CLASSES, PALETTE
+from mmlk.ops.parc import GlobalConv
 from mmlk.studies.compare import ComparedModel, check_models, read_study
 from mmlk.weights.catalog import CATALOG, FAMILIES
 
@@ -45,6 +46,8 @@ STUDIES = {
                    'upernet_mobilenetv2-last13_demo-280'],
     'pretraining': ['upernet_efficientnet-lite0_camvid', 'upernet_efficientnet-lite0-scratch_camvid',
                     'upernet_efficientnet-lite0-frozen_camvid'],
+    'parc': ['upernet_convnext-micro_demo', 'upernet_parc-convnext-micro_demo', 'upernet_resnet50-micro_demo',
+             'upernet_parc-resnet50-micro_demo', 'upernet_mobilenetv2-3_demo', 'upernet_parc-mobilenetv2_demo'],
     'roadmap': [f'upernet_roadmap-{arch}_demo' for arch in ROADMAP],
 }
 STUDIED = {f'studies/{name}' for names in STUDIES.values() for name in names if not name.endswith('_ade20k')}
@@ -269,7 +272,8 @@ def test_pipelines_build_and_agree_with_the_preprocessor(name):
         assert aligned == (crop[0] % 8 == 1) or name in DEMOS
 
 
-@pytest.mark.parametrize('name', [name for name in LEAVES if 'mmlk.Pretrained' in (CONFIGS / f'{name}.py').read_text()])
+@pytest.mark.parametrize('name', [name for name in LEAVES if 'mmlk.Pretrained' in (CONFIGS / f'{name}.py').read_text()
+                                  and name not in STUDIED])  # of a package; its study has a test of its own
 def test_weights_fit_and_pixels_are_scaled_as_the_pretraining_did(name):
     cfg = load(name)
     backbone, entry = cfg.model.backbone, CATALOG[cfg.model.backbone.init_cfg.checkpoint]
@@ -678,7 +682,8 @@ def test_the_demos_know_the_scenes(name):
 def test_a_study_compares_what_it_names(name):
     study = read_study(CONFIGS / 'studies' / f'{name}.yml')
     assert study.title and study.finding
-    source = {'roadmap': 'arXiv:2201.03545', 'pretraining': 'arXiv:1811.08883'}.get(name, 'arXiv:2203.06717')
+    source = {'roadmap': 'arXiv:2201.03545', 'pretraining': 'arXiv:1811.08883',
+              'parc': 'hkzhang91/ParC-Net'}.get(name, 'arXiv:2203.06717')
     assert source in study.source
     assert [Path(path).stem for path in study.configs.values()] == STUDIES[name]
     check_models([ComparedModel(label, path, Config.fromfile(path)) for label, path in study.configs.items()])
@@ -726,6 +731,12 @@ def test_the_study_of_pretraining_differs_in_the_start_alone():
     assert frozen == scratch
     network = built('studies/upernet_efficientnet-lite0-frozen_camvid').backbone
     assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_the_blocks_with_parc_in_the_study():
+    found = [sum(isinstance(m, GlobalConv) for m in built(f'studies/{name}').backbone.modules()) / 2  # of each axis
+             for name in STUDIES['parc']]
+    assert found == [0, 3, 0, 4, 0, 4]  # the last third of two stages; rows of the official ResNet-50 and MobileNetV2
 
 
 @pytest.mark.parametrize('arch', ROADMAP)
