@@ -3,6 +3,7 @@ import argparse
 import hashlib
 import json
 import os.path as osp
+from functools import partial
 from typing import TYPE_CHECKING, Any, Dict
 
 from mmlk.cli.options import command_line, fail
@@ -75,7 +76,7 @@ def fingerprint(cfg: 'Config', checkpoint: str, seed: int) -> Dict[str, str]:
     with open(checkpoint, 'rb') as file:
         for part in iter(lambda: file.read(1 << 20), b''):
             digest.update(part)
-    found = dict(checkpoint=digest.hexdigest(), mmlk=__version__, seed=str(seed))
+    found = {'checkpoint': digest.hexdigest(), 'version of mmlk': __version__, 'seed': str(seed)}
     for key in ('model', 'test_dataloader', 'test_evaluator', 'test_cfg', 'custom_hooks'):
         text = json.dumps(settings.get(key), sort_keys=True, default=str)
         found[key] = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -97,13 +98,15 @@ def test(runner: 'Runner', tests: 'Plan', results: 'Results') -> None:
     results.tests = shared[0]
     plan = [(CLEAN, 0), *((name, severity) for name, levels in tests.items() for severity in levels)]
     due = [test for test in plan if results.find(*test) is None]
+    run = runner.test
     for done, (name, severity) in enumerate(due, len(plan) - len(due)):
         label = f'{name}, severity {severity}' if severity else 'clean images'
         print_log(f'test {done + 1} of {len(plan)}: {label}', logger='current')
         set_corruption(runner.test_loop.dataloader.dataset, None if name == CLEAN else name, severity)
-        results.add(_again(runner) if (name, severity) != due[0] else runner.test(), name, severity)
+        results.add(run(), name, severity)
         if is_main_process():
             results.save()
+        run = partial(_again, runner)
     if is_main_process():
         report(results, tests)
 

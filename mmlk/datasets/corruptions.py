@@ -82,12 +82,16 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, seed: int = 0) ->
         raise ValueError(f"there is no corruption {corruption!r}; there are {', '.join(CORRUPTIONS)}")
     if severity not in SEVERITIES:
         raise ValueError(f'severity must be 1 to 5, got {severity!r}')
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError('corruptions are defined for 8-bit images of three channels, shape (H, W, 3), got '
-                         f'{image.dtype} of shape {image.shape}')
+    _check(image)
     image = np.ascontiguousarray(image)
     random = np.random.default_rng([seed, zlib.crc32(corruption.encode()), severity, zlib.crc32(image)])
     return _FUNCTIONS[corruption](image, random, *_PARAMETERS[corruption][severity - 1])
+
+
+def _check(image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError('corruptions are defined for 8-bit images of three channels, shape (H, W, 3), got '
+                         f'{image.dtype} of shape {image.shape}')
 
 
 @TRANSFORMS.register_module()
@@ -98,18 +102,20 @@ class Corrupt(BaseTransform):
     stay as they are.
 
     Args:
-        corruption: One of :data:`CORRUPTIONS`; None for the clean image.
+        corruption: One of ``CORRUPTIONS``; None for the clean image.
         severity: 1 to 5.
-        seed: Seed of the random numbers, not negative; see :mod:`mmlk.datasets.corruptions`.
+        seed: Seed of the random numbers, not negative.
 
     Raises:
-        ValueError: As :func:`corrupt`, when an image is transformed.
+        ValueError: As :func:`corrupt`, when an image is transformed. A clean image is checked as well, so that a test
+            that begins with clean images fails at once.
     """
 
     def __init__(self, corruption: Optional[str] = None, severity: int = 1, seed: int = 0):
         self.corruption, self.severity, self.seed = corruption, severity, seed
 
     def transform(self, results: dict) -> dict:
+        _check(results['img'])
         if self.corruption is not None:
             image = corrupt(results['img'][..., ::-1], self.corruption, self.severity, self.seed)
             results['img'] = np.ascontiguousarray(image[..., ::-1])

@@ -261,9 +261,12 @@ def plot_corruption(main: Sequence[Robustness], corruption: str) -> 'Figure':
 def plot_all(main: Sequence[Robustness]) -> 'Figure':
     """A panel for each metric with a bar for each corruption, the mean, and a dot for each severity."""
     from matplotlib.figure import Figure
+
+    from mmlk.analysis.palette import add_panels
     names = list(main[0].performance)
-    figure = Figure(figsize=(6.4 * len(main), 1.6 + 0.3 * len(names)), layout='constrained')
-    for axes, one in zip(figure.subplots(1, len(main), squeeze=False)[0], main):
+    rows = -(-len(main) // 2)
+    figure = Figure(figsize=(6.4 * min(2, len(main)), 0.4 + rows * (1.4 + 0.3 * len(names))), layout='constrained')
+    for axes, one in zip(add_panels(figure, len(main)), main):
         for place, name in enumerate(names):
             kind = next(kind for kind, members in CATEGORIES.items() if name in members)
             axes.barh(place, one.means[name], color=_COLOURS[kind], alpha=0.6)
@@ -276,7 +279,8 @@ def plot_all(main: Sequence[Robustness]) -> 'Figure':
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlim(left=0)
-        axes.set_xlabel(f'{one.metric}: bar, the mean; dots, severities (the larger, the more severe)')
+        axes.set_xlabel(one.metric)
         axes.grid(axis='x', alpha=0.3)
         axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    figure.supxlabel('bars: the mean over severities; dots: the severities, the larger the more severe', fontsize=9)
     return figure

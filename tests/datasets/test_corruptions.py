@@ -271,6 +271,8 @@ def test_workers_and_order_do_not_matter(tmp_path):
 
     clean = load(range(5), 0)
     assert all((clean[index] == np.roll(drawn(24, 30), 3 * index, 1)).all() for index in clean)
+    with pytest.raises(ValueError, match='got uint8 of shape .24, 30.'):
+        dataset.pipeline.transforms[1]({'img': clean[0][..., 0]})  # of a clean test, too
     set_corruption(dataset, 'snow', 2)
     one = load(range(5), 0)
     other = {**load([4, 0], 1), **load([3, 2, 1], 2)}

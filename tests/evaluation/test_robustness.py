@@ -2,6 +2,10 @@
 import csv
 import json
 import math
+import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import cv2
 import pytest
@@ -15,7 +19,7 @@ from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.evaluation.robustness import (CLEAN, Results, Robustness, main_metrics, plan, robustness, table,
                                         write_report)
 
-PRINT = dict(checkpoint='a', model='b')
+FINGERPRINT = dict(checkpoint='a', model='b')
 
 
 def test_corruptions_by_name_category_and_all():
@@ -39,7 +43,7 @@ def test_what_does_not_exist_is_refused(arguments, message):
 
 def by_hand(tmp_path):
     """Three corruptions; noise at two severities only. mIoU: means 20, 40 and 30; mPC 30; rPC 0.6 of 50."""
-    results = Results(tmp_path / 'results.json', PRINT)
+    results = Results(tmp_path / 'results.json', FINGERPRINT)
     results.add(dict(aAcc=80, mIoU=50.0, text='0.1 0.2', small=-1, broken=1.0), CLEAN)
     for name, values in dict(shot_noise=[30, 10], fog=[44, 42, 34], pixelate=[50, 25, 15]).items():
         for severity, value in zip((1, 3, 5), values):
@@ -62,7 +66,7 @@ def test_mpc_and_rpc_by_hand(tmp_path):
 
 def test_a_detector_that_finds_nothing_has_a_precision_of_0(tmp_path):
     """mmdet then gives no metrics. One that finds nothing on clean images has no rPC."""
-    results = Results(tmp_path / 'results.json', PRINT)
+    results = Results(tmp_path / 'results.json', FINGERPRINT)
     results.add(dict(bbox_mAP=0.4, bbox_mAP_s=-1), CLEAN)
     results.add(dict(bbox_mAP=0.2, bbox_mAP_s=-1), 'fog', 1)
     results.add(dict(), 'fog', 2)
@@ -76,15 +80,15 @@ def test_a_detector_that_finds_nothing_has_a_precision_of_0(tmp_path):
 def test_results_are_kept_and_only_those_of_the_same_model(tmp_path):
     results, tested = by_hand(tmp_path)
     results.save()
-    again = Results(tmp_path / 'results.json', PRINT)
+    again = Results(tmp_path / 'results.json', FINGERPRINT)
     assert again.tests == results.tests and again.find('fog', 3)['mIoU'] == 42 and again.find('fog', 2) is None
     assert again.find('fog', 3)['broken'] is None  # JSON has no NaN
     with pytest.raises(ValueError, match=r'results.json are of another checkpoint, seed. Take another folder with '
                                          r'--corruptions-dir, or remove the file to test all anew'):
-        Results(tmp_path / 'results.json', dict(PRINT, checkpoint='other', seed='1'))
+        Results(tmp_path / 'results.json', dict(FINGERPRINT, checkpoint='other', seed='1'))
     (tmp_path / 'results.json').write_text('{"tests": ')
     with pytest.raises(ValueError, match='is not a file of results .*; remove it'):
-        Results(tmp_path / 'results.json', PRINT)
+        Results(tmp_path / 'results.json', FINGERPRINT)
 
 
 def test_the_report_has_every_number(tmp_path):
@@ -187,9 +191,61 @@ def test_another_checkpoint_config_or_seed_is_refused(run, work, capsys):
     (['--corruptions', 'mist'], "--corruptions: there is no corruption 'mist'; there are all, noise"),
     (['--corruptions', 'fog', '--severities', '6'], '--corruptions: severities are 1 to 5, got 6'),
     (['--corruptions', 'fog', '--corruption-seed', '-1'], '--corruption-seed must not be negative, got -1'),
-    (['--corruptions', 'fog', '--out', 'x'], '--out is of one test, and --corruptions makes many')])
+    (['--corruptions', 'fog', '--out', 'x'], '--out is of one test, and --corruptions makes many'),
+    (['--corruptions', 'fog', '--show-dir', 'x'], '--show-dir is of one test, and --corruptions makes many')])
 def test_options_that_are_refused(options, message, capsys, monkeypatch, pytestconfig):
     monkeypatch.chdir(pytestconfig.rootpath)
     with pytest.raises(SystemExit):
         main(['test', SEGMENTOR, 'none.pth', *options])
     assert message in capsys.readouterr().err
+
+
+def test_images_of_four_channels_are_refused_before_the_first_test(work, tmp_path, monkeypatch, pytestconfig, capsys):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    shutil.copytree(work / 'data', tmp_path / 'data')
+    for path in (tmp_path / 'data' / 'images' / 'validation').glob('*.jpg'):
+        cv2.imwrite(str(path.with_suffix('.png')), cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2BGRA))
+    with pytest.raises(SystemExit):
+        main(['test', SEGMENTOR, str(work / 'model.pth'), '--work-dir', str(tmp_path), '--corruptions', 'fog',
+              '--cfg-options', f'test_dataloader.dataset.data_root={tmp_path}/data',
+              'test_dataloader.dataset.img_suffix=.png', 'test_dataloader.dataset.pipeline.0.color_type=unchanged'])
+    assert 'corruptions are defined for 8-bit images of three channels' in capsys.readouterr().err
+    assert not (tmp_path / 'robustness').exists()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(tmp_path, pytestconfig):
+    """Of a detector on the six domains of COCO-O, in its inference form."""
+    root, folder = pytestconfig.rootpath, tmp_path / 'ood_coco'
+    cfg = Config.fromfile(root / 'configs/demo/mask_rcnn_replknet-tiny_coco.py')
+    domains = Config.fromfile(root / 'configs/_base_/datasets/coco_o.py')
+    dataset = cfg.test_dataloader.dataset
+    for number, part in enumerate(domains.test_dataloader.dataset.datasets):
+        part.update(data_root=f'{tmp_path}/{part.data_root[5:]}', metainfo=dataset.metainfo, pipeline=dataset.pipeline)
+        write_demo(DemoPlan('coco', seed=number, train=1, val=2, size=(64, 80)), Path(part.data_root))
+    for metric in domains.test_evaluator.metrics:
+        metric.ann_file = f'{tmp_path}/{metric.ann_file[5:]}'
+    cfg.test_dataloader.dataset, cfg.test_evaluator = domains.test_dataloader.dataset, domains.test_evaluator
+    cfg.model.test_cfg.rcnn.score_thr = 0  # random weights are sure of nothing
+    cfg.dump(tmp_path / 'config.py')
+    assert len(list(folder.iterdir())) == 6
+    init_default_scope('mmdet')
+    from mmdet.registry import MODELS
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta={}), tmp_path / 'model.pth')
+
+    found = []
+    for command in (['python', 'tools/test.py'], ['bash', 'tools/dist_test.sh']):
+        processes = ['2'] if command[0] == 'bash' else []
+        work = tmp_path / command[0]
+        done = subprocess.run([*command, tmp_path / 'config.py', tmp_path / 'model.pth', *processes, '--optimize',
+                               '--work-dir', work, '--corruptions', 'fog', 'elastic_transform', '--severities', '3'],
+                              cwd=root, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(root),
+                                                                             'GLOO_SOCKET_IFNAME': 'lo'})
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert 'test 3 of 3: elastic_transform, severity 3' in done.stdout + done.stderr
+        found.append(json.loads((work / 'robustness' / 'results.json').read_text())['tests'])
+    assert list(found[0]) == [CLEAN, 'fog 3', 'elastic_transform 3']
+    for name, metrics in found[0].items():
+        assert metrics == pytest.approx(found[1][name], abs=1e-3)
+        assert {f'{domain}/coco/bbox_mAP' for domain in domains.domains} <= set(metrics)
+    assert found[0][CLEAN] != found[0]['fog 3']
