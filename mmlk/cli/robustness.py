@@ -6,7 +6,7 @@ import os.path as osp
 from functools import partial
 from typing import TYPE_CHECKING, Any, Dict
 
-from mmlk.cli.options import command_line, fail
+from mmlk.cli.options import check_minimum, command_line, fail
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -42,8 +42,7 @@ def check(args: argparse.Namespace) -> 'Plan':
     for name in ('out', 'show_dir', 'report'):
         if getattr(args, name, None):
             fail(f"--{name.replace('_', '-')} is of one test, and --corruptions makes many: leave one of them out")
-    if (args.corruption_seed or 0) < 0:
-        fail(f'--corruption-seed must not be negative, got {args.corruption_seed}')
+    check_minimum(args, corruption_seed=0)
     try:
         return plan(args.corruptions, args.severities or (1, 2, 3, 4, 5), args.noise_severities)
     except ValueError as error:

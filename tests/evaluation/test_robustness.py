@@ -190,7 +190,7 @@ def test_another_checkpoint_config_or_seed_is_refused(run, work, capsys):
     (['--severities', '1'], '--severities has no effect without --corruptions'),
     (['--corruptions', 'mist'], "--corruptions: there is no corruption 'mist'; there are all, noise"),
     (['--corruptions', 'fog', '--severities', '6'], '--corruptions: severities are 1 to 5, got 6'),
-    (['--corruptions', 'fog', '--corruption-seed', '-1'], '--corruption-seed must not be negative, got -1'),
+    (['--corruptions', 'fog', '--corruption-seed', '-1'], '--corruption-seed must be at least 0, got -1'),
     (['--corruptions', 'fog', '--out', 'x'], '--out is of one test, and --corruptions makes many'),
     (['--corruptions', 'fog', '--show-dir', 'x'], '--show-dir is of one test, and --corruptions makes many')])
 def test_options_that_are_refused(options, message, capsys, monkeypatch, pytestconfig):
