@@ -24,7 +24,7 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 from torch.utils.data import Dataset
 
-from mmlk._types import is_a
+from mmlk._types import is_a, type_name
 from mmlk.datasets.check import datasets
 from mmlk.datasets.samples import leaves
 from mmlk.registry import TRANSFORMS
@@ -78,17 +78,21 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, seed: int = 0) ->
     Raises:
         ValueError: There is no such corruption or severity, or the image has another shape or dtype.
     """
-    if corruption not in CORRUPTIONS:
-        raise ValueError(f"there is no corruption {corruption!r}; there are {', '.join(CORRUPTIONS)}")
-    if severity not in SEVERITIES:
-        raise ValueError(f'severity must be 1 to 5, got {severity!r}')
-    _check(image)
+    _check_choice(corruption, severity)
+    _check_image(image)
     image = np.ascontiguousarray(image)
     random = np.random.default_rng([seed, zlib.crc32(corruption.encode()), severity, zlib.crc32(image)])
     return _FUNCTIONS[corruption](image, random, *_PARAMETERS[corruption][severity - 1])
 
 
-def _check(image: np.ndarray) -> None:
+def _check_choice(corruption: str, severity: int) -> None:
+    if corruption not in CORRUPTIONS:
+        raise ValueError(f"there is no corruption {corruption!r}; there are {', '.join(CORRUPTIONS)}")
+    if severity not in SEVERITIES:
+        raise ValueError(f'severity must be 1 to 5, got {severity!r}')
+
+
+def _check_image(image: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError('corruptions are defined for 8-bit images of three channels, shape (H, W, 3), got '
                          f'{image.dtype} of shape {image.shape}')
@@ -107,15 +111,17 @@ class Corrupt(BaseTransform):
         seed: Seed of the random numbers, not negative.
 
     Raises:
-        ValueError: As :func:`corrupt`, when an image is transformed. A clean image is checked as well, so that a test
-            that begins with clean images fails at once.
+        ValueError: There is no such corruption or severity; or, when an image is transformed, it has another shape or
+            dtype. A clean image is checked as well, so that a test that begins with clean images fails at once.
     """
 
     def __init__(self, corruption: Optional[str] = None, severity: int = 1, seed: int = 0):
+        if corruption is not None:
+            _check_choice(corruption, severity)
         self.corruption, self.severity, self.seed = corruption, severity, seed
 
     def transform(self, results: dict) -> dict:
-        _check(results['img'])
+        _check_image(results['img'])
         if self.corruption is not None:
             image = corrupt(results['img'][..., ::-1], self.corruption, self.severity, self.seed)
             results['img'] = np.ascontiguousarray(image[..., ::-1])
@@ -132,7 +138,7 @@ def add_corrupt(cfg: dict, seed: int = 0) -> None:
         seed: Seed of the transform.
 
     Raises:
-        ValueError: A pipeline does not load an image by ``LoadImageFromFile``.
+        ValueError: A pipeline does not load an image by ``LoadImageFromFile``, or has a transform ``Corrupt`` already.
     """
     for where, dataset in datasets(cfg, 'test'):
         pipeline = list(dataset.get('pipeline') or ())
@@ -140,6 +146,8 @@ def add_corrupt(cfg: dict, seed: int = 0) -> None:
                  if is_a(step, 'LoadImageFromFile', 'TRANSFORMS', cfg.get('default_scope'))]
         if not loads:
             raise ValueError(f'images are corrupted right after LoadImageFromFile, and {where}.pipeline has none')
+        if any(type_name(step) == 'Corrupt' for step in pipeline):
+            raise ValueError(f'{where}.pipeline corrupts images already; take Corrupt out of it')
         pipeline.insert(loads[0] + 1, dict(type='mmlk.Corrupt', seed=seed))
         dataset['pipeline'] = pipeline
     cfg['test_dataloader']['persistent_workers'] = False

@@ -217,6 +217,13 @@ def test_random_numbers_depend_on_seed_severity_and_image_alone(name):
     assert (image == drawn(40, 50)).all()
 
 
+def test_a_transform_of_what_does_not_exist_is_not_built():
+    with pytest.raises(ValueError, match="there is no corruption 'rain'"):
+        TRANSFORMS.build(dict(type='mmlk.Corrupt', corruption='rain'))
+    with pytest.raises(ValueError, match='severity must be 1 to 5, got 6'):
+        TRANSFORMS.build(dict(type='mmlk.Corrupt', corruption='fog', severity=6))
+
+
 def test_two_images_have_different_noise():
     one, other = np.full((20, 20, 3), 100, np.uint8), np.full((20, 20, 3), 101, np.uint8)
     noise = [corrupt(image, 'gaussian_noise', 1).astype(int) - image for image in (one, other)]
@@ -291,6 +298,8 @@ def test_images_are_corrupted_right_after_they_were_loaded(config):
     assert pipeline[:2] == [before[0], dict(type='mmlk.Corrupt', seed=7)] and pipeline[2:] == before[1:]
     assert type(TRANSFORMS.build(pipeline[1])).__name__ == 'Corrupt' and not cfg.test_dataloader.persistent_workers
     assert cfg.train_dataloader.dataset.pipeline == Config.fromfile(cfg.filename).train_dataloader.dataset.pipeline
+    with pytest.raises(ValueError, match='test_dataloader.dataset.pipeline corrupts images already'):
+        add_corrupt(cfg)
     cfg.test_dataloader.dataset.pipeline = before[1:]
     with pytest.raises(ValueError, match=r'after LoadImageFromFile, and test_dataloader.dataset.pipeline has none'):
         add_corrupt(cfg)
