@@ -18,6 +18,7 @@ from mmlk.datasets.corruptions import CATEGORIES, CORRUPTIONS, corrupt
 from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.evaluation.robustness import (CLEAN, Results, Robustness, main_metrics, plan, robustness, table,
                                         write_report)
+from tests.utils import fill
 
 FINGERPRINT = dict(checkpoint='a', model='b')
 
@@ -114,14 +115,13 @@ SEGMENTOR = 'configs/demo/upernet_replknet-tiny_ade20k.py'
 
 @pytest.fixture(scope='module')
 def work(tmp_path_factory, pytestconfig):
-    """Scenes, and a segmentor with random weights."""
+    """Scenes, and a segmentor with random weights, whose predictions depend on each pixel."""
     folder = tmp_path_factory.mktemp('robustness')
     write_demo(DemoPlan('ade20k', seed=0, train=1, val=2, size=(64, 80)), folder / 'data')
     import mmlk.registry  # noqa: F401
     init_default_scope('mmseg')
     from mmseg.registry import MODELS
-    torch.manual_seed(0)
-    model = MODELS.build(Config.fromfile(pytestconfig.rootpath / SEGMENTOR).model)
+    model = fill(MODELS.build(Config.fromfile(pytestconfig.rootpath / SEGMENTOR).model))
     torch.save(dict(state_dict=model.state_dict(), meta={}), folder / 'model.pth')
     return folder
 
