@@ -11,7 +11,7 @@ from mmengine import registry as _root  # noqa: E402
 from mmengine.registry import Registry, build_runner_from_cfg  # noqa: E402
 
 __all__ = ['HOOKS', 'MODELS', 'MODEL_WRAPPERS', 'OPTIM_WRAPPERS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'RUNNERS',
-           'STRATEGIES', 'WEIGHT_INITIALIZERS']
+           'STRATEGIES', 'TRANSFORMS', 'WEIGHT_INITIALIZERS']
 
 MODELS = Registry('model', parent=_root.MODELS, scope='mmlk',
                   locations=['mmlk.backbones', 'mmlk.classification', 'mmlk.preprocessors', 'mmlk.heads'])
@@ -24,5 +24,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
 RUNNERS = Registry(
     'runner', build_func=build_runner_from_cfg, parent=_root.RUNNERS, scope='mmlk', locations=['mmlk.engine'])
 STRATEGIES = Registry('strategy', parent=_root.STRATEGIES, scope='mmlk', locations=['mmlk.engine'])
+TRANSFORMS = Registry('transform', parent=_root.TRANSFORMS, scope='mmlk', locations=['mmlk.datasets.corruptions'])
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer', parent=_root.WEIGHT_INITIALIZERS, scope='mmlk', locations=['mmlk.weights.pretrained'])

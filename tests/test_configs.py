@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmlk.analysis import zoo
 from mmlk.analysis.complexity import build_on_meta
 from mmlk.backbones.convnext_roadmap import ARCHS as ROADMAP
-from mmlk.datasets.check import datasets
+from mmlk.datasets.check import datasets, missing
 from mmlk.datasets.scenes import CLASSES, PALETTE
 from mmlk.ops.parc import GlobalConv
 from mmlk.studies.compare import ComparedModel, check_models, read_study
@@ -747,6 +747,23 @@ def test_the_study_of_the_roadmap_goes_its_steps(arch):
     for key, value in ROADMAP[arch].items():
         expected = [width // 4 for width in value] if key == 'dims' else value
         assert given[key] == (list(expected) if isinstance(value, tuple) else value), key
+
+
+def test_coco_o_is_written_in_place_of_coco(tmp_path):
+    """Its six domains are tested, each with its own annotations; it has not the training set of COCO's download."""
+    text = (CONFIGS / 'mask_rcnn_replknet31b_coco.py').read_text()
+    path = tmp_path / 'coco_o.py'
+    path.write_text(text.replace('coco_instance.py', 'coco_o.py').replace("'_base_/", f"'{CONFIGS}/_base_/"))
+    cfg, usual = Config.fromfile(path), load('mask_rcnn_replknet31b_coco')
+    domains = ['sketch', 'weather', 'cartoon', 'painting', 'tattoo', 'handmake']
+    parts = [dataset for _, dataset in datasets(cfg, 'test')]
+    assert [part.data_root for part in parts] == [f'data/ood_coco/{domain}/' for domain in domains]
+    assert [f'{part.data_root}{part.ann_file}' for part in parts] == [m.ann_file for m in cfg.test_evaluator.metrics]
+    assert {part.data_prefix.img for part in parts} == {'val2017/'} and cfg.test_evaluator.dataset_prefixes == domains
+    assert cfg.model == usual.model and cfg.val_evaluator.ann_file == usual.val_evaluator.ann_file
+    problems = list(map(str, missing(cfg, ['test'])))
+    assert len(problems) == 6 and all(domain in problem for domain, problem in zip(domains, problems))
+    assert not any('Get it' in problem for problem in problems)
 
 
 def test_a_leaf_stays_short():

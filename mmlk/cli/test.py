@@ -7,6 +7,7 @@ import os.path as osp
 from typing import TYPE_CHECKING, Any
 
 from mmlk._types import is_a, type_name
+from mmlk.cli import robustness
 from mmlk.cli.options import add_common_arguments, fail
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--merge', action='store_true', help='merge parallel branches before testing')
     parser.add_argument('--optimize', nargs='?', const='fp32', choices=('fp32', 'bf16'), metavar='DTYPE',
                         help='merge, and test in the inference form of mmlk.deploy.optimize: fp32 (default) or bf16')
+    robustness.add_arguments(parser)
 
 
 def apply_options(cfg: 'Config', args: argparse.Namespace) -> None:
@@ -104,9 +106,11 @@ def test(args: argparse.Namespace) -> None:
     from mmlk.cli.prepare import (build_runner, find_checkpoint, is_classification, is_detection, load_config,
                                   one_message, preflight)
     cfg = load_config(args)
+    corruptions = robustness.check(args)
     apply_options(cfg, args)
     preflight(cfg, ('test', ))
     checkpoint = find_checkpoint(args.checkpoint)
+    results = robustness.prepare(cfg, args, checkpoint) if corruptions else None
     from mmlk import weights
     from mmlk.engine.network import network_of
     runner = build_runner(cfg)
@@ -120,7 +124,10 @@ def test(args: argparse.Namespace) -> None:
         # mmengine alone would only warn of what does not fit. Averaged weights are under state_dict in its checkpoints,
         # and an EMAHook copies the model before it tests.
         weights.load(network_of(runner.model), checkpoint)
-        runner.test()
+        if corruptions:
+            robustness.test(runner, corruptions, results)
+        else:
+            runner.test()
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,1 +1,1 @@
-"""Demo scenes, and checks of the data that a config points at."""
+"""Demo scenes, corruptions of images, and checks of the data that a config points at."""

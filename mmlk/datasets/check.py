@@ -229,6 +229,8 @@ def layout_of(dataset: dict) -> Optional[str]:
         return 'cityscapes'
     if name == 'PascalVOCDataset' or images.rstrip('/') == 'JPEGImages':
         return 'voc'
+    if name == 'CocoDataset' and 'ood_coco' in Path(dataset.get('data_root') or '').parts:
+        return None  # COCO-O, which is not in COCO's download
     return {'CocoDataset': 'coco', 'ImageNet': 'imagenet'}.get(name)
 
 
