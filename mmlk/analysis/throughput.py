@@ -18,13 +18,12 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 import torch
 from torch import nn
 
+from mmlk._text import readable_bytes
 from mmlk.analysis.latency import Job, LatencyNetwork, RuntimeBuilder, Variant, jobs
 from mmlk.ops import benchmark
 
 SEARCH_TURNS = 3  # how often a batch is timed while the best one is looked for
 PATIENCE = 2  # batches in a row that are not faster, after which the search ends
-_UNITS = {'': 1, **{f'{prefix}{kind}': base**power for kind, base in (('B', 1000), ('iB', 1024))
-                    for power, prefix in enumerate('KMGT', 1)}}
 
 
 class Trial(NamedTuple):
@@ -97,24 +96,6 @@ class ThroughputRow:
                     seconds=self.seconds)
 
 
-def parse_memory(text: str) -> int:
-    """Returns the bytes of a text such as '8GiB', '500MB' or '1000000'.
-
-    Raises:
-        ValueError: It is not a positive number, alone or with a unit from KB to TiB.
-    """
-    match = re.fullmatch(r'(\d+(?:\.\d+)?) ?([KMGT]i?B|)', text.strip())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if size < 1:
-        raise ValueError(f"a memory limit is a number with a unit, such as 8GiB or 500MB, got '{text}'")
-    return size
-
-
-def gibibytes(size: float) -> str:
-    """Returns a number of bytes as text, such as '1.5 GiB'."""
-    return f'{size / 2**30:.3g} GiB'
-
-
 def default_limit(device: torch.device) -> int:
     """Returns the memory of a GPU, or half of what the system has available for a CPU; 8 GiB if it does not tell."""
     if device.type == 'cuda':
@@ -152,10 +133,11 @@ def search(attempt: Callable[[int], Trial], limit: int, predict: bool) -> Tuple[
             before, last = (trial.memory for trial in trials[-2:])
             expected = last + 2 * max(0, last - before)  # twice the step, because the batch doubles
             if expected > limit:
-                return trials, f'a batch of {batch} would need about {gibibytes(expected)} of {gibibytes(limit)}'
+                return trials, (f'a batch of {batch} would need about {readable_bytes(expected)} of '
+                                f'{readable_bytes(limit)}')
         trial = attempt(batch)
         if not trial.failed and trial.memory > limit:
-            trial = trial._replace(failed=f'needs {gibibytes(trial.memory)} of {gibibytes(limit)}')
+            trial = trial._replace(failed=f'needs {readable_bytes(trial.memory)} of {readable_bytes(limit)}')
         trials.append(trial)
         if trial.failed:
             return trials, f'a batch of {batch}: {trial.failed}'

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Mapping, Sequence, Tuple
 
 from mmlk._paths import MIM
+from mmlk._text import readable_bytes, parse_bytes
 from mmlk._types import TIMM
 from mmlk.cli.options import add_config_options, add_device, check_minimum, choose_device, conventions, fail
 
@@ -185,14 +186,12 @@ def throughput_table(rows: Sequence['ThroughputRow']) -> 'Table':
     """A rich table of throughput, of all modes."""
     from rich import box
     from rich.table import Table
-
-    from mmlk.analysis.throughput import gibibytes
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     drawn.add_column('network (variant)', overflow='fold', min_width=16)
     for name in ('mode', 'resolution', 'type', 'batch', 'memory', 'images / s'):
         drawn.add_column(name, justify='right', no_wrap=True)
     for row in rows:
-        found = [str(row.best.batch), gibibytes(row.best.memory), f'{row.throughput:.4g}'] if row.best else [
+        found = [str(row.best.batch), readable_bytes(row.best.memory), f'{row.throughput:.4g}'] if row.best else [
             '', '', 'failed']
         drawn.add_row(row.label, row.mode, f'{row.size[1]}x{row.size[0]}', row.dtype, *found)
     return drawn
@@ -215,7 +214,7 @@ def finish_throughput(rows: Sequence['ThroughputRow'], args: argparse.Namespace,
     path = args.out / 'throughput.json'
     path.write_text(json.dumps(report, indent=1) + '\n')
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-    console.print(f'{args.part}, best batch within {throughput.gibibytes(args.memory_limit)}, random weights, '
+    console.print(f'{args.part}, best batch within {readable_bytes(args.memory_limit)}, random weights, '
                   f'{args.turns} turns\n{describe(device)}')
     console.print(throughput_table(rows))
     for row in rows:
@@ -300,7 +299,7 @@ def run(args: argparse.Namespace) -> None:
                 check(variant, mode, device)
         if args.throughput:
             limit = args.memory_limit
-            args.memory_limit = throughput.parse_memory(limit) if limit else throughput.default_limit(device)
+            args.memory_limit = parse_bytes(limit) if limit else throughput.default_limit(device)
     except ValueError as error:
         fail(str(error))
     variants, missing = installed(variants)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from mmlk._text import parse_bytes
 from mmlk.analysis import throughput
 from mmlk.analysis.latency import LatencyNetwork, Variant
-from mmlk.analysis.throughput import Trial, measure_throughput, parse_memory, search, why_failed
+from mmlk.analysis.throughput import Trial, measure_throughput, search, why_failed
 from mmlk.cli import main
 from mmlk.ops import benchmark
 
@@ -57,13 +58,13 @@ def test_errors_are_told_in_a_line(error, told):
 
 @pytest.mark.parametrize('text, size', [('8GiB', 8 * GIB), ('500 MB', 500_000_000), ('1.5KiB', 1536), ('1000', 1000)])
 def test_sizes_are_read(text, size):
-    assert parse_memory(text) == size
+    assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize('text', ['', '8G', '-8GiB', 'much', '0GiB', '8gib'])
 def test_other_sizes_are_refused(text):
     with pytest.raises(ValueError, match='such as 8GiB or 500MB, got'):
-        parse_memory(text)
+        parse_bytes(text)
 
 
 class Counting(nn.Module):
