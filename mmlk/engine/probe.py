@@ -18,7 +18,7 @@ from mmlk.datasets.check import datasets
 from mmlk.registry import HOOKS, MODELS
 
 from .feature_cache import FeatureCache, digest, digest_network
-from .network import network_of
+from .network import network_of, weights_of
 
 #: What every report of a probe says.
 CAUTION = ('A linear probe of frozen features does not rank backbones as fine-tuning does (arXiv:2404.12172). Compare '
@@ -200,7 +200,7 @@ def describe(network: nn.Module, cfg: Any) -> Dict[str, Any]:
     norms = sorted({type(module).__name__ for module in head.modules() if 'Norm' in type(module).__name__})
     return dict(
         backbone=cfg.model.backbone.get('model_name') or cfg.model.backbone['type'],
-        weights=(cfg.model.backbone.get('init_cfg') or {}).get('checkpoint') or cfg.model.backbone.get('checkpoint'),
+        weights=weights_of(cfg.model.backbone),
         layers=head.in_index, channels=list(cfg.model.decode_head.in_channels),
         norm=f"{', '.join(norms) or 'none'} in the head; the backbone's own as it is loaded",
         resolution=dict(train=sizes(cfg, 'train'), test=sizes(cfg, 'test'),

