@@ -177,14 +177,14 @@ class ProbeReportHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
         """Writes the file with the results of a validation."""
-        self._write(runner, 'validation', metrics)
+        self._write(runner, 'validation', dict(metrics or {}, iterations=runner.iter))
 
     def after_test_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
         """Writes the file with the results of a test."""
-        self._write(runner, 'test', metrics)
+        self._write(runner, 'test', dict(metrics or {}))
 
-    def _write(self, runner: Runner, kind: str, metrics: Optional[Dict[str, float]]) -> None:
-        self.report[kind] = dict(metrics or {}, iterations=runner.iter)
+    def _write(self, runner: Runner, kind: str, results: Dict[str, float]) -> None:
+        self.report[kind] = results
         if runner.rank == 0:
             Path(runner.log_dir, 'probe.json').write_text(json.dumps(self.report, indent=1, default=str) + '\n')
 
@@ -196,16 +196,17 @@ def describe(network: nn.Module, cfg: Any) -> Dict[str, Any]:
         network: The segmentor.
         cfg: Its config, from which sizes of images and the name of the weights are taken.
     """
-    backbone, head, test = network.backbone, network.decode_head, network.test_cfg
+    backbone, head, test = network.backbone, network.decode_head, network.test_cfg or {}
+    slides = test.get('mode') == 'slide'
     norms = sorted({type(module).__name__ for module in head.modules() if 'Norm' in type(module).__name__})
     return dict(
         backbone=cfg.model.backbone.get('model_name') or cfg.model.backbone['type'],
         weights=weights_of(cfg.model.backbone),
-        layers=head.in_index, channels=list(cfg.model.decode_head.in_channels),
+        layers=head.in_index, channels=cfg.model.decode_head.in_channels,
         norm=f"{', '.join(norms) or 'none'} in the head; the backbone's own as it is loaded",
         resolution=dict(train=sizes(cfg, 'train'), test=sizes(cfg, 'test'),
-                        window=list(test.crop_size) if test.mode == 'slide' else None,
-                        stride=list(test.stride) if test.mode == 'slide' else None),
+                        window=list(test['crop_size']) if slides else None,
+                        stride=list(test['stride']) if slides else None),
         trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
         frozen_parameters=sum(p.numel() for p in backbone.parameters()), caution=CAUTION)
 
