@@ -1,4 +1,8 @@
-"""Makes text from files safe to print."""
+"""Makes text from files safe to print, and reads and writes sizes in bytes."""
+import re
+
+_UNITS = {'': 1, **{f'{prefix}{kind}': base**power for kind, base in (('B', 1000), ('iB', 1024))
+                    for power, prefix in enumerate('KMGT', 1)}}
 
 
 def printable(text: str) -> str:
@@ -13,3 +17,21 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Returns :func:`printable` text in which new lines are escaped, too, for names within other text."""
     return printable(text).replace('\n', r'\n')
+
+
+def parse_bytes(text: str) -> int:
+    """Returns the bytes of a text such as '8GiB', '500MB' or '1000000'.
+
+    Raises:
+        ValueError: It is not a positive number, alone or with a unit from KB to TiB.
+    """
+    match = re.fullmatch(r'(\d+(?:\.\d+)?) ?([KMGT]i?B|)', text.strip())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if size < 1:
+        raise ValueError(f"a size in bytes is a number with a unit, such as 8GiB or 500MB, got '{text}'")
+    return size
+
+
+def readable_bytes(size: float) -> str:
+    """Returns a number of bytes as text, such as '1.5 GiB' or '20 MiB'."""
+    return f'{size / 2**30:.3g} GiB' if size >= 2**30 else f'{size / 2**20:.3g} MiB'

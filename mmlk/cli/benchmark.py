@@ -3,12 +3,15 @@
     mmlk benchmark configs/upernet_replknet31b_ade20k.py configs/upernet_swin-b_ade20k.py timm:convnext_base
     mmlk benchmark CONFIG... --part model --shape 1280x800 --variants fp32 merged merged+amp --device cuda
     mmlk benchmark CONFIG... --variants fp32 optimized onnxruntime openvino openvino+bf16 --device cpu
+    mmlk benchmark CONFIG... --throughput --memory-limit 8GiB  # images per second at the best batch within 8 GiB
 
 A source is a config or timm:NAME. Prints a table, and writes benchmark.json with every figure and benchmark.png: bars
 of time, and accuracy against latency for configs whose result the model zoo knows. Beside each time stands how far the
-outputs are from those of the network in fp32.
+outputs are from those of the network in fp32. With --throughput, batches of 1, 2, 4 and so on are tried for each
+network, until they are not faster or need more memory than the limit; the result is throughput.json.
 """
 import argparse
+import functools
 import json
 import os.path as osp
 import sys
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Mapping, Sequence, Tuple
 
 from mmlk._paths import MIM
+from mmlk._text import readable_bytes, parse_bytes
 from mmlk._types import TIMM
 from mmlk.cli.options import add_config_options, add_device, check_minimum, choose_device, conventions, fail
 
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mmlk.analysis.latency import KnownResult, LatencyNetwork, LatencyRow, RuntimeBuilder, Variant
+    from mmlk.analysis.throughput import ThroughputRow
 
 PARTS, MODES = ('backbone', 'model'), ('inference', 'training')  # of mmlk.analysis.latency, which imports PyTorch
 
@@ -34,7 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('sources', nargs='+', metavar='CONFIG', help='config of a segmentor or detector, or timm:NAME')
     parser.add_argument('--part', choices=PARTS, default='backbone', help='what is measured (%(default)s)')
     parser.add_argument('--shape', default='512x512', metavar='WIDTHxHEIGHT', help='of the image (%(default)s)')
-    parser.add_argument('--batch', type=int, default=1, help='images of a call (%(default)s)')
+    parser.add_argument('--batch', type=int, help='images of a call (1)')
+    parser.add_argument('--throughput', action='store_true',
+                        help='images per second at the batch that is best within --memory-limit, in place of latency')
+    parser.add_argument('--memory-limit', metavar='SIZE',
+                        help='with --throughput, of weights, images and a call together, such as 8GiB (default: the '
+                        'memory of the GPU; on a CPU half of what is available)')
     parser.add_argument('--modes', nargs='+', choices=MODES,
                         help='(default: both; inference alone with optimized, onnxruntime or openvino)')
     parser.add_argument('--variants', nargs='+', default=['fp32', 'merged'], metavar='VARIANT',
@@ -124,6 +134,17 @@ def measure(networks: Sequence['LatencyNetwork'], modules: Sequence['torch.nn.Mo
     return rows
 
 
+def measure_best_batches(networks: Sequence['LatencyNetwork'], modules: Sequence['torch.nn.Module'],
+                         args: argparse.Namespace, variants: Sequence['Variant'], size: Tuple[int, int],
+                         device: 'torch.device', runtimes: Mapping[str, 'RuntimeBuilder']) -> List['ThroughputRow']:
+    """The rows of all modes. On a terminal, each batch is told before it is tried."""
+    from mmlk.analysis.throughput import measure_throughput
+    tick = functools.partial(print, flush=True) if sys.stdout.isatty() else lambda text: None
+    return [row for mode in MODES if mode in args.modes
+            for row in measure_throughput(networks, modules, variants, mode, size, device, args.memory_limit,
+                                          args.turns, args.warmup, tick, runtimes)]
+
+
 def installed(variants: Sequence['Variant']) -> Tuple[List['Variant'], Dict[str, str]]:
     """The variants whose packages are installed, and by name the runtimes that are not, with what is missing."""
     if not any(variant.runtime for variant in variants):
@@ -161,6 +182,46 @@ def table(rows: Sequence['LatencyRow'], mode: str) -> 'Table':
     return drawn
 
 
+def throughput_table(rows: Sequence['ThroughputRow']) -> 'Table':
+    """A rich table of throughput, of all modes."""
+    from rich import box
+    from rich.table import Table
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn.add_column('network (variant)', overflow='fold', min_width=16)
+    for name in ('mode', 'resolution', 'type', 'batch', 'memory', 'images / s'):
+        drawn.add_column(name, justify='right', no_wrap=True)
+    for row in rows:
+        found = [str(row.best.batch), readable_bytes(row.best.memory), f'{row.throughput:.4g}'] if row.best else [
+            '', '', 'failed']
+        drawn.add_row(row.label, row.mode, f'{row.size[1]}x{row.size[0]}', row.dtype, *found)
+    return drawn
+
+
+def finish_throughput(rows: Sequence['ThroughputRow'], args: argparse.Namespace, device: 'torch.device',
+                      versions: Mapping[str, str]) -> None:
+    """Prints the table, and why each search ended, and writes throughput.json."""
+    import torch
+    from rich.console import Console
+
+    from mmlk.analysis import throughput
+    from mmlk.ops.benchmark import describe
+    if not any(row.best for row in rows):
+        fail('nothing could be measured: ' + '; '.join(f'{row.label}: {row.ended}' for row in rows))
+    report = dict(
+        machine=describe(device), device=str(device), part=args.part, memory_limit_bytes=args.memory_limit,
+        turns=args.turns, warmup=args.warmup, weights='random', threads=torch.get_num_threads(),
+        runtimes=dict(versions), measured=conventions(throughput.__name__), rows=[row.to_dict() for row in rows])
+    path = args.out / 'throughput.json'
+    path.write_text(json.dumps(report, indent=1) + '\n')
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    console.print(f'{args.part}, best batch within {readable_bytes(args.memory_limit)}, random weights, '
+                  f'{args.turns} turns\n{describe(device)}')
+    console.print(throughput_table(rows))
+    for row in rows:
+        console.print(f'{row.label}, {row.mode}: no larger batch, because {row.ended}')
+    console.print(f'Every batch that was tried: {path}')
+
+
 def save(rows: Sequence['LatencyRow'], results: Mapping[str, 'KnownResult'], args: argparse.Namespace,
          size: Tuple[int, int], device: 'torch.device', title: str, versions: Mapping[str, str],
          missing: Mapping[str, str]) -> None:
@@ -184,43 +245,13 @@ def save(rows: Sequence['LatencyRow'], results: Mapping[str, 'KnownResult'], arg
     latency.plot_latency(rows, results, title).savefig(args.out / 'benchmark.png', dpi=110)
 
 
-def run(args: argparse.Namespace) -> None:
-    check_minimum(args, batch=1, turns=1, warmup=0)
-    import torch
+def finish_latency(rows: Sequence['LatencyRow'], args: argparse.Namespace, size: Tuple[int, int],
+                   device: 'torch.device', versions: Mapping[str, str], missing: Mapping[str, str]) -> None:
+    """Prints the tables of latency, and writes benchmark.json and benchmark.png."""
     from rich.console import Console
 
     from mmlk.analysis import latency
-    from mmlk.analysis.complexity import parse_size
-    from mmlk.analysis.latency import Variant
     from mmlk.ops.benchmark import describe
-    try:
-        size = parse_size(args.shape)
-        variants = list(dict.fromkeys(Variant.parse(text) for text in args.variants))
-        device = find_device(choose_device(args.device))
-        only_infer = any(variant.runtime for variant in variants)
-        args.modes = args.modes or (['inference'] if only_infer else MODES)
-        for variant in variants:
-            for mode in args.modes:
-                variant.check(mode, device)
-    except ValueError as error:
-        fail(str(error))
-    variants, missing = installed(variants)
-    for reason in missing.values():
-        print(reason)
-    networks = find_networks(args, size)
-    results = {network.name: latency.known_result(network.name, MIM) for network in networks}
-    results = {name: result for name, result in results.items() if result}
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.backends.cudnn.benchmark = True  # every call has the same shape
-    modules = build(networks, args.sources, device)
-    used = list(dict.fromkeys(variant.runtime for variant in variants if variant.runtime))
-    if used:
-        from mmlk.deploy.runtimes import builders, version
-        versions = {name: version(name) for name in used}
-        with tempfile.TemporaryDirectory() as folder:
-            rows = measure(networks, modules, args, variants, size, device, builders(Path(folder)))
-    else:
-        versions, rows = {}, measure(networks, modules, args, variants, size, device, {})
     if all(row.failed for row in rows):
         fail('nothing could be measured: ' + '; '.join(f'{row.label}: {row.failed}' for row in rows))
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -233,11 +264,60 @@ def run(args: argparse.Namespace) -> None:
     for row in rows:
         if row.failed:
             console.print(f'{row.label}, {row.mode}: {row.failed}')
-    if used and args.part == 'model':
+    if any(latency.Variant.parse(row.variant).runtime for row in rows) and args.part == 'model':
         console.print("Inference ends where a file of the model ends: at a segmentor's logits, at the maps of a "
                       "detector's head or neck.")
+    known = {name: latency.known_result(name, MIM) for name in dict.fromkeys(row.name for row in rows)}
     recompute = dict.fromkeys(row.name for row in rows if row.recomputes)
     if recompute:
         console.print(f"Recompute activations in training, as configured (with_cp): {', '.join(recompute)}.")
-    save(rows, results, args, size, device, title, versions, missing)
+    save(rows, {name: result for name, result in known.items() if result}, args, size, device, title, versions, missing)
     console.print(f"Every figure: {args.out / 'benchmark.json'}; the picture: {args.out / 'benchmark.png'}")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.throughput and args.batch is not None:
+        fail('--throughput looks for the best batch, so that --batch cannot be given')
+    if args.memory_limit is not None and not args.throughput:
+        fail('--memory-limit is of --throughput')
+    args.batch = 1 if args.batch is None else args.batch
+    check_minimum(args, batch=1, turns=1, warmup=0)
+    import torch
+
+    from mmlk.analysis import throughput
+    from mmlk.analysis.complexity import parse_size
+    from mmlk.analysis.latency import Variant
+    try:
+        size = parse_size(args.shape)
+        variants = list(dict.fromkeys(Variant.parse(text) for text in args.variants))
+        device = find_device(choose_device(args.device))
+        only_infer = any(variant.runtime for variant in variants)
+        args.modes = args.modes or (['inference'] if only_infer else MODES)
+        check = throughput.check_variant if args.throughput else Variant.check
+        for variant in variants:
+            for mode in args.modes:
+                check(variant, mode, device)
+        if args.throughput:
+            limit = args.memory_limit
+            args.memory_limit = parse_bytes(limit) if limit else throughput.default_limit(device)
+    except ValueError as error:
+        fail(str(error))
+    variants, missing = installed(variants)
+    for reason in missing.values():
+        print(reason)
+    networks = find_networks(args, size)
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.backends.cudnn.benchmark = True  # every call has the same shape
+    modules = build(networks, args.sources, device)
+    used = list(dict.fromkeys(variant.runtime for variant in variants if variant.runtime))
+    versions, runtimes = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        if used:
+            from mmlk.deploy.runtimes import builders, version
+            versions, runtimes = {name: version(name) for name in used}, builders(Path(folder))
+        if args.throughput:
+            best = measure_best_batches(networks, modules, args, variants, size, device, runtimes)
+            finish_throughput(best, args, device, versions)
+        else:
+            rows = measure(networks, modules, args, variants, size, device, runtimes)
+            finish_latency(rows, args, size, device, versions, missing)

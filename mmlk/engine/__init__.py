@@ -2,10 +2,12 @@ from .distributed import CPUDistributedDataParallel, FSDPStrategy
 from .hooks import BatchSizeHook, CheckLabelsHook, CheckSamplesHook, MemoryFormatHook, MergeBranchesHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .precision import BFloat16OptimWrapper
+from .probe import FeatureCacheHook, ProbeReportHook
 from .resuming import CheckpointError, CheckpointHook
 from .runner import ResumableRunner
 from .sparsity import DynamicSparsityHook
 
 __all__ = ['BFloat16OptimWrapper', 'BatchSizeHook', 'CPUDistributedDataParallel', 'CheckLabelsHook', 'CheckpointError',
-           'CheckSamplesHook', 'CheckpointHook', 'DynamicSparsityHook', 'FSDPStrategy',
-           'LayerDecayOptimWrapperConstructor', 'MemoryFormatHook', 'MergeBranchesHook', 'ResumableRunner']
+           'CheckSamplesHook', 'CheckpointHook', 'DynamicSparsityHook', 'FSDPStrategy', 'FeatureCacheHook',
+           'LayerDecayOptimWrapperConstructor', 'MemoryFormatHook', 'MergeBranchesHook', 'ProbeReportHook',
+           'ResumableRunner']

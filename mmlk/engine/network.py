@@ -41,6 +41,19 @@ def is_ours(backbone: dict) -> bool:
     return scoped_name(backbone).startswith('mmlk.')
 
 
+def weights_of(backbone: dict) -> Optional[str]:
+    """The source of the weights that a backbone's settings name: a file, a URL or a name; None if there are none.
+
+    Args:
+        backbone: The settings. ``pretrained=True`` of timm's models gives the name of the model.
+    """
+    inits = backbone.get('init_cfg') or []
+    named = [init.get('checkpoint') for init in (inits if isinstance(inits, (list, tuple)) else [inits])]
+    named += [backbone.get('checkpoint'), backbone.get('pretrained')]
+    source = next((source for source in named if source), None)
+    return backbone.get('model_name', 'pretrained') if source is True else source
+
+
 def network_settings(cfg: Config, part: str = 'model', merged: Optional[bool] = None) -> ConfigDict:
     """A copy of the settings from which to build a config's network, without the weights that they name.
 

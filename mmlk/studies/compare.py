@@ -33,7 +33,8 @@ from mmlk.analysis import erf, latency, zoo
 from mmlk.analysis.panels import distinct_palette
 from mmlk.datasets.check import LAYOUTS, SPLITS, datasets, evaluators, layout_of
 from mmlk.datasets.images import read_image
-from mmlk.engine.network import check_backbone
+from mmlk.engine.network import check_backbone, weights_of
+from mmlk.engine.probe import CAUTION
 from mmlk.studies.report import Cell, Column
 
 #: What a config's accuracy is called, and where a test's figures have it.
@@ -558,8 +559,10 @@ def _origin(entry: ComparedModel, runs: Sequence[Run]) -> Tuple[str, str]:
     seeds = ', '.join(str(run.seed) for run in runs)
     spread = f'seed {seeds}' if len(runs) == 1 else f'seeds {seeds}, mean and sample standard deviation'
     budget, unit = training_length(entry.cfg)
-    weights = (entry.cfg.model.backbone.get('init_cfg') or {}).get('checkpoint')
+    weights = weights_of(entry.cfg.model.backbone)
     start = f'from the weights {weights}' if weights else 'from scratch'
+    if scoped_name(entry.cfg.model) == 'mmlk.FrozenEncoderDecoder':
+        start += f', with a frozen backbone ({CAUTION})'
     return 'trained here', f"by the row's config {start} on {entry.data}, {budget} {unit}, {spread}, on {where}"
 
 

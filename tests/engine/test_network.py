@@ -5,7 +5,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmlk.engine.network import build_network, network_settings
+from mmlk.engine.network import build_network, network_settings, weights_of
 
 TINY = dict(type='mmlk.RepLKNet', arch=dict(large_kernel_sizes=[7], layers=[2], channels=[8], small_kernel=3),
             out_indices=[0], norm_cfg=dict(type='SyncBN'))
@@ -63,3 +63,13 @@ def test_merged_is_for_our_backbones_and_sync_batch_norm_for_several_processes(m
 def test_one_error_for_what_cannot_be_built(model, settings, problem):
     with pytest.raises(ValueError, match=problem):
         build_network(Config(settings))
+
+
+@pytest.mark.parametrize('settings, source', [
+    ({}, None), (dict(init_cfg=None), None), (dict(init_cfg=dict(type='Normal')), None),
+    (dict(init_cfg=dict(type='Pretrained', checkpoint='a.pth')), 'a.pth'),
+    (dict(init_cfg=[dict(type='Normal'), dict(type='mmlk.Pretrained', checkpoint='b')]), 'b'),
+    (dict(checkpoint='package:c'), 'package:c'), (dict(pretrained='torchvision://d'), 'torchvision://d'),
+    (dict(model_name='convnext_tiny', pretrained=True), 'convnext_tiny'), (dict(pretrained=False), None)])
+def test_weights_are_found_wherever_settings_name_them(settings, source):
+    assert weights_of(settings) == source
