@@ -155,7 +155,7 @@ def test_one_seed_decides_nothing(folder):
     (folder / 'studies' / 'kernel_size.json').write_text(json.dumps(
         dict(report({name: [20] for name in ('3x3', '7x7', '13x13')} | {'31-29-27-13': [90]}), commit='c')))
     assert rows()['Kernels of 31-29-27-13 are better than 3x3'] == (
-        '+70.00 points of mIoU, n = 1 seeds, `kernel_size`', 'cannot be decided at this scale')
+        '+70.00 points of mIoU, n = 1 seed, `kernel_size`', 'cannot be decided at this scale')
 
 
 def test_a_model_that_a_study_lacks_is_named(folder):

@@ -23,6 +23,7 @@ HOW = {
     'depthwise': 'docs/figures/measure_claims.py depthwise', 'parc': 'docs/figures/measure_claims.py parc',
     'networks': 'docs/figures/measure_claims.py networks',
     'receptive_fields': 'docs/figures/measure_claims.py receptive_fields',
+    'pretraining': 'tools/compare.py configs/studies/pretraining.yml --data-root DIR --budget 700 --seeds 0 1 2',
     'camvid700': 'tools/compare.py configs/studies/backbones.yml --data-root DIR --budget 700 --seeds 0 1 2 3 4',
 }
 INTRODUCTION = """\
@@ -161,8 +162,9 @@ def line(claim: Mapping, group: Mapping, sources: Mapping) -> List[str]:
     is_ratio = 'ratio' in measured
     expect = claim.get('expect') or {'above': 1 if is_ratio else 0}
     unit = measured.get('unit', group['unit'])
-    text = f"{show(found, not is_ratio, group.get('percent', False))} {unit}, n = {found.n} " \
-           f"{units or content['samples_are']}, `{name}`"
+    units = units or content['samples_are']
+    text = (f"{show(found, not is_ratio, group.get('percent', False))} {unit}, n = {found.n} "
+            f"{units[:-1] if found.n == '1' else units}, `{name}`")
     return [claim['claim'], published, text, verdict(found, expect)]
 
 

@@ -6,7 +6,8 @@
 
 What is compared is measured in turns in one process, so that a slow minute of the machine meets all of it. A record
 has the samples of each name, of which those at one place belong together: one turn, or one image. Speed is to be
-measured on an idle machine; ``python docs/figures/claims.py`` then writes the page.
+measured on an idle machine; ``python docs/figures/claims.py`` then writes the page. Receptive fields need about 10 GB
+of memory, for RepLKNet-31B at 1024x1024.
 """
 import argparse
 import datetime
