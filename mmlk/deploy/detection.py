@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -27,7 +28,7 @@ _NMS = {'type', 'iou_threshold', 'iou_thr', 'class_agnostic', 'split_thr'}  # sp
 class Thresholds(NamedTuple):
     """What decides which detections a detector returns, as in :class:`mmlk.deploy.metadata.Metadata`."""
     score_threshold: float
-    nms_iou_threshold: float
+    nms_iou_threshold: Optional[float]
     mask_threshold: Optional[float]
     max_detections: Optional[int]
 
@@ -66,7 +67,7 @@ def end_to_end(model: nn.Module) -> Thresholds:
     Raises:
         ValueError: A part of it is of a kind that this module does not know.
     """
-    from mmdet.models import dense_heads, detectors, roi_heads
+    from mmdet.models import dense_heads, detectors, roi_heads, seg_heads
     from mmdet.models.task_modules import coders, prior_generators
 
     def need(holds: object, name: str, part: object) -> None:
@@ -95,6 +96,17 @@ def end_to_end(model: nn.Module) -> Thresholds:
         check_coder(head, name, coders.DeltaXYWHBBoxCoder, coders.DistancePointBBoxCoder)
         check_nms(head.test_cfg, f'{name}.test_cfg')
 
+    if hasattr(model, 'panoptic_head'):
+        head, fusion = model.panoptic_head, model.panoptic_fusion_head
+        need(inherits(model, detectors.MaskFormer, 'predict')
+             and inherits(model, detectors.SingleStageDetector, 'extract_feat'), 'method of prediction', 'its own')
+        need(inherits(head, dense_heads.Mask2FormerHead, 'forward', 'predict'), 'panoptic_head', head)
+        need(inherits(fusion, seg_heads.MaskFormerFusionHead, 'predict', 'instance_postprocess'),
+             'panoptic_fusion_head', fusion)
+        test = fusion.test_cfg
+        need(test.get('instance_on', False) and not test.get('panoptic_on', True) and not fusion.num_stuff_classes,
+             'panoptic_fusion_head', 'one that predicts more than instances')
+        return Thresholds(0.0, None, 0.5, test.get('max_per_image', 100))
     priors = (prior_generators.AnchorGenerator, prior_generators.SSDAnchorGenerator,
               prior_generators.MlvlPointGenerator)
     predict = detectors.SingleStageDetector if hasattr(model, 'bbox_head') else detectors.TwoStageDetector
@@ -144,8 +156,10 @@ def detect(model: nn.Module, inputs: Tensor, shape: ImageShape) -> Tuple[Tensor,
         Boxes, (N, 4), in pixels: left, top, right, bottom; scores, (N,), the highest first; labels, (N,), int64; and of
         a model with masks, these, (N, h, w), bool.
     """
-    with _PlainPooling():
+    with _PlainOperators():
         maps = model.extract_feat(inputs)
+        if hasattr(model, 'panoptic_head'):
+            return _instances(model, maps, inputs.shape[2:], shape)
     if hasattr(model, 'bbox_head'):
         return _dense(model.bbox_head, maps, shape)
     boxes = _proposals(model.rpn_head, maps, shape)
@@ -155,16 +169,20 @@ def detect(model: nn.Module, inputs: Tensor, shape: ImageShape) -> Tuple[Tensor,
     return boxes, scores, labels, _masks(model.roi_head, maps, boxes, labels, shape)
 
 
-class _PlainPooling(TorchFunctionMode):
-    """Replaces max pooling of single elements, the last level of an FPN, by the slices that it stands for.
+class _PlainOperators(TorchFunctionMode):
+    """Replaces two operators that cannot be exported where an image may have any size.
 
-    torch.export asks of pooling whether sides are odd, which is not known where an image may have any size.
+    Max pooling of single elements, the last level of an FPN, becomes the slices that it stands for: torch.export asks
+    of pooling whether sides are odd. ``torch.meshgrid`` without ``indexing`` gets its default, 'ij', which the exporter
+    to ONNX asks for.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is nn.functional.max_pool2d and args[1:2] == (1, ) and not kwargs.get('padding'):
             return args[0][..., ::kwargs['stride'], ::kwargs['stride']]
+        if function is torch.meshgrid:
+            kwargs = dict(kwargs, indexing=kwargs.get('indexing') or 'ij')
         return function(*args, **kwargs)
 
 
@@ -226,15 +244,17 @@ class DetectionComparison:
         self.sizes += [] if size in self.sizes else [size]
         self.detections += max(len(found[0]), len(expected[0]))
         differences = (found[1][:, None] - expected[1]).abs()
-        same = (found[2][:, None] == expected[2]) & (differences <= SAME_SCORE) & (
-            _box_overlaps(found[0], expected[0]) >= SAME_BOX)
-        masks = None
+        boxes = _box_overlaps(found[0], expected[0])
+        same = (found[2][:, None] == expected[2]) & (differences <= SAME_SCORE) & (boxes >= SAME_BOX)
+        cost, masks = differences + 1 - boxes, None
         if len(found) > 3:
             masks = _mask_overlaps(found[3], expected[3])
             same &= masks >= SAME_MASK
-        for row in range(len(same)):  # each detection of the model matches one of the file
-            for column in same[row].nonzero()[:1, 0].tolist():
-                same[:, column] = False
+            cost = cost + 1 - masks
+        # as many pairs as possible, and of these the closest: detections may be similar to several others
+        cost = torch.where(same, cost, len(same) + 1.0)
+        for row, column in zip(*linear_sum_assignment(cost.numpy())):
+            if same[row, column]:
                 self.matched += 1
                 self.score = max(self.score, differences[row, column].item())
                 if masks is not None:
@@ -373,6 +393,34 @@ def _dense(head: nn.Module, maps: Sequence[Tensor], shape: ImageShape) -> Tuple[
     found = Candidates(boxes, torch.where(_large_enough(boxes, test), torch.cat(scores), PADDED), torch.cat(labels))
     kept = found.suppressed(test['nms'], test.get('max_per_img', -1))
     return found.boxes[kept], found.scores[kept], found.groups[kept]
+
+
+def _instances(model: nn.Module, maps: Sequence[Tensor], padded: Sequence[int],
+               shape: ImageShape) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the boxes, scores, labels and masks of a Mask2Former, in which a query has one mask for all classes."""
+    logits, masks = (predicted[-1] for predicted in model.panoptic_head(maps, []))
+    classes = logits.shape[2] - 1  # behind them comes "no object"
+    likely, index = top_scores(logits[0].softmax(-1)[:, :-1].flatten(),
+                               model.panoptic_fusion_head.test_cfg.get('max_per_image', 100))
+    masks = nn.functional.interpolate(masks, padded, mode='bilinear', align_corners=False)[0]
+    masks = masks[:, :shape[0], :shape[1]][index // classes]
+    inside = masks > 0
+    area = inside.float().flatten(1).sum(1)
+    scores, order = top_scores(likely * ((masks.sigmoid() * inside).flatten(1).sum(1) / (area + 1e-6)), len(likely))
+    return _around(inside)[order], scores, (index % classes)[order], inside[order]
+
+
+def _around(masks: Tensor) -> Tensor:
+    """Returns the smallest box around each mask, (N, 4), zeros around an empty one; the masks are (N, H, W), bool."""
+    def ends(there: Tensor) -> Tuple[Tensor, Tensor]:
+        place = torch.arange(there.shape[1], device=there.device).expand_as(there)
+        low = torch.where(there, place, there.shape[1]).amin(1)
+        high = torch.where(there, place + 1, 0).amax(1)
+        return torch.minimum(low, high), high  # an empty mask ends before it begins
+
+    left, right = ends(masks.any(1))
+    top, bottom = ends(masks.any(2))
+    return torch.stack([left, top, right, bottom], 1).float()
 
 
 def _proposals(head: nn.Module, maps: Sequence[Tensor], shape: ImageShape) -> Tensor:

@@ -72,7 +72,8 @@ class Metadata:
             one that has a map for each class, and takes the largest.
         score_threshold: Boxes whose class has a lower probability are not in the outputs. FCOS multiplies it by the
             centerness later. None where ``task`` is not 'detection', as for the other fields from here on.
-        nms_iou_threshold: Two boxes of a class that overlap by more than this intersection over union become one.
+        nms_iou_threshold: Two boxes of a class that overlap by more than this intersection over union become one; None
+            if all boxes are kept, as by Mask2Former.
         mask_threshold: Probability from which a pixel belongs to a mask; None if the file has no masks.
         max_detections: Largest number of detections of one image; None if there is no bound.
     """
@@ -143,7 +144,7 @@ def read_metadata(mapping: Mapping[str, str]) -> Metadata:
     detection = {}
     if task == 'detection':
         detection = dict(score_threshold=take('score_threshold', _number),
-                         nms_iou_threshold=take('nms_iou_threshold', _number),
+                         nms_iou_threshold=take('nms_iou_threshold', _number, optional=True),
                          mask_threshold=take('mask_threshold', _number, optional=True),
                          max_detections=take('max_detections', _whole, optional=True))
     metadata = Metadata(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmlk.datasets import scenes
 from mmlk.deploy import formats
-from mmlk.deploy.detection import DetectionComparison, _regions, detect, end_to_end
+from mmlk.deploy.detection import DetectionComparison, _around, _regions, detect, end_to_end
 from mmlk.deploy.export import Detection, bounds_of, export, predicted
 from mmlk.deploy.metadata import Bounds, read_metadata
 from mmlk.engine.network import build_network
@@ -30,12 +30,14 @@ CASES = {
     'cascade_4conv1fc': ('cascade_mask_rcnn_replknet31b_coco', (64, 80)),
     'fcos': ('fcos_replknet31b_coco', (100, 134)),
     'ssd': ('ssd_parcnet-s_coco', (320, 320)),
+    'mask2former': ('mask2former_replknet31b_coco', (64, 96)),
 }
+WITH_BOXES = [case for case in CASES if case != 'mask2former']
 
 
 def config(case):
     cfg = Config.fromfile(str(CONFIGS / f'{CASES[case][0]}.py'))
-    if case in ('fcos', 'cascade_4conv1fc'):
+    if case in ('fcos', 'cascade_4conv1fc', 'mask2former'):
         shrink_model(cfg.model)
     if case == 'cascade_4conv1fc':
         cfg.model.test_cfg.rcnn.score_thr = 0.2
@@ -44,6 +46,9 @@ def config(case):
         cfg.model.neck.in_channels = TINY['channels']
     if case == 'ssd':
         cfg.model.bbox_head.num_classes = 5
+    if case == 'mask2former':
+        cfg.model.panoptic_head.pixel_decoder.encoder.num_layers = 1
+        cfg.model.panoptic_head.transformer_decoder.num_layers = 2
     return cfg
 
 
@@ -102,7 +107,7 @@ def assert_detects(path, model, images):
     return comparison
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', WITH_BOXES)
 def test_detections_of_20_scenes_are_those_of_mmdet(case, exported):
     model, path, result = exported(case)
     size = CASES[case][1]
@@ -140,6 +145,23 @@ def test_of_any_size(case, sizes, exported):
     assert bounds.most or facts.resize == ((80, 64), True)
     assert (facts.size_step, facts.height, facts.width) == (1, bounds, bounds)
     assert all(facts.takes(*size) for size in sizes) and str(bounds.least) in str(result)
+
+
+@pytest.mark.parametrize('dynamic', [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_instances_of_a_mask2former(dynamic, exported):
+    """Its queries are similar without training, so that each detection is to be told from many others."""
+    size = CASES['mask2former'][1]
+    model, path, _ = exported('mask2former', **(dict(dynamic_size=True) if dynamic else {}))
+    sizes = [size, (70, 97), (33, 64)] if dynamic else [size]
+    comparison = assert_detects(path, model, [scene(sizes[index % len(sizes)], index) for index in range(20)])
+    assert comparison.detections == 20 * 20 and comparison.masks > 0.99 and comparison.score < 1e-5
+    graph = pytest.importorskip('onnx').load(path)
+    assert {entry.domain for entry in graph.opset_import} == {''}
+    assert {'TopK', 'GridSample'} <= {node.op_type for node in graph.graph.node}
+    facts = read_metadata({entry.key: entry.value for entry in graph.metadata_props})
+    assert (facts.score_threshold, facts.nms_iou_threshold) == (0, None), 'nothing is suppressed'
+    assert (facts.mask_threshold, facts.max_detections) == (0.5, 20)
+    assert all(facts.takes(*size) for size in sizes)
 
 
 @pytest.mark.parametrize('case', ['mask_rcnn', 'fcos'])
@@ -230,6 +252,8 @@ def test_the_computation_is_mmdets_to_the_last_bit():
         with torch.no_grad():
             found = detect(model, inputs, tuple(image.shape[2:]))
         expected = predicted(model, image)
+        order = expected[1].argsort(descending=True, stable=True)  # those of Mask2Former are in no order
+        expected = [values[order] for values in expected]
         assert len(found) == len(expected) and len(found[0]) > 0
         for ours, theirs in zip(found[:3], expected):
             assert torch.equal(ours, theirs), case
@@ -270,6 +294,15 @@ def test_heads_of_another_kind_are_named():
     assert 'this CascadeRCNN cannot be exported end to end: its roi_head is a OwnRoIHead' in message(
         'cascade', other_roi_head)
     assert 'its region extractor is a Conv2d' in message('mask_rcnn', other_extractor)
+    assert 'its panoptic_fusion_head is one that predicts more than instances' in message(
+        'mask2former', lambda model: model.panoptic_fusion_head.test_cfg.update(panoptic_on=True))
+
+
+def test_boxes_around_masks_are_mmdets():
+    from mmdet.structures.mask import mask2bbox
+    masks = torch.rand(9, 7, 11) > 0.95
+    masks[0] = False
+    assert torch.equal(_around(masks), mask2bbox(masks))
 
 
 def detections(count=3):
@@ -300,6 +333,15 @@ def test_a_comparison_counts_what_differs(output, change):
     fewer = DetectionComparison()
     fewer.add(detections(4), detections(3), (10, 10))
     assert fewer.detections == 4 and fewer.matched <= 3
+
+
+def test_similar_detections_are_matched_with_the_closest():
+    """The first that is similar enough would leave another one without a partner."""
+    boxes, labels, masks = torch.tensor([[0.0, 0, 9, 9]] * 3), torch.zeros(3), torch.ones(3, 4, 4, dtype=torch.bool)
+    scores = torch.tensor([0.5000, 0.5008, 0.5016])
+    comparison = DetectionComparison()
+    comparison.add([boxes, scores[[1, 2, 0]], labels, masks], [boxes, scores, labels, masks], (10, 10))
+    assert (comparison.matched, comparison.detections, comparison.score) == (3, 3, 0)
 
 
 def test_a_file_whose_detections_differ_is_not_kept(exported, tmp_path, monkeypatch):
