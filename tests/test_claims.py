@@ -64,7 +64,7 @@ def test_each_step_of_the_road_is_compared_with_the_one_that_it_changes():
 def test_measurements_have_the_samples_that_claims_name():
     produced = {
         'depthwise': {f'{k}x{k}, R = {side}' for k in (3, 31) for side in measure.DEPTHWISE[1]},
-        'parc': {f'{name}, n = {side}' for name in ('ParC', 'Fast-ParC') for side in measure.PARC[1]}
+        'fast_parc': {f'{name}, n = {side}' for name in ('ParC', 'Fast-ParC') for side in measure.PARC[1]}
         | {'exponent of ParC', 'exponent of Fast-ParC'},
         'networks': {f'{name}, {size}' for size, _, names in measure.NETWORKS for name in names},
         'receptive_fields': set(measure.FIELDS)}
@@ -188,7 +188,7 @@ def test_exponents_are_slopes_of_logarithms():
     assert 2 < measure.slope({n: n**2 * np.log(n) for n in (56, 112, 224)}) < 2.3
 
 
-@pytest.mark.parametrize('part', [measure.depthwise, measure.parc], ids=lambda part: part.__name__)
+@pytest.mark.parametrize('part', [measure.depthwise, measure.fast_parc], ids=lambda part: part.__name__)
 def test_a_part_gives_samples_of_every_turn(part):
     samples = part(torch.device('cpu'), True)
     assert {len(values) for values in samples.values()} == {3}

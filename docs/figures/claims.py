@@ -20,7 +20,7 @@ from scipy.stats import t as students_t
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / 'claims.md'
 HOW = {
-    'depthwise': 'docs/figures/measure_claims.py depthwise', 'parc': 'docs/figures/measure_claims.py parc',
+    'depthwise': 'docs/figures/measure_claims.py depthwise', 'fast_parc': 'docs/figures/measure_claims.py fast_parc',
     'networks': 'docs/figures/measure_claims.py networks',
     'receptive_fields': 'docs/figures/measure_claims.py receptive_fields',
     'pretraining': 'tools/compare.py configs/studies/pretraining.yml --data-root DIR --budget 700 --seeds 0 1 2',

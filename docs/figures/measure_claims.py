@@ -1,7 +1,7 @@
 """Measure what docs/claims.md says of speed and of receptive fields, into records/PART.json beside this file.
 
     python docs/figures/measure_claims.py                    # all parts
-    python docs/figures/measure_claims.py depthwise parc     # some
+    python docs/figures/measure_claims.py depthwise fast_parc     # some
     python docs/figures/measure_claims.py --quick --out DIR  # tiny sizes and few turns, to see that it works
 
 What is compared is measured in turns in one process, so that a slow minute of the machine meets all of it. A record
@@ -70,7 +70,7 @@ def depthwise(device: torch.device, quick: bool) -> Samples:
     return samples
 
 
-def parc(device: torch.device, quick: bool) -> Samples:
+def fast_parc(device: torch.device, quick: bool) -> Samples:
     """Seconds of global circular convolutions of both axes, one half of the channels each; and exponents of n."""
     from mmlk.ops import circular_conv
     from mmlk.ops.benchmark import turns
@@ -153,7 +153,7 @@ def receptive_fields(device: torch.device, quick: bool) -> Samples:
 
 
 #: What the samples of a part are one for each of.
-PARTS = {depthwise: 'turns', parc: 'turns', networks: 'turns', receptive_fields: 'images'}
+PARTS = {depthwise: 'turns', fast_parc: 'turns', networks: 'turns', receptive_fields: 'images'}
 
 
 def commit() -> str:
