@@ -121,7 +121,11 @@ def work(tmp_path_factory, pytestconfig):
     import mmlk.registry  # noqa: F401
     init_default_scope('mmseg')
     from mmseg.registry import MODELS
-    model = fill(MODELS.build(Config.fromfile(pytestconfig.rootpath / SEGMENTOR).model))
+    model = fill(MODELS.build(Config.fromfile(pytestconfig.rootpath / SEGMENTOR).model)).eval()
+    scene = cv2.imread(str(next((folder / 'data' / 'images' / 'training').iterdir())))
+    with torch.no_grad():  # no class is the most likely everywhere
+        logits = model((torch.from_numpy(scene).permute(2, 0, 1)[None] - 116.) / 57)
+        model.decode_head.conv_seg.bias -= logits.mean((0, 2, 3))
     torch.save(dict(state_dict=model.state_dict(), meta={}), folder / 'model.pth')
     return folder
 
@@ -154,7 +158,7 @@ def test_a_second_call_goes_on(run, work, tmp_path):
     workers = ['test_dataloader.num_workers=1', 'test_dataloader.persistent_workers=True']
     first, made = run(*options, '--corruptions', 'noise', 'frost', settings=workers)
     assert made == [(CLEAN, 0), *((name, 1) for name in CATEGORIES['noise']), ('frost', 5)]
-    assert len({test['aAcc'] for test in first.values()}) == 5
+    assert len({tuple(test.items()) for test in first.values()}) == 5
     second, made = run(*options, '--corruptions', 'noise', 'frost', 'fog')
     assert made == [('fog', 5)] and {name: second[name] for name in first} == first
     content = json.loads((tmp_path / 'robustness' / 'robustness.json').read_text())
