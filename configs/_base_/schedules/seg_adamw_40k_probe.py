@@ -1,7 +1,7 @@
 # DINOv3's for linear heads on ADE20K: AdamW, weight decay on everything that is trained, linear warm-up of
 # 1500 iterations times a cosine over all 40000, 16 images per step (8 GPUs x 2).
-# Source: github.com/facebookresearch/dinov3 dinov3/eval/segmentation/configs/config-ade20k-linear-training.yaml
-# and schedulers.py
+# Source: github.com/facebookresearch/dinov3 dinov3/eval/segmentation/
+# configs/config-ade20k-linear-training.yaml and schedulers.py
 _base_ = './seg_adamw_160k.py'
 train_cfg = dict(max_iters=40000, val_interval=5000)
 optim_wrapper = dict(
