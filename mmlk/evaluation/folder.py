@@ -145,7 +145,8 @@ def write(folder: Union[str, Path], task: str, parts: Sequence[Part], worst: Seq
     for part in parts:
         part.figures.save(folder / f'per_image{part.suffix}.npz')
         _write_tables(folder, part)
-        _save(draw_confusion(part.confusion, part.rows, part.columns), folder / f'confusion_matrix{part.suffix}.png')
+        _save(draw_confusion(part.confusion, part.rows, part.columns), folder / f'confusion_matrix{part.suffix}.png',
+              bbox_inches='tight')
         if part.calibration is not None:
             _save(draw_reliability(part.calibration, part.probability), folder / f'calibration{part.suffix}.png')
     for name, examples in (('worst', worst), ('best', best)):
@@ -184,7 +185,7 @@ def _write_csv(path: Path, head: Sequence[str], rows: Any) -> None:
 
 def _save(figure: 'Figure', path: Path, **options: Any) -> None:
     with whole(str(path)) as temporary:
-        figure.savefig(temporary, bbox_inches='tight', **options)
+        figure.savefig(temporary, **options)
 
 
 def _without_nan(value: Any) -> Any:
@@ -202,9 +203,9 @@ def _percent(value: float) -> str:
 
 def _page(folder: Path, task: str, parts: Sequence[Part], score: str, about: Dict[str, str]) -> str:
     """Returns the page, with the pictures of the folder inside."""
-    shown: List[str] = [page.table(['Test', ''], about.items())]
+    shown: List[str] = [page.table(['Tested', ''], about.items())]
     for part in parts:
-        shown += [page.heading(_KINDS[part.suffix]), page.paragraph('All figures are percentages. ' + part.notes),
+        shown += [page.heading(_KINDS[part.suffix]), page.paragraph(f'Percentages, and numbers of {part.counted}. {part.notes}'),
                   page.table(list(part.metrics), [[_percent(value) for value in part.metrics.values()]])]
         rows = ([name, *(_percent(values[index]) for values in part.classes.values()), part.numbers[index]]
                 for index, name in enumerate(part.names))
@@ -219,4 +220,5 @@ def _page(folder: Path, task: str, parts: Sequence[Part], score: str, about: Dic
     for name, title in (('worst', 'Worst images'), ('best', 'Best images')):
         if (folder / f'{name}.jpg').exists():
             shown += [page.heading(title), page.figure(folder / f'{name}.jpg', f'{title} by {score}.')]
-    return page.document(f'Test of {osp.basename(about.get("Config", "")) or "a model"}: {task}', *shown)
+    return page.document(f'Test of {osp.basename(about.get("Config", "")) or "a model"}: {task}', *shown,
+                         style='table:first-of-type td { text-align: left; overflow-wrap: anywhere; }')

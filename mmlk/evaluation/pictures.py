@@ -61,6 +61,7 @@ def draw_reliability(calibration: Calibration, what: str) -> 'Figure':
     centres = (np.arange(BINS) + 0.5) / BINS
     figure = Figure(figsize=(5, 5.6))
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    figure.subplots_adjust(0.13, 0.09, 0.97, 0.94, hspace=0.08)
     upper.bar(centres, np.nan_to_num(right), 1 / BINS, color=COLOURS[5], edgecolor='white', label='right')
     upper.plot(probability, right, 'o', color=COLOURS[0], markersize=4, label='at the mean of the bin')
     upper.plot([0, 1], [0, 1], '--', color='grey', linewidth=1, label='as probable as right')

@@ -8,12 +8,14 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from scipy.ndimage import binary_erosion
 
+from mmlk.evaluation import calibration
 from mmlk.evaluation.boundary import boundary, boundary_iou, distance
 from mmlk.evaluation.calibration import BINS, Calibration, PixelProbabilities
 from mmlk.evaluation.examples import Example, Examples
 from mmlk.evaluation.segmentation import SegmentationMetric
 from mmlk.registry import MODELS
 from tests.evaluation.ranks import evaluate, evaluate_in_ranks
+from tests.utils import image
 
 NONE = SimpleNamespace(missing='the model has none')
 
@@ -207,13 +209,17 @@ def head(**settings):
     return SimpleNamespace(decode_head=MODELS.build(settings))
 
 
-def test_probabilities_of_each_kind_of_head():
+def test_probabilities_of_each_kind_of_head(monkeypatch):
     logits = torch.tensor([[[2.0, 0.0]], [[1.0, 3.0]], [[0.0, 1.0]]])
     labels = logits.argmax(0)
     found = PixelProbabilities(head())(logits, labels)
     np.testing.assert_allclose(found, logits.softmax(0).amax(0), rtol=1e-6)
     found = PixelProbabilities(head(loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)))(logits, labels[None])
     np.testing.assert_allclose(found, logits.sigmoid().amax(0), rtol=1e-6)
+    monkeypatch.setattr(calibration, '_ELEMENTS', 20)  # two rows at a time
+    many = image(3, 9, 3)
+    np.testing.assert_allclose(PixelProbabilities(head())(many.bfloat16(), many.bfloat16().argmax(0)),
+                               many.bfloat16().float().softmax(0).amax(0), rtol=1e-6)
     both = [dict(type='CrossEntropyLoss', loss_name='loss_ce'), dict(type='DiceLoss', loss_name='loss_dice')]
     np.testing.assert_allclose(PixelProbabilities(head(loss_decode=both))(logits, labels),
                                logits.softmax(0).amax(0), rtol=1e-6)
