@@ -19,6 +19,7 @@ MARKERS = {
         'deploy/test_export.py::test_transforms_as_products_equal_torchs',
         'deploy/test_export.py::test_weights_that_do_not_fill_the_model_are_refused',
         'engine/test_hooks.py', 'engine/test_layer_decay.py',
+        'evaluation/test_segmentation.py::test_counts_of_two_images_by_hand',
         'ops/test_global_filter.py', 'ops/test_private.py', 'ops/test_strides.py',
         'predict/test_page.py::test_a_legend_names_what_was_found',
         'predict/test_page.py::test_only_the_page_itself_may_ask',

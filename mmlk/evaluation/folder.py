@@ -205,7 +205,8 @@ def _page(folder: Path, task: str, parts: Sequence[Part], score: str, about: Dic
     """Returns the page, with the pictures of the folder inside."""
     shown: List[str] = [page.table(['Tested', ''], about.items())]
     for part in parts:
-        shown += [page.heading(_KINDS[part.suffix]), page.paragraph(f'Percentages, and numbers of {part.counted}. {part.notes}'),
+        notes = f'Percentages, and numbers of {part.counted}. {part.notes}'
+        shown += [page.heading(_KINDS[part.suffix]), page.paragraph(notes),
                   page.table(list(part.metrics), [[_percent(value) for value in part.metrics.values()]])]
         rows = ([name, *(_percent(values[index]) for values in part.classes.values()), part.numbers[index]]
                 for index, name in enumerate(part.names))

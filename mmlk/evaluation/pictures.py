@@ -35,8 +35,10 @@ def draw_confusion(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[st
     figure = Figure(figsize=(side, side))
     axes = figure.subplots()
     image = axes.imshow(fractions, vmin=0, vmax=1, cmap='Blues')
-    axes.set(xlabel='predicted', ylabel='true')
-    if max(matrix.shape) <= _NAMED:
+    named = max(matrix.shape) <= _NAMED
+    suffix = '' if named else ' (number of the class, from 0)'
+    axes.set(xlabel=f'predicted{suffix}', ylabel=f'true{suffix}')
+    if named:
         font = 9 if max(matrix.shape) <= 30 else 6
         axes.set_xticks(range(len(columns)), [_plain(name) for name in columns], rotation=90, fontsize=font)
         axes.set_yticks(range(len(rows)), [_plain(name) for name in rows], fontsize=font)

@@ -52,9 +52,6 @@ def add_report(runner: Runner, folder: Union[str, Path], about: Dict[str, str]) 
         runner: Its config has a report, see :func:`why_no_report`.
         folder: Where to write it.
         about: What is tested, by name, such as the config.
-
-    Raises:
-        ValueError: Not all classes of the dataset are in the annotation file.
     """
     metrics = runner.test_evaluator.metrics
     scope = runner.cfg.get('default_scope')
@@ -86,6 +83,7 @@ def _of_segmentor(runner: Runner, known: List[Any], folder: Path, about: Dict[st
 
 
 def _of_detector(runner: Runner, known: List[Any], folder: Path, about: Dict[str, str]) -> SummingMetric:
+    from mmdet.evaluation import CocoMetric
     dataset, coco = runner.test_dataloader.dataset, known[0]._coco_api
     kinds = [kind for kind in _DETECTION if any(kind in metric.metrics for metric in known)]
     names, labels = list(dataset.metainfo['classes']), {}
@@ -99,7 +97,8 @@ def _of_detector(runner: Runner, known: List[Any], folder: Path, about: Dict[str
                     dataset.metainfo.get('palette')))
 
     def encoded(index: int) -> Optional[List[dict]]:
-        return known[0].results[index][1].get('masks')
+        stock = type(known[0]).process is CocoMetric.process  # others may keep other things
+        return known[0].results[index][1].get('masks') if stock else None
 
     return DetectionMetric(names, len(dataset), finish, Objects(coco, labels, 'segm' in kinds), kinds,
                            np.asarray(known[0].iou_thrs), encoded)

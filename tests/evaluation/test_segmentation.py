@@ -101,6 +101,9 @@ def test_other_ignored_labels_and_an_image_without_labels():
     assert found.figures.labelled.tolist() == [[0, 3], [0, 0]] and found.figures.predicted.tolist() == [[1, 2], [0, 0]]
     assert found.metrics['mIoU'] == pytest.approx((0 + 2 / 3) / 2)
     assert [example.score for example in found.worst] == [pytest.approx(1 / 3)] and not found.best
+    numbers = [dict(one, pred_sem_seg=dict(data=one['pred_sem_seg']['data'].float())) for one in samples]  # one channel
+    again = evaluate(lambda write: SegmentationMetric('ab', 2, write, NONE, ignored=0), numbers)
+    np.testing.assert_array_equal(again.confusion, found.confusion)
     nothing = evaluate(lambda write: SegmentationMetric('ab', 1, write, NONE, ignored=0), samples[1:])
     assert np.isnan(list(nothing.metrics.values())).all() and not nothing.worst
 
