@@ -2,7 +2,6 @@
 import csv
 import json
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,26 +131,6 @@ def test_a_page_without_probabilities_says_why(tmp_path):
 
 def test_parts_of_a_page_are_escaped():
     assert page.heading('<a>') == '<h2>&lt;a&gt;</h2>' and page.paragraph('a & b') == '<p>a &amp; b</p>'
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """A headless Chromium that logs every request."""
-    webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed: pip install selenium')
-    programs = shutil.which('chromium'), shutil.which('chromedriver')
-    if None in programs:
-        pytest.skip('Chromium is not installed: apt-get install chromium chromium-driver')
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage',
-                     '--window-size=1200,900', f'--user-data-dir={tmp_path / "profile"}'):
-        options.add_argument(argument)
-    options.set_capability('goog:loggingPrefs', dict(performance='ALL', browser='ALL'))
-    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
-    try:
-        yield driver
-    finally:
-        driver.quit()
 
 
 def test_pages_in_a_browser_ask_nothing_of_the_network(segmentation, detection, browser):
