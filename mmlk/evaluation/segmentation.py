@@ -115,24 +115,16 @@ class SegmentationMetric(SummingMetric):
         Returns:
             The path of the image, and intersection, predicted and labelled pixels, (3, K), int64.
         """
-        number, path = len(self.classes), sample.get('img_path') or f'image {position}'
-        scored = sample['pred_sem_seg']['data']
-        truth = sample['gt_sem_seg']['data'].cpu().numpy()
-        truth = truth.reshape(truth.shape[-2:])
-        predicted = self._small(scored.cpu().numpy().reshape(truth.shape), number)
-        kept = truth != self.ignored
-        truth = self._small(truth, number)
-        # One count for each pair: rows 0 to K - 1 are the classes, K is another label, and K + 1 is ignored.
-        rows = np.where(kept, truth.astype(np.intp), number + 1)
-        pairs = np.bincount((rows * (number + 1) + predicted).ravel(), minlength=(number + 2) * (number + 1))
-        confusion = pairs.reshape(number + 2, number + 1)[:-1]
+        path = sample.get('img_path') or f'image {position}'
+        truth, predicted, kept = self._maps(sample)
+        confusion = self._confusion(truth, predicted, kept)
         counts = np.stack([confusion.diagonal()[:-1], confusion.sum(0)[:-1], confusion.sum(1)[:-1]])
         if first:
-            sums = self.sums
+            number, sums = len(self.classes), self.sums
+            correct = (truth == predicted) & (truth < number) & kept
             sums.confusion += confusion
-            correct = (truth == predicted) & kept
             if not self.probabilities.missing:
-                probability = self.probabilities(sample['seg_logits']['data'], scored)
+                probability = self.probabilities(sample['seg_logits']['data'], sample['pred_sem_seg']['data'])
                 sums.calibration.add(probability[kept], correct[kept])
             truth, predicted = (np.where(kept, labels, number).astype(labels.dtype) for labels in (truth, predicted))
             sums.contours += self._contours(truth, predicted, correct)
@@ -140,12 +132,23 @@ class SegmentationMetric(SummingMetric):
             sums.examples.add(score, position, lambda: Example(path, score, truth.shape, truth, predicted))
         return path, counts
 
-    @staticmethod
-    def _small(labels: np.ndarray, number: int) -> np.ndarray:
-        """Returns labels as the smallest type, with ``number`` for all that are not 0 to ``number`` - 1."""
+    def _maps(self, sample: dict) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns labels and predictions, (H, W), uint8 or uint16, in which K is all that is not a class, and which
+        pixels are not ignored."""
+        number = len(self.classes)
         kind = np.uint8 if number <= 255 else np.uint16
-        outside = (labels < 0) | (labels >= number)
-        return np.where(outside, number, labels).astype(kind)
+        truth = sample['gt_sem_seg']['data'].cpu().numpy()
+        truth = truth.reshape(truth.shape[-2:])
+        predicted = sample['pred_sem_seg']['data'].cpu().numpy().reshape(truth.shape)
+        small = (np.where((labels < 0) | (labels >= number), number, labels).astype(kind)
+                 for labels in (truth, predicted))
+        return *small, truth != self.ignored
+
+    def _confusion(self, truth: np.ndarray, predicted: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Returns the pixels that are not ignored by label and prediction, (K + 1, K + 1)."""
+        size = len(self.classes) + 1
+        rows = np.where(kept, truth.astype(np.intp), size)  # one more row for the ignored pixels, which is left out
+        return np.bincount((rows * size + predicted).ravel(), minlength=(size + 1) * size).reshape(-1, size)[:-1]
 
     def _contours(self, truth: np.ndarray, predicted: np.ndarray, correct: np.ndarray) -> np.ndarray:
         width, number = distance(truth.shape), len(self.classes)
