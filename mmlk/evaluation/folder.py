@@ -222,4 +222,4 @@ def _page(folder: Path, task: str, parts: Sequence[Part], score: str, about: Dic
         if (folder / f'{name}.jpg').exists():
             shown += [page.heading(title), page.figure(folder / f'{name}.jpg', f'{title} by {score}.')]
     return page.document(f'Test of {osp.basename(about.get("Config", "")) or "a model"}: {task}', *shown,
-                         style='table:first-of-type td { text-align: left; overflow-wrap: anywhere; }')
+                         style='table:first-of-type td:last-child { text-align: left; overflow-wrap: anywhere; }')
