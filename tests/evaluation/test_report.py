@@ -80,6 +80,7 @@ def test_files_of_a_segmentor_hold_what_was_counted(segmentation):
     results, folder = segmentation
     facts = json.loads((folder / 'report.json').read_text(encoding='utf-8'))
     assert {path.name for path in folder.iterdir()} == {*facts['files'], 'mine.txt'} and set(facts['files']) <= {*FILES}
+    assert 'per_image_segm.npz' not in facts['files']  # that of an earlier report
     pixels = facts['results']['pixels']
     assert pixels['metrics'] == results.metrics and facts['about'] == ABOUT and facts['images'] == 5
     head, *rows = table(folder / 'classes.csv')

@@ -146,8 +146,13 @@ def eroded(mask, width):
 
 @pytest.mark.parametrize('size', [(60, 75), (30, 31), (3, 4)])
 def test_boundary_iou_is_that_of_eroded_masks(size):
-    samples = [sample(*(np.resize(part['data'][0], size) for part in (one['gt_sem_seg'], one['pred_sem_seg'])))
-               for one in random_samples(3, 6, (60, 75))]
+    samples = []
+    for seed in range(3):
+        predicted = np.kron(np.random.RandomState(seed).randint(0, 5, (4, 5)), np.ones((15, 15), int))
+        truth = np.roll(predicted, (1, 2 + seed), (0, 1))
+        truth[20:26, 10:40] = 255
+        predicted[40, 40] = 5
+        samples.append(sample(truth[:size[0], :size[1]], predicted[:size[0], :size[1]]))
     found = evaluate(lambda write: SegmentationMetric('abcdef', 3, write, NONE), samples)
     width = max(1, int(round(0.02 * (size[0] ** 2 + size[1] ** 2) ** 0.5)))
     assert distance(size) == width
@@ -186,6 +191,9 @@ def test_calibration_error_by_hand():
     found += other
     assert found.count.tolist() == [1] + [0] * 6 + [1] + [0] * 5 + [1, 2]
     assert found.error == pytest.approx((abs(0 - 0) + abs(0.5 - 1) + abs(0.9 - 1) + abs(1.95 - 1)) / 5)
+    edges = Calibration()
+    edges.add(np.array([1 / 15, 0.2, 0.2 + 1e-9]), np.array([True] * 3))  # an edge belongs to the bin below it
+    assert edges.count.tolist() == [1, 0, 1, 1] + [0] * 11
     assert np.isnan(Calibration().error) and np.isnan(Calibration().means[0]).all()
 
 
