@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ MARKERS = {
         'engine/test_hooks.py', 'engine/test_layer_decay.py',
         'evaluation/test_robustness.py::test_corruptions_by_name_category_and_all',
         'evaluation/test_robustness.py::test_mpc_and_rpc_by_hand',
+        'evaluation/test_segmentation.py::test_counts_of_two_images_by_hand',
         'ops/test_global_filter.py', 'ops/test_private.py', 'ops/test_strides.py',
         'predict/test_page.py::test_a_legend_names_what_was_found',
         'predict/test_page.py::test_only_the_page_itself_may_ask',
@@ -60,6 +62,35 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f'real images are not at {path}; set MMLK_SHARED_DATA to their folder')
     return path
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A headless Chromium with a window of 1200 x 900 pixels, whose processes have ended after the test."""
+    webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed: pip install selenium')
+    programs = shutil.which('chromium'), shutil.which('chromedriver')
+    if None in programs:
+        pytest.skip('Chromium is not installed: apt-get install chromium chromium-driver')
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage',
+                     '--window-size=1200,900', f'--user-data-dir={tmp_path / "profile"}'):
+        options.add_argument(argument)
+    options.set_capability('goog:loggingPrefs', dict(performance='ALL', browser='ALL'))
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+    assert not [line for line in _process_command_lines() if str(tmp_path / 'profile') in line]
+
+
+def _process_command_lines():
+    for path in Path('/proc').glob('[0-9]*/cmdline'):
+        try:
+            yield path.read_bytes().decode(errors='replace')
+        except OSError:  # it has ended
+            pass
 
 
 @pytest.fixture(autouse=True)

@@ -221,6 +221,7 @@ def test_without_mmpretrain_one_error_says_what_to_install(monkeypatch, capsys):
 @needs_mmpretrain
 @pytest.mark.parametrize('arguments, said', [
     (['--tta', '--show-dir', 'x'], 'leave out --tta or --show-dir'),
+    (['--report', 'told'], '--report: there is a report for segmentors and detectors'),
     (['--out', 'labels'], '--out of a classifier is a .pkl file, got labels')])
 def test_options_that_a_classifier_cannot_have(arguments, said, capsys):
     with pytest.raises(SystemExit):

@@ -74,11 +74,19 @@ def metrics(work_dir, *names):
     return [values[name] for name in names]
 
 
+def reported(folder):
+    """What a test has reported into a folder."""
+    facts = json.loads((folder / 'report.json').read_text(encoding='utf-8'))
+    assert facts['images'] == 3 and all((folder / name).stat().st_size for name in facts['files'])
+    return facts['results']
+
+
 def test_merged_test_equals_and_predictions_are_written(segmentor, work):
     checkpoint = segmentor / 'iter_4.pth'
     options = data_options('ade20k', work / 'ade20k')
     found = {}
-    for name, extra in dict(plain=[], merged=['--merge'], fast=['--optimize']).items():
+    report = ['--report', work / 'report']
+    for name, extra in dict(plain=[], merged=['--merge'], fast=['--optimize', *report]).items():
         out = python('tools/test.py', UPERNET, checkpoint, '--work-dir', work / name, '--out', work / name / 'png',
                      '--show-dir', work / name / 'show', *extra, '--cfg-options', *options)
         assert ('parallel branches merged' in out) is (name != 'plain')
@@ -90,6 +98,11 @@ def test_merged_test_equals_and_predictions_are_written(segmentor, work):
         for plain, other in zip(found['plain'], found[name]):
             assert (plain != other).mean() < 0.002
         assert metrics(work / 'plain', 'aAcc') == pytest.approx(metrics(work / name, 'aAcc'), abs=0.2)
+    told = reported(work / 'report')['pixels']
+    names = 'aAcc', 'mIoU', 'mAcc'
+    assert [round(100 * told['metrics'][name], 2) for name in names] == pytest.approx(metrics(work / 'fast', *names))
+    pixels = sum(one['count'] for one in told['calibration']['bins'])
+    assert pixels == sum(one['pixels'] for one in told['classes']) > 0 and 0 < told['metrics']['ECE'] < 1
 
 
 # Hooks and metrics as configs may name them, in a Python config over the demo's.
@@ -197,7 +210,11 @@ def test_merge_tool_writes_a_checkpoint_and_a_config_that_loads_it(segmentor, wo
     assert not any('lkb_origin' in key for key in state['state_dict'])
     assert state['meta']['dataset_meta']['classes'][:2] == ['ground', 'disc']
     out = python('tools/test.py', work / 'merge' / 'merged.py', work / 'merge' / 'merged.pth', '--work-dir',
-                 work / 'merge' / 'test', '--tta', '--cfg-options', *data_options('ade20k', work / 'ade20k'))
+                 work / 'merge' / 'test', '--tta', '--report', work / 'merge' / 'report', '--cfg-options',
+                 *data_options('ade20k', work / 'ade20k'))
+    told = reported(work / 'merge' / 'report')['pixels']
+    assert [round(100 * told['metrics']['mIoU'], 2)] == pytest.approx(metrics(work / 'merge' / 'test', 'mIoU'))
+    assert 'test-time augmentation' in told['calibration']['missing'] and 'ECE' not in told['metrics']
     assert 'mIoU' in out and 'unexpected key' not in out and 'missing keys' not in out
 
 
@@ -331,10 +348,14 @@ def test_stock_tools_run_our_configs(toolbox, work):
     assert ('mIoU' if toolbox == 'mmseg' else 'coco/bbox_mAP') in out
     if toolbox == 'mmdet':  # and our own test tool on the same detector, merged, with its predictions kept
         out = python('tools/test.py', config, checkpoint, '--work-dir', work / 'det_test', '--merge', '--out',
-                     work / 'det_test' / 'predictions.pkl', '--show-dir',
+                     work / 'det_test' / 'predictions.pkl', '--report', work / 'det_report', '--show-dir',
                      os.path.relpath(work / 'shown', REPO), *options)
         assert 'parallel branches merged' in out and (work / 'det_test' / 'predictions.pkl').stat().st_size > 0
         assert len(list((work / 'shown').glob('*.jpg'))) == 3
+        told = reported(work / 'det_report')
+        for kind in ('bbox', 'segm'):
+            expected = metrics(work / 'det_test', f'coco/{kind}_mAP', f'coco/{kind}_mAP_50')
+            assert [round(told[kind]['metrics'][name], 3) for name in ('AP', 'AP50')] == pytest.approx(expected)
 
 
 def tool(name):

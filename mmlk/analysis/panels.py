@@ -153,6 +153,7 @@ def side_by_side(predictions: Mapping[str, Sequence[PredictedScene]], classes: S
         named += [(name, theirs.prediction) for name, theirs in zip(predictions, shown)]
         for axes, (title, annotation) in zip(row, named):
             axes.set_axis_off()
+            axes.set(xticks=[], yticks=[])  # ticks that are not shown take most of the time of the layout
             if title == 'ground truth' and annotation is None:
                 axes.set_title('no ground truth', fontsize=9)
                 continue

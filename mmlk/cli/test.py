@@ -3,12 +3,15 @@
     mmlk test configs/demo/upernet_replknet-tiny_ade20k.py CHECKPOINT
 """
 import argparse
+import os
 import os.path as osp
+import tempfile
 from typing import TYPE_CHECKING, Any
 
+from mmlk import __version__
 from mmlk._types import is_a, type_name
 from mmlk.cli import robustness
-from mmlk.cli.options import add_common_arguments, fail
+from mmlk.cli.options import add_common_arguments, command_line, fail
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -22,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', metavar='PATH',
                         help='save predictions: a folder of label PNGs (segmentation) or a .pkl file (others)')
     parser.add_argument('--show-dir', metavar='DIR', help='draw predictions into this folder')
+    parser.add_argument('--report', metavar='DIR', help='write what is known of the classes and images into this '
+                        'folder: report.html, tables, pictures and figures of each image (segmentation, detection)')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation by the config's tta_pipeline")
     parser.add_argument('--merge', action='store_true', help='merge parallel branches before testing')
     parser.add_argument('--optimize', nargs='?', const='fp32', choices=('fp32', 'bf16'), metavar='DTYPE',
@@ -59,6 +64,8 @@ def apply_options(cfg: 'Config', args: argparse.Namespace) -> None:
         elif not args.out.endswith(('.pkl', '.pickle')):
             kind = 'detector' if is_detection(cfg) else 'classifier'
             fail(f'--out of a {kind} is a .pkl file, got {args.out}')
+    if args.report:
+        prepare_report(cfg, args.report)
     if args.tta:
         if is_detection(cfg):
             set_default_tta(cfg)
@@ -73,6 +80,21 @@ def apply_options(cfg: 'Config', args: argparse.Namespace) -> None:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mmlk.OptimizeHook', dtype=args.optimize)]
     elif args.merge:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mmlk.MergeBranchesHook')]
+
+
+def prepare_report(cfg: 'Config', folder: str) -> None:
+    """Create the folder of a report; end the program with one message if it cannot be written, or there is no report of
+    this config."""
+    from mmlk.evaluation.report import why_no_report
+    reason = why_no_report(cfg)
+    if reason:
+        fail(f'--report: {reason}')
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        fail(f'--report {folder} cannot be written: {error}')
 
 
 def set_default_tta(cfg: 'Config') -> None:
@@ -121,6 +143,10 @@ def test(args: argparse.Namespace) -> None:
         from mmengine.evaluator import DumpResults
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     with one_message():
+        if args.report:
+            from mmlk.evaluation.report import add_report
+            add_report(runner, args.report, dict(Config=args.config, Checkpoint=args.checkpoint,
+                                                 Command=command_line(), mmlk=__version__))
         # mmengine alone would only warn of what does not fit. Averaged weights are under state_dict in its checkpoints,
         # and an EMAHook copies the model before it tests.
         weights.load(network_of(runner.model), checkpoint)

@@ -70,7 +70,8 @@ class DetectionFigures(PerImage):
     finds them, for A ranges of area.
 
     The predictions are those that pycocotools counts (the best of each image and class), in the order of the images
-    and of falling score within an image and class, so that a stable sort by score gives the order of pycocotools.
+    and of falling score within an image and class, so that a stable sort by score gives the order of pycocotools. For
+    its sake, the images are sorted by their ids.
 
     Args:
         ranges: (A,) names: 'all', 'small', 'medium', 'large'.

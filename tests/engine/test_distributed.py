@@ -282,11 +282,16 @@ def test_two_nodes_test_as_one_did(job, two):
     port, nodes = free_port(), []
     for rank in '01':
         nodes.append(bash('dist_test.sh', job / 'config.py', two / 'iter_2.pth', 1, '--work-dir', job / 'nodes',
-                          NNODES='2', NODE_RANK=rank, PORT=port))
+                          '--report', job / 'report', NNODES='2', NODE_RANK=rank, PORT=port))
     codes, outputs = end(*nodes)
     assert codes == [0, 0], outputs[0][-2000:] + outputs[1][-2000:]
     found, = (job / 'nodes').glob('*/*.json')
-    assert json.loads(found.read_text())['mIoU'] == pytest.approx(validated(two)['mIoU'], abs=0.011)
+    tested = json.loads(found.read_text())
+    assert tested['mIoU'] == pytest.approx(validated(two)['mIoU'], abs=0.011)
+    report = json.loads((job / 'report' / 'report.json').read_text())
+    assert report['images'] == 3  # of which the sampler gives one to both
+    for name in ('aAcc', 'mIoU'):
+        assert round(100 * report['results']['pixels']['metrics'][name], 2) == pytest.approx(tested[name])
 
 
 def test_test_time_augmentation_by_a_launcher_is_that_of_one_process(job, two):

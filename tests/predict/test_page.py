@@ -3,7 +3,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -268,14 +267,6 @@ def test_models_of_one_name_are_told_apart():
 
 # The page, in a browser
 
-def process_command_lines():
-    for path in Path('/proc').glob('[0-9]*/cmdline'):
-        try:
-            yield path.read_bytes().decode(errors='replace')
-        except OSError:  # it has ended
-            pass
-
-
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
     """The address of the page of two small models with random weights, served by the tool as a user starts it."""
@@ -343,27 +334,6 @@ def test_only_uploads_are_served(served):
     assert answer(f'{served}/config', Host='site.example')[0] == 403
     assert answer(f'{served}/config', Origin='http://site.example')[0] == 403
     assert answer(f'{served}/config')[0] == 200
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """A headless Chromium with a window of 1200 x 900 pixels, whose processes have ended after the test."""
-    webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed: pip install selenium')
-    programs = shutil.which('chromium'), shutil.which('chromedriver')
-    if None in programs:
-        pytest.skip('Chromium is not installed: apt-get install chromium chromium-driver')
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage',
-                     '--window-size=1200,900', f'--user-data-dir={tmp_path / "profile"}'):
-        options.add_argument(argument)
-    options.set_capability('goog:loggingPrefs', dict(performance='ALL'))
-    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
-    try:
-        yield driver
-    finally:
-        driver.quit()
-    assert not [line for line in process_command_lines() if str(tmp_path / 'profile') in line]
 
 
 def test_two_models_are_compared_in_a_browser(served, browser, tmp_path):

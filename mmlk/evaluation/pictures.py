@@ -1,0 +1,122 @@
+"""Pictures of a report: confusion matrices, reliability diagrams, and images with their predictions."""
+import os.path as osp
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from mmlk.analysis.palette import COLOURS
+from mmlk.analysis.panels import Instances, Palette, PredictedScene, panels
+from mmlk.datasets.images import as_loaded
+
+from .calibration import BINS, Calibration
+from .detection import Found
+from .examples import Example
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WRITTEN = 12  # the most classes with the numbers in the cells of a confusion matrix
+_NAMED = 80  # the most classes with their names beside the confusion matrix
+
+
+def draw_confusion(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> 'Figure':
+    """Draws a confusion matrix as the fractions of each row.
+
+    Args:
+        matrix: (R, C): counts by true class and predicted class.
+        rows: Names of the true classes.
+        columns: Names of the predicted classes.
+    """
+    from matplotlib.figure import Figure
+    with np.errstate(invalid='ignore'):
+        fractions = matrix / matrix.sum(1, keepdims=True)
+    side = float(np.clip(2 + 0.45 * max(matrix.shape), 4.5, 14))
+    figure = Figure(figsize=(side, side))
+    axes = figure.subplots()
+    image = axes.imshow(fractions, vmin=0, vmax=1, cmap='Blues')
+    named = max(matrix.shape) <= _NAMED
+    suffix = '' if named else ' (number of the class, from 0)'
+    axes.set(xlabel=f'predicted{suffix}', ylabel=f'true{suffix}')
+    if named:
+        font = 9 if max(matrix.shape) <= 30 else 6
+        axes.set_xticks(range(len(columns)), [_plain(name) for name in columns], rotation=90, fontsize=font)
+        axes.set_yticks(range(len(rows)), [_plain(name) for name in rows], fontsize=font)
+    if max(matrix.shape) <= _WRITTEN:
+        for (row, column), value in np.ndenumerate(fractions):
+            if not np.isnan(value):
+                axes.text(column, row, f'{100 * value:.0f}', ha='center', va='center', fontsize=8,
+                          color='white' if value > 0.5 else 'black')
+    figure.colorbar(image, ax=axes, shrink=0.7, label='fraction of the true class')
+    return figure
+
+
+def draw_reliability(calibration: Calibration, what: str) -> 'Figure':
+    """Draws the fraction of right predictions over their probability, and how many predictions there are in each bin.
+
+    Args:
+        calibration: Of a test.
+        what: What the probabilities are of, for the axes.
+    """
+    from matplotlib.figure import Figure
+    probability, right = calibration.means
+    centres = (np.arange(BINS) + 0.5) / BINS
+    figure = Figure(figsize=(5, 5.6))
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    figure.subplots_adjust(0.13, 0.09, 0.97, 0.94, hspace=0.08)
+    upper.bar(centres, np.nan_to_num(right), 1 / BINS, color=COLOURS[5], edgecolor='white', label='right')
+    upper.plot(probability, right, 'o', color=COLOURS[0], markersize=4, label='at the mean of the bin')
+    upper.plot([0, 1], [0, 1], '--', color='grey', linewidth=1, label='as probable as right')
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel='fraction that is right',
+              title=f'expected calibration error {100 * calibration.error:.2f} %')
+    upper.legend(fontsize=8, loc='upper left')
+    lower.bar(centres, calibration.count / max(1, calibration.count.sum()), 1 / BINS, color=COLOURS[5],
+              edgecolor='white')
+    lower.set(xlabel=what, ylabel='fraction of all')
+    return figure
+
+
+def draw_examples(examples: Sequence[Example], classes: Sequence[str], palette: Optional[Palette],
+                  score: str) -> 'Figure':
+    """Draws images with ground truth and prediction, as ``mmlk show-predictions`` does.
+
+    Args:
+        examples: One or more.
+        classes: Name of each label.
+        palette: RGB colour of each label; None for colours that differ clearly.
+        score: What the score of an image is.
+    """
+    colours = None if palette is None else palette[:len(classes)]  # of a label beyond the classes nothing is drawn
+    return panels([_scene(example, score) for example in examples], [_plain(name) for name in classes], colours)
+
+
+def _scene(example: Example, score: str) -> PredictedScene:
+    title = f'{osp.basename(example.path)}\n{score} {100 * example.score:.1f} %'
+    try:
+        image: Any = as_loaded(Path(example.path))
+    except (OSError, ValueError):  # it is not on this disk, or of a format that only the pipeline reads
+        image = None
+    if image is None or image.shape[:2] != tuple(example.size):
+        image = np.full((*example.size, 3), 224, np.uint8)
+        title += ' (no image)'
+    return PredictedScene(image, _annotation(example.truth, example.size),
+                          _annotation(example.prediction, example.size), _plain(title))
+
+
+def _annotation(part: Any, size: Tuple[int, int]) -> Any:
+    """Returns what :mod:`mmlk.analysis.panels` draws."""
+    if not isinstance(part, Found):
+        return part
+    from pycocotools import mask as coco
+    masks = None
+    if part.masks is not None:
+        shown: List[np.ndarray] = [coco.decode(mask).astype(bool) for mask in part.masks]
+        masks = np.stack(shown) if shown else np.zeros((0, *size), bool)
+    boxes = part.boxes.copy()
+    boxes[:, 2:] += boxes[:, :2]
+    return Instances(boxes, part.labels, masks, part.scores)
+
+
+def _plain(text: str) -> str:
+    """Returns a text in which matplotlib sees no formula."""
+    return text.replace('$', r'\$')
