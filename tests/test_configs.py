@@ -421,6 +421,7 @@ def test_every_parameter_has_the_official_rate_and_decay(name):
             free = any(part in key for part in rule)
         rate, heads = facts.get('rates'), ('decode_head.', 'auxiliary_head.')
         lr = facts['lr'] * (facts.get('head_rate', 1) if key.startswith(heads) else 1)
+        lr *= facts.get('offset_rate', 1) if '.offset_mask.' in key else 1
         lr *= facts.get('backbone_rate', 1) if key.startswith('backbone.') else 1
         if rate:
             lr *= rate_of(rate)**(rate['num_layers'] + 1 - official_depth(key, rate))
