@@ -130,7 +130,7 @@ def test_onnx_of_a_family(family, step, size, tmp_path):
 
 
 @pytest.mark.parametrize('family', [
-    'FlashInternImage', pytest.param('InternImage', marks=pytest.mark.slow),
+    pytest.param('FlashInternImage', marks=pytest.mark.slow), pytest.param('InternImage', marks=pytest.mark.slow),
     pytest.param('MSCAN', marks=pytest.mark.slow), 'VAN'])
 def test_onnx_of_a_backbone(family, tmp_path):
     net = fill(MODELS.build(dict(type=f'mmlk.{family}', arch=copy.deepcopy(TINY[family])))).eval()
