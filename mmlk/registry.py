@@ -13,9 +13,8 @@ from mmengine.registry import Registry, build_runner_from_cfg  # noqa: E402
 __all__ = ['HOOKS', 'MODELS', 'MODEL_WRAPPERS', 'OPTIM_WRAPPERS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'RUNNERS',
            'STRATEGIES', 'WEIGHT_INITIALIZERS']
 
-MODELS = Registry(
-    'model', parent=_root.MODELS, scope='mmlk',
-    locations=['mmlk.backbones', 'mmlk.classification', 'mmlk.preprocessors', 'mmlk.heads', 'mmlk.layers'])
+MODELS = Registry('model', parent=_root.MODELS, scope='mmlk',
+                  locations=['mmlk.backbones', 'mmlk.classification', 'mmlk.preprocessors', 'mmlk.heads'])
 HOOKS = Registry('hook', parent=_root.HOOKS, scope='mmlk', locations=['mmlk.engine', 'mmlk.deploy.hooks'])
 MODEL_WRAPPERS = Registry('model wrapper', parent=_root.MODEL_WRAPPERS, scope='mmlk', locations=['mmlk.engine'])
 OPTIM_WRAPPERS = Registry('optimizer wrapper', parent=_root.OPTIM_WRAPPERS, scope='mmlk', locations=['mmlk.engine'])
