@@ -3,9 +3,16 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from mmlk.registry import MODELS
 
+
+@MODELS.register_module()
 class ChannelNorm(LayerNorm2d):
-    """LayerNorm over the channels of a map, (N, C, H, W). The output has the memory format of the input."""
+    """LayerNorm over the channels of a map, (N, C, H, W). The output has the memory format of the input.
+
+    Necks and heads take it as ``norm_cfg=dict(type='mmlk.ChannelNorm')``. mmcv then sets its eps to 1e-5 and names it
+    ``ln``.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

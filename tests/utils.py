@@ -3,6 +3,7 @@ import zlib
 from typing import Tuple
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -43,3 +44,20 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     actual, expected = actual.detach().double(), expected.detach().double()
     assert actual.shape == expected.shape, f'{tuple(actual.shape)} is not {tuple(expected.shape)}'
     return ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def assert_onnx_equals(net: nn.Module, path: str, example: Tensor, *others: Tensor) -> None:
+    """Write the maps of a backbone as ONNX for any size, and compare those of other images with the backbone's."""
+    from mmlk.deploy import formats
+    pytest.importorskip('onnxscript')
+    runtime = pytest.importorskip('onnxruntime')
+    with torch.no_grad():
+        names = [f'map{i}' for i in range(len(net(example)))]
+    graph = formats.Graph(net, example, 1, 'images', names, {})
+    formats.write_graph(graph, path, 'onnx', opset=18)
+    session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    for images in others:
+        with torch.no_grad():
+            expected = net(images)
+        for ours, theirs in zip(session.run(None, {'images': images.numpy()}), expected, strict=True):
+            assert relative_error(torch.from_numpy(ours), theirs) < 1e-5

@@ -21,8 +21,8 @@ from mmlk.weights.read import read_weights
 CLASSES = 1000
 
 # Of the 1x1 convolution that some families have before their pooling.
-_ACTIVATIONS = {'InternImage': nn.GELU, 'MobileNetV2': nn.ReLU6, 'OverLoCK': nn.SiLU, 'ParCMobileNetV2': nn.ReLU6,
-                'ParCNet': nn.SiLU}
+_ACTIVATIONS = {'FlashInternImage': nn.GELU, 'InternImage': nn.GELU, 'MobileNetV2': nn.ReLU6, 'OverLoCK': nn.SiLU,
+                'ParCMobileNetV2': nn.ReLU6, 'ParCNet': nn.SiLU}
 # The others with a LayerNorm in their head have it after the pooling.
 _NORM_BEFORE_POOLING = ('GFNet', )
 # What files have beside backbone and head: ParC-Net's, a second name of layer_5's first block; OverLoCK's, a second
@@ -172,7 +172,7 @@ def with_head(backbone: nn.Module, checkpoint: str) -> Classifier:
     for module in sorted({name.rpartition('.')[0] for name in report.left}):
         keys = (f'{module}.{key}' for key in backbone.get_submodule(module).state_dict()
                 if key != 'num_batches_tracked')
-        if set(keys) <= set(report.left):  # InternImage-T lacks scales of 1, not whole modules
+        if set(keys) <= set(report.left):  # InternImage's T lacks scales of 1, not whole modules
             parent, _, child = module.rpartition('.')
             setattr(backbone.get_submodule(parent), child, nn.Identity())
     head = _head(_beside(report, backbone), type(backbone).__name__, report.path)

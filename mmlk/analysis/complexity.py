@@ -6,8 +6,8 @@ What is counted is what the published tables count.
   count, those of attention included; norms, activations, pooling, resizing and RoIAlign do not. A convolution
   with a (kh, kw) kernel and g groups on a (C, H, W) output costs H * W * C * kh * kw * C_in / g.
 - A Fourier transform of a real map of n values, or its inverse, costs n * ceil(log2(n)) for each channel. A
-  deformable convolution costs what a plain one of its shape does; its sampling is free, as RoIAlign's. DCNv3 has
-  no other cost than its sampling: five multiply-adds for each sample, as its authors count.
+  deformable convolution costs what a plain one of its shape does; its sampling is free, as RoIAlign's. DCNv3 and
+  DCNv4 have no other cost than their sampling: five multiply-adds for each sample, as their authors count.
 - A segmentor is counted without its auxiliary head, parameters and multiply-adds, which testing does not run.
 - A two-stage detector, as mmdet 2.x counted it: the RPN on every level, 1000 proposals through each box stage
   and 100 through each mask stage.
@@ -355,7 +355,7 @@ def _deformable_as_plain() -> ExitStack:
 
 @contextmanager
 def _samples_counted(meter: _Meter) -> Iterator[None]:
-    """In this context the samples of DCNv3 are counted: made of grid_sample and sums, they would be free."""
+    """In this context the samples of DCNv3 and DCNv4 are counted: made of grid_sample and sums, they would be free."""
     plain = deformable.sum_of_samples
 
     def counted(maps: Tensor, offset: Tensor, mask: Tensor, first: int, window) -> Tensor:

@@ -1,4 +1,4 @@
-"""Deformable convolution v3: each output is a weighted sum of samples at positions that the network computes.
+"""Deformable convolutions v3 and v4: each output is a weighted sum of samples at positions that the network computes.
 
 For each output pixel and each group of channels there are ``kernel_size`` samples. Without offsets they lie on the grid
 of an ordinary convolution. The network gives each of them an offset and a weight, which all channels of the group
@@ -8,7 +8,8 @@ are learned per tap: the linear layers before and after the operator mix the cha
 The samples of a map take as many times its memory as there are taps. They are therefore computed in chunks of rows, and
 computed again in the backward pass instead of being saved.
 
-InternImage, Wang et al., CVPR 2023, arXiv:2211.05778, section 3.1.
+InternImage, Wang et al., CVPR 2023, arXiv:2211.05778, section 3.1; DCNv4, Xiong et al., CVPR 2024, arXiv:2401.06197,
+section 3.
 """
 from typing import NamedTuple, Sequence, Tuple, Union
 
@@ -205,10 +206,45 @@ def dcnv3(input: Tensor, offset: Tensor, mask: Tensor, kernel_size: Size = 3, st
         return _in_chunks(input, offset, mask, window)
 
 
-def multiply_adds(output: Sequence[int], taps: int) -> int:
-    """Returns the multiply-adds of :func:`dcnv3`, as ``get_flops.py`` of the official code counts them.
+def dcnv4(input: Tensor, offset_mask: Tensor, kernel_size: Size = 3, stride: Size = 1, padding: Size = 1,
+          dilation: Size = 1, groups: int = 1, offset_scale: float = 1.0) -> Tensor:
+    """Deformable convolution v4, the operator of FlashInternImage: :func:`dcnv3` of one tensor of offsets and weights.
 
-    They are five for each sample: four of the interpolation and one of the mask.
+    FlashInternImage takes no softmax over the weights: they have any value and any sum.
+
+    Args:
+        input: Map (N, H, W, C).
+        offset_mask: Offsets and weights (N, H_out, W_out, groups * 3 * kh * kw). For each group there are the
+            ``2 * kh * kw`` offsets of its samples first, as in :func:`dcnv3`, and then their ``kh * kw`` weights. The
+            channels may be padded to a multiple of 8, as officially; what is over is not read.
+
+    The other arguments, the result, its dtype and its memory are those of :func:`dcnv3`.
+
+    Raises:
+        ValueError: The shapes do not match, or a size is not valid.
+    """
+    kernel = _pair('kernel_size', kernel_size, 1)
+    taps = kernel[0] * kernel[1]
+    used, given = 3 * taps * groups, offset_mask.shape[-1]
+    padded = padded_to_8(used)
+    if given not in (used, padded):
+        sizes = f'{used}' if used == padded else f'{used} or {padded}'
+        raise ValueError(f'offset_mask must have {sizes} channels, got {tuple(offset_mask.shape)}')
+    packed = offset_mask[..., :used].unflatten(-1, (groups, 3 * taps))
+    offset, mask = (part.flatten(-2) for part in packed.split((2 * taps, taps), -1))
+    return dcnv3(input, offset, mask, kernel, stride, padding, dilation, groups, offset_scale)
+
+
+def padded_to_8(channels: int) -> int:
+    """Returns the least multiple of 8 that is not less than ``channels``, for which DCNv4's CUDA kernel is written."""
+    return -(-channels // 8) * 8
+
+
+def multiply_adds(output: Sequence[int], taps: int) -> int:
+    """Returns the multiply-adds of :func:`dcnv3` and :func:`dcnv4`.
+
+    They are five for each sample, as ``get_flops.py`` of the official code counts: four of the interpolation and one of
+    the mask.
 
     Args:
         output: Shape of the output.

@@ -1,4 +1,5 @@
 """Files of three formats, run by their own runtimes, against the trained model; and what is refused."""
+import copy
 import importlib.util
 import json
 import sys
@@ -15,9 +16,11 @@ from mmlk.deploy.export import OutputComparison, palette_of, default_size, expor
 from mmlk.deploy.metadata import Bounds, Resize, Window, read_metadata
 from mmlk.engine.network import build_network
 from mmlk.ops import global_filter2d
+from mmlk.registry import MODELS
 from mmlk.weights import WeightsError
+from tests.backbones.test_contract import TINY
 from tests.test_training import CONFIGS, shrink_model
-from tests.utils import fill, relative_error
+from tests.utils import assert_onnx_equals, fill, image, relative_error
 
 REPO = CONFIGS.parent
 UPERNET = 'upernet_replknet31b_ade20k'
@@ -124,6 +127,15 @@ def test_onnx_of_a_family(family, step, size, tmp_path):
     assert result.step == step
     assert_segments(path, model, pixels(2, *size))
     nodes(path)
+
+
+@pytest.mark.parametrize('family', [
+    pytest.param('FlashInternImage', marks=pytest.mark.slow), pytest.param('InternImage', marks=pytest.mark.slow),
+    pytest.param('MSCAN', marks=pytest.mark.slow), 'VAN'])
+def test_onnx_of_a_backbone(family, tmp_path):
+    net = fill(MODELS.build(dict(type=f'mmlk.{family}', arch=copy.deepcopy(TINY[family]), out_indices=(0, 1)))).eval()
+    assert_onnx_equals(net, str(tmp_path / 'net.onnx'), image(2, 3, 64, 96), image(1, 3, 96, 160),
+                       image(2, 3, 131, 100))
 
 
 @pytest.mark.slow  # the exported operator itself is tested in tests/ops/test_neighborhood.py

@@ -1,4 +1,4 @@
-"""DCNv3 against its definition in loops, against the official PyTorch form, and within its memory."""
+"""DCNv3 and DCNv4 against their definition in loops, against the official PyTorch form, and within its memory."""
 import math
 from collections import Counter
 
@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmlk.deploy import formats
-from mmlk.ops import dcnv3, deformable
+from mmlk.ops import dcnv3, dcnv4, deformable
 from tests.utils import image, relative_error
 
 # Shape of the map (N, H, W, C), kernel, stride, padding, dilation, groups, scale. The official outputs for these are in
@@ -96,6 +96,26 @@ def test_taps_are_ordered_column_by_column_and_offsets_are_horizontal_first():
     assert relative_error(dcnv3(x, offset, mask)[:, :, 1:], x[:, :, :-1]) < 1e-6
     offset[..., 2] = 1  # its horizontal offset
     assert relative_error(dcnv3(x, offset, mask), x) < 1e-6
+
+
+@pytest.mark.parametrize('case', [((2, 5, 6, 12), 3, 1, 1, 1, 3, 0.5), CASES['wide']], ids=['padded to 88', 'wide'])
+def test_dcnv4_reads_for_each_group_its_offsets_and_then_its_weights(case):
+    x, offset, mask = inputs(*case)
+    groups, taps = case[5], mask.shape[-1] // case[5]
+    packed = torch.cat([part for g in range(groups) for part in (
+        offset[..., 2 * taps * g:2 * taps * (g + 1)], mask[..., taps * g:taps * (g + 1)])], -1)
+    expected = reference(x, offset, mask, *case[1:])
+    over = torch.full((*packed.shape[:3], -packed.shape[3] % 8), torch.nan)
+    for given in (packed, torch.cat([packed, over], -1)):
+        assert relative_error(dcnv4(x, given, *case[1:]), expected) < 1e-5
+
+
+def test_dcnv4_takes_a_packed_tensor_of_the_right_size():
+    x, packed = image(1, 3, 4, 6), image(1, 3, 4, 81)
+    with pytest.raises(ValueError, match=r'offset_mask must have 81 or 88 channels, got \(1, 3, 4, 80\)'):
+        dcnv4(x, packed[..., :80], groups=3)
+    with pytest.raises(ValueError, match=r'offset_mask must have 216 channels, got \(1, 3, 4, 81\)'):
+        dcnv4(image(1, 3, 4, 8), packed, groups=8)
 
 
 def test_gradients(monkeypatch):

@@ -1,0 +1,20 @@
+# FlashInternImage-L, ImageNet-22K, on COCO.
+# Source: DCNv4 detection/configs/coco/cascade_flash_intern_image_l_fpn_3x_coco.py
+_base_ = [
+    '_base_/backbones/flashinternimage-l.py', '_base_/models/cascade_mask_rcnn_4conv1fc.py',
+    '_base_/datasets/coco_instance.py', '_base_/schedules/det_adamw_3x_layer-decay.py',
+    '_base_/runtime_det.py',
+]
+model = dict(
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.4,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='flashinternimage-l_in22k-384')),
+    neck=dict(in_channels=_base_.channels, norm_cfg=dict(type='mmlk.ChannelNorm')))
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-4),
+    paramwise_cfg=dict(decay_rate=0.9, custom_keys={'.offset_mask.': dict(lr_mult=0.01)}))
+train_dataloader = dict(batch_size=4)
+auto_scale_lr = dict(base_batch_size=64)  # 16 GPUs x 4
+custom_hooks = [
+    dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.0001, update_buffers=True, priority=49)]

@@ -1,0 +1,14 @@
+# FlashInternImage-S, ImageNet-1K, 1x on COCO.
+# Source: DCNv4 detection/configs/coco/mask_rcnn_flash_intern_image_s_fpn_1x_coco.py
+_base_ = [
+    '_base_/backbones/flashinternimage-s.py', '_base_/models/mask_rcnn.py',
+    '_base_/datasets/coco_instance_800.py', '_base_/schedules/det_adamw_1x_layer-decay.py',
+    '_base_/runtime_det.py',
+]
+model = dict(
+    backbone=dict(
+        _base_.backbone,
+        drop_path_rate=0.3,
+        init_cfg=dict(type='mmlk.Pretrained', checkpoint='flashinternimage-s_in1k')),
+    neck=dict(in_channels=_base_.channels, norm_cfg=dict(type='mmlk.ChannelNorm')))
+optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=1.0))
