@@ -35,13 +35,13 @@ class PerImage:
 
     @classmethod
     def load(cls: Type[FIGURES], path: Union[str, Path]) -> FIGURES:
-        """Reads what :meth:`save` wrote. Nothing is unpickled.
+        """Reads what :meth:`save` wrote. Nothing is unpickled, which is the default of NumPy.
 
         Raises:
             ValueError: The file cannot be read, or does not have these figures.
         """
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with np.load(path) as content:
                 found = {item.name: content[item.name] for item in fields(cls)}
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f'{path} has no figures of images as {cls.__name__} needs them: {error}') from error
