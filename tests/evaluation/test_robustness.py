@@ -16,6 +16,7 @@ from mmengine.registry import init_default_scope
 from mmlk.cli import main
 from mmlk.datasets.corruptions import CATEGORIES, CORRUPTIONS, corrupt
 from mmlk.datasets.layouts import DemoPlan, write_demo
+from mmlk.engine import hooks
 from mmlk.evaluation.robustness import (CLEAN, Results, Robustness, main_metrics, plan, robustness, table,
                                         write_report)
 from tests.utils import fill
@@ -152,11 +153,14 @@ def run(work, tmp_path, monkeypatch, pytestconfig):
     return run
 
 
-def test_a_second_call_goes_on(run, work, tmp_path):
+def test_a_second_call_goes_on(run, work, tmp_path, monkeypatch):
     """The model is merged in the first test alone; workers that run on would not see the next corruption."""
     options = ['--merge', '--severities', '5', '--noise-severities', '1', '--corruption-seed', '3']
     workers = ['test_dataloader.num_workers=1', 'test_dataloader.persistent_workers=True']
+    merge, merged = hooks.merge, []
+    monkeypatch.setattr(hooks, 'merge', lambda model, inplace: merged.append(merge(model, inplace=inplace)))
     first, made = run(*options, '--corruptions', 'noise', 'frost', settings=workers)
+    assert len(merged) == 1
     assert made == [(CLEAN, 0), *((name, 1) for name in CATEGORIES['noise']), ('frost', 5)]
     assert len({tuple(test.items()) for test in first.values()}) == 5
     second, made = run(*options, '--corruptions', 'noise', 'frost', 'fog')
