@@ -6,9 +6,9 @@
 
 Configs are named one by one, or listed by a study of configs/studies/. Published results come from configs/metafiles;
 parameters and multiply-adds are counted, latency, memory and effective receptive fields are measured. With --train or
---budget each config is trained with each seed, and tested. The folder of results has report.md, report.json, table.tex
-(booktabs) with references.bib, and results.png, erf.png and predictions.png. The same command goes on where it was cut
-off.
+--budget each config is trained with each seed, and tested; differences of their accuracy have intervals over images and
+seeds, and p-values. The folder of results has report.md, report.html, report.json, table.tex (booktabs) with
+references.bib, and results.png, erf.png and predictions.png. The same command goes on where it was cut off.
 """
 import argparse
 import logging
@@ -48,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--erf-size', type=int, default=1024, help='side that they are resized to (%(default)s)')
     parser.add_argument('--num', type=int, default=4, help='test images in predictions.png (%(default)s)')
     parser.add_argument('--skip', nargs='+', choices=STEPS, default=[], help='leave out')
+    parser.add_argument('--reference', metavar='NAME', help='the model that the others are compared with: the name of '
+                        'its config, without .py, or its name in the study (default: the first)')
+    parser.add_argument('--resamples', type=int, default=2000, metavar='N', help='of the test images, from which '
+                        'intervals of differences follow (%(default)s)')
     add_device(parser, f'of all but training and testing, which take a GPU where there is one {DEVICE_HELP}')
     parser.add_argument('--out', type=Path, metavar='DIR', help='folder of the results (default: '
                         "work_dirs/compare, or that of the study's name)")
@@ -56,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Set the defaults that depend on other options; end the program with one message if an option is wrong."""
-    check_minimum(args, budget=1, turns=1, erf_num=1, erf_size=8, num=1)
+    check_minimum(args, budget=1, turns=1, erf_num=1, erf_size=8, num=1, resamples=100)
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
         fail(f"--seeds must be different and not negative, got {' '.join(map(str, args.seeds))}")
     args.device = check_device(args.device)
@@ -91,6 +95,8 @@ def read_entries(args: argparse.Namespace) -> Tuple[List['ComparedModel'], Optio
     for entry in entries:
         compare.use_data(entry.cfg, args.data_root, names)
     compare.check_models(entries)
+    if args.reference is not None:
+        args.reference = find_reference(entries, args.reference)
     for entry in entries:
         if args.budget is not None:
             compare.use_budget(entry.cfg, args.budget)
@@ -104,6 +110,18 @@ def read_entries(args: argparse.Namespace) -> Tuple[List['ComparedModel'], Optio
         raise ValueError('one budget needs one unit: '
                          + '; '.join(f'{path} counts in {unit}' for path, unit in units.items()))
     return entries, studies[0] if len(studies) == 1 and len(args.configs) == 1 else None
+
+
+def find_reference(entries: Sequence['ComparedModel'], given: str) -> str:
+    """The name of the model that ``--reference`` means.
+
+    Raises:
+        ValueError: it is none of those compared.
+    """
+    for entry in entries:
+        if given in (entry.name, entry.stem):
+            return entry.name
+    raise ValueError(f"--reference: {given} is none of the models compared: {', '.join(one.name for one in entries)}")
 
 
 def find_runs(entries: Sequence['ComparedModel'], args: argparse.Namespace) -> List['Run']:
@@ -136,13 +154,16 @@ def write_report(args: argparse.Namespace) -> None:
     from mmlk.analysis.complexity import parse_size
     from mmlk.cli.prepare import preflight
     from mmlk.datasets.images import find_images, packaged_photographs, read_image
-    from mmlk.studies import compare, contents, report, steps
+    from mmlk.studies import compare, contents, differences, report, steps
     from mmlk.studies.display import CONSOLE
     from mmlk.weights import WeightsError
     MMLogger.get_current_instance().setLevel(logging.WARNING)  # the loader's account of every checkpoint
     try:
         entries, study = read_entries(args)
         runs = find_runs(entries, args)
+        if args.reference is not None and args.reference not in {run.entry.name for run in runs}:
+            raise ValueError(f'--reference: {args.reference} is neither trained nor tested; give --train or its '
+                             'checkpoint in --checkpoints')
         size = parse_size(args.shape) if args.shape else compare.default_size(entries, steps.MIM)
         paths = []
         if 'erf' not in args.skip:
@@ -167,15 +188,17 @@ def write_report(args: argparse.Namespace) -> None:
 
     title, caption, cites, references = contents.describe_all(entries, study, args)
     columns, cells = compare.accuracy(entries, runs, steps.MIM)
+    accuracies = list(columns)
     lines = [report.StudyRow(entry.name, entry.path, cells[entry.name], cites[entry.name]) for entry in entries]
     contents.add_counts(lines, columns, counted, size)
     if 'latency' not in args.skip:
         contents.add_latency(lines, columns, entries, size, args)
     if 'erf' not in args.skip:
         contents.add_erf(lines, columns, entries, runs, paths, args)
+    predictions = ''
     if 'predictions' not in args.skip:
         try:
-            contents.draw_predictions(entries, runs, args)
+            predictions = contents.draw_predictions(entries, runs, args)
         except WeightsError as error:
             fail(str(error))
     facts = dict(command=command_line(), versions=compare.versions(), machine=compare.machine(),
@@ -183,6 +206,9 @@ def write_report(args: argparse.Namespace) -> None:
                  settings={key: value if isinstance(value, (int, list, dict, type(None))) else str(value)
                            for key, value in vars(args).items()},
                  runs=[dict(model=run.entry.name, seed=run.seed, folder=str(run.folder), **run.state) for run in runs])
-    made = report.StudyReport(title, lines, columns, caption, facts)
-    contents.write(made, study, references, runs, args)
-    CONSOLE.print(f'\n{made.markdown()}\n\nreport.md, report.json, table.tex, references.bib and pictures: {args.out}')
+    made = report.StudyReport(title, lines, columns, caption, facts,
+                              differences.differences(entries, runs, args.reference, args.resamples),
+                              differences.agreements(lines, columns, accuracies))
+    contents.write(made, study, references, runs, predictions, args)
+    CONSOLE.print(f'\n{made.markdown()}\n\nreport.html, report.md, report.json, table.tex, references.bib and '
+                  f'pictures: {args.out}')

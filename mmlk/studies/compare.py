@@ -351,12 +351,33 @@ class Run:
         return str(path) if path.is_file() else None
 
     @property
+    def report(self) -> Path:
+        """The folder of the report of its test, with figures of each image."""
+        return self.folder / 'report'
+
+    @property
+    def no_report(self) -> str:
+        """Why a test of its config has no report; empty if it has one."""
+        from mmlk.evaluation.report import why_no_report
+        return why_no_report(self.entry.cfg)
+
+    @property
     def finished(self) -> bool:
-        """Whether the checkpoint was tested, and has not been overwritten since."""
-        if self.checkpoint is None or 'metrics' not in self.state:
+        """Whether the checkpoint was tested, with a report if there is one, and has not been overwritten since.
+
+        A run that was tested is finished without its checkpoint, too: it is never trained for the report's sake.
+        """
+        if 'metrics' not in self.state:
             return False
+        if self.checkpoint is None:
+            return True
         stamp = self.state.get('tested_stamp')  # older runs have none
-        return stamp is None or stamp == list(_stamp(Path(self.checkpoint)))
+        if stamp is not None and stamp != list(_stamp(Path(self.checkpoint))):
+            return False
+        if self.no_report:
+            return True
+        files = self.state.get('report')  # runs of before there were reports have none
+        return files is not None and all((self.report / name).is_file() for name in files)
 
     def settings(self) -> Config:
         """Returns the config of the model with the seed of this run, in a form that can be written to a file."""
@@ -402,19 +423,22 @@ class Run:
         if not self.config.is_file():
             self.settings().dump(str(self.config))
         work = self.folder / 'train'
-        if self.checkpoint is None:
+        if self.checkpoint is None and 'metrics' not in self.state:
             resume = ['--resume'] if (work / 'last_checkpoint').is_file() else []
             seconds = self._run([tools / 'train.py', self.config, '--work-dir', work, *resume], 'train', tick)
             self._keep(checkpoint=Path((work / 'last_checkpoint').read_text().strip()).name,
                        train_seconds=round(seconds, 1), resumed=bool(resume), machine=machine(), versions=versions())
         if not self.finished:
             stamp = list(_stamp(Path(self.checkpoint)))
-            shutil.rmtree(self.folder / 'test', ignore_errors=True)
-            seconds = self._run([tools / 'test.py', self.config, self.checkpoint, '--work-dir', self.folder / 'test'],
-                                'test', tick)
+            for folder in (self.folder / 'test', self.report):
+                shutil.rmtree(folder, ignore_errors=True)
+            report = [] if self.no_report else ['--report', self.report]
+            seconds = self._run([tools / 'test.py', self.config, self.checkpoint, '--work-dir', self.folder / 'test',
+                                 *report], 'test', tick)
             figures = json.loads(next((self.folder / 'test').glob('*/*.json')).read_text())
-            self._keep(metrics=figures, tested=self.checkpoint, tested_stamp=stamp, test_seconds=round(seconds, 1),
-                       machine=machine(), versions=versions())
+            written = sorted(path.name for path in self.report.glob('per_image*.npz'))
+            self._keep(metrics=figures, report=written, tested=self.checkpoint, tested_stamp=stamp,
+                       test_seconds=round(seconds, 1), machine=machine(), versions=versions())
 
     def _keep(self, **facts) -> None:
         self.state.update(facts)

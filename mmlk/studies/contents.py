@@ -6,16 +6,21 @@ import itertools
 import json
 from argparse import Namespace
 from pathlib import Path
-from typing import Dict, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from rich.progress import MofNCompleteColumn
 
 from mmlk._types import type_name
 from mmlk.analysis import erf
 from mmlk.analysis.complexity import Complexity
-from mmlk.analysis.panels import predict_some, side_by_side
+from mmlk.analysis.panels import (LEGEND_ENTRIES, Annotation, Instances, PredictedScene, distinct_palette, overlay,
+                                  predict_some, side_by_side)
+from mmlk.evaluation import page
+from mmlk.evaluation.slider import SCRIPT, STYLE, Scene, slider
 from mmlk.ops.benchmark import describe
+from mmlk.predict.prediction import Prediction
 from mmlk.studies import compare, report
 from mmlk.studies.display import CONSOLE, progress, track
 from mmlk.studies.steps import MIM
@@ -79,7 +84,11 @@ def add_erf(lines: Sequence[report.StudyRow], columns: Dict[str, report.Column],
     columns.update({f'erf{t:g}': report.Column(f'ERF {t:.0%} (%)', 1, 0.01) for t in erf.THRESHOLDS})
     fields = {}
     for line, entry in zip(lines, entries):
-        checkpoint = next((run.checkpoint for run in runs if run.entry is entry), None)
+        own = [run for run in runs if run.entry is entry]
+        checkpoint = own[0].checkpoint if own else None
+        if own and checkpoint is None:
+            CONSOLE.print(f'{line.name}: no effective receptive field: the checkpoint that was tested is gone')
+            continue
         try:
             found, fields[line.name] = compare.measure_model_erf(
                 entry, checkpoint, paths, args.erf_size, args.device, args.out / 'erf' / entry.stem,
@@ -97,8 +106,11 @@ def add_erf(lines: Sequence[report.StudyRow], columns: Dict[str, report.Column],
         erf.heat_maps(fields).savefig(args.out / 'erf.png', dpi=110)
 
 
-def draw_predictions(entries: Sequence[compare.ComparedModel], runs: Sequence[compare.Run], args: Namespace) -> None:
+def draw_predictions(entries: Sequence[compare.ComparedModel], runs: Sequence[compare.Run], args: Namespace) -> str:
     """Write predictions.png, of the models that have weights; nothing is written if none has.
+
+    Returns:
+        The part of report.html that shows them behind a slider; empty if there are none.
 
     Raises:
         WeightsError: a checkpoint does not fit its model.
@@ -107,8 +119,42 @@ def draw_predictions(entries: Sequence[compare.ComparedModel], runs: Sequence[co
     some = [(entry, next((run.checkpoint for run in runs if run.entry is entry), None)) for entry in entries]
     for entry, checkpoint in track([pair for pair in some if pair[1]], 'predictions'):
         predictions[entry.name], classes, palette = predict_some(entry.cfg, checkpoint, args.num, device=args.device)
-    if predictions:
-        side_by_side(predictions, classes, palette).savefig(args.out / 'predictions.png', dpi=110)
+    if not predictions:
+        return ''
+    side_by_side(predictions, classes, palette).savefig(args.out / 'predictions.png', dpi=110)
+    if palette is None or len(palette) < len(classes):
+        palette = distinct_palette(len(classes))
+    return slider(_scenes(predictions, classes, palette), list(zip(classes, palette))[:LEGEND_ENTRIES])
+
+
+def _scenes(predictions: Mapping[str, Sequence[PredictedScene]], classes: Sequence[str],
+            palette: Sequence[Tuple[int, int, int]]) -> List[Scene]:
+    """Returns the scenes with their views: the image, the ground truth and the prediction of each model."""
+    scenes = []
+    for shown in zip(*predictions.values()):
+        first = shown[0]
+        annotations = {'ground truth': first.truth,
+                       **{name: scene.prediction for name, scene in zip(predictions, shown)}}
+        views = {name: draw_annotation(first.image, annotation, classes, palette)
+                 for name, annotation in annotations.items() if annotation is not None}
+        scenes.append(Scene(first.title, dict(image=first.image, **views)))
+    return scenes
+
+
+def draw_annotation(image: np.ndarray, annotation: Annotation, classes: Sequence[str],
+                    palette: Sequence[Tuple[int, int, int]]) -> np.ndarray:
+    """Draws labels, or boxes and masks with their names and scores, over an image.
+
+    Returns:
+        (H, W, 3), uint8, RGB.
+    """
+    drawn = overlay(image, annotation, palette)
+    if not isinstance(annotation, Instances):
+        return drawn
+    scores = annotation.scores if annotation.scores is not None else np.ones(len(annotation.labels))
+    boxes = Prediction('detection', tuple(classes), tuple(palette), image.shape[:2], boxes=annotation.boxes,
+                       scores=scores, class_ids=annotation.labels)
+    return boxes.overlay(drawn, legend=False)
 
 
 def describe_all(entries: Sequence[compare.ComparedModel], study: Optional[compare.Study], args: Namespace) -> tuple:
@@ -139,8 +185,11 @@ def describe_all(entries: Sequence[compare.ComparedModel], study: Optional[compa
 
 
 def write(made: report.StudyReport, study: Optional[compare.Study], references: report.References,
-          runs: Sequence[compare.Run], args: Namespace) -> None:
-    """Write report.md, report.json, table.tex, references.bib and results.png into the folder ``args.out``."""
+          runs: Sequence[compare.Run], predictions: str, args: Namespace) -> None:
+    """Write report.md, report.html, report.json, table.tex, references.bib and results.png into ``args.out``.
+
+    ``predictions`` is what :func:`draw_predictions` returned.
+    """
     latex = made.latex()
     keys = report.cited(latex)
     accuracies = [key for key in made.shown if key.startswith(tuple(
@@ -149,28 +198,60 @@ def write(made: report.StudyReport, study: Optional[compare.Study], references: 
         figure = report.plot_study(made, accuracies[0], ('parameters', 'macs', 'latency'))
         figure.savefig(args.out / 'results.png', dpi=110)
     pictures = [name for name in ('results.png', 'predictions.png', 'erf.png') if (args.out / name).is_file()]
-    text = [f'# {made.title}', '']
-    if study:
-        text += [f'What the paper found: {study.finding} ({study.source})', '']
-    text += ['. '.join(sentence for sentence, _ in made.caption) + '.', '', made.markdown(), '']
+    before = [f'What the paper found: {study.finding} ({study.source})'] if study else []
+    before.append('. '.join(sentence for sentence, _ in made.caption) + '.')
+    tested = _run_rows(runs)
+    configs = ', '.join(f'`{line.config}` ({line.name})' for line in made.lines)
+    versions = ', '.join(f'{name} {version}' for name, version in made.facts['versions'].items())
+    after = [f'Configs: {configs}.',
+             f"Made by `{made.facts['command']}`, with {versions}. Everything unrounded: report.json; for a paper: "
+             f"table.tex (booktabs) and references.bib ({', '.join(keys)})."]
+    text = [f'# {made.title}', '', *itertools.chain.from_iterable((sentence, '') for sentence in before),
+            made.markdown(), '']
     if runs:
-        text += ['| run | metrics | trained in | on |', '| --- | --- | --- | --- |']
-        for run in runs:
-            figures = ', '.join(f'{name} {run.state["metrics"][key] * factor:.2f}' for name, (key, factor) in
-                                compare.METRICS[run.entry.task].items() if key in run.state['metrics'])
-            took = '–'
-            if run.seed is not None:
-                took = f"{run.state['train_seconds']:.0f} s{' since it was resumed' * run.state['resumed']}"
-            text.append(f"| {run.label} | {figures} | {took} | {run.state['machine']} |")
-        text.append('')
+        text += [report.markdown_table([tested[0], ['---'] * 4, *tested[1:]]), '']
     text += itertools.chain.from_iterable((f'![{name}]({name})', '') for name in pictures)
-    text += ['Configs: ' + ', '.join(f'`{line.config}` ({line.name})' for line in made.lines) + '.', '',
-             f"Made by `{made.facts['command']}`, with "
-             + ', '.join(f'{name} {version}' for name, version in made.facts['versions'].items())
-             + '. Everything unrounded: report.json; for a paper: table.tex (booktabs) and references.bib '
-             + f"({', '.join(keys)}).", '']
+    text += itertools.chain.from_iterable((sentence, '') for sentence in after)
     (args.out / 'report.md').write_text('\n'.join(text), encoding='utf-8')
+    (args.out / 'report.html').write_text(_page(made, before, tested, predictions, after, args.out), encoding='utf-8')
     (args.out / 'report.json').write_text(json.dumps(made.to_dict(), indent=1, ensure_ascii=False) + '\n',
                                           encoding='utf-8')
     (args.out / 'table.tex').write_text(latex, encoding='utf-8')
     (args.out / 'references.bib').write_text(references.bibtex(keys), encoding='utf-8')
+
+
+def _run_rows(runs: Sequence[compare.Run]) -> List[List[str]]:
+    """Returns the table of the runs, with its head."""
+    rows = [['run', 'metrics', 'trained in', 'on']]
+    for run in runs:
+        figures = ', '.join(f'{name} {run.state["metrics"][key] * factor:.2f}' for name, (key, factor) in
+                            compare.METRICS[run.entry.task].items() if key in run.state['metrics'])
+        took = '–'
+        if run.seed is not None:
+            took = f"{run.state['train_seconds']:.0f} s{' since it was resumed' * run.state['resumed']}"
+        rows.append([run.label, figures, took, run.state['machine']])
+    return rows
+
+
+def _page(made: report.StudyReport, before: Sequence[str], tested: Sequence[Sequence[str]], predictions: str,
+          after: Sequence[str], folder: Path) -> str:
+    """Returns report.html: what report.md has, with its pictures inside, and the predictions behind a slider."""
+    head, *rows = made.rows()
+    parts = [*map(_paragraph, before), page.table(head, rows),
+             _paragraph(*(f'[{number}] {source}' for number, source in enumerate(made.sources, 1)))]
+    differences = made.difference_rows()
+    if differences:
+        parts += ['<h2>Differences</h2>', page.table(differences[0], differences[1:])]
+    parts += [_paragraph(f'{remark}.') for remark in made.remarks()]
+    for name, caption in (('results.png', 'Accuracy'), ('erf.png', 'Effective receptive fields')):
+        if (folder / name).is_file():
+            parts.append(page.figure(folder / name, caption))
+    if predictions:
+        parts += ['<h2>Predictions</h2>', predictions]
+    if len(tested) > 1:
+        parts += ['<h2>Runs</h2>', page.table(tested[0], tested[1:])]
+    return page.document(made.title, *parts, *map(_paragraph, after), style=STYLE, script=SCRIPT if predictions else '')
+
+
+def _paragraph(*lines: str) -> str:
+    return f"<p>{'<br>'.join(map(page.text, lines))}</p>"

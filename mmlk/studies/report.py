@@ -1,20 +1,29 @@
 """The report of a comparison: a table in Markdown, LaTeX and JSON that gives the source of each number."""
+import itertools
 import re
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import yaml
 
 from mmlk.weights.catalog import read_records
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from mmlk.analysis.palette import Look
+
 EMPTY = '–'
+SIGNIFICANT = 0.05
+INTERVALS = (
+    "p-values are corrected by Holm's method for the {number} of each accuracy; from {level} on, a difference is "
+    'called not distinguishable. Over images: the interval covers other images of the same source. Over seeds: it '
+    'covers trainings with other seeds. It never covers other training data, schedules or settings')
 _ESCAPED = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}',
-            '>': r'\textgreater{}', '|': r'\textbar{}', '–': '--', '×': r'$\times$', '±': r'$\pm$',
+            '>': r'\textgreater{}', '|': r'\textbar{}', '–': '--', '−': '$-$', '×': r'$\times$', '±': r'$\pm$',
             **{letter: f'\\{letter}' for letter in '&%$#_{}'}}
 
 
@@ -74,6 +83,84 @@ class Column(NamedTuple):
         return f'{text}{plus_minus}{self.number(cell.deviation)}' if len(cell.values) > 1 else text
 
 
+@dataclass(frozen=True)
+class Difference:
+    """The accuracy of a model minus that of the model that it is compared with.
+
+    Args:
+        metric: Name of the accuracy, as 'mIoU'.
+        model: Name of the model.
+        reference: Name of the model that it is compared with.
+        value: The difference, in percent.
+        interval: The 95 % interval; None if neither the figures of images nor several seeds are known.
+        p: The p-value, corrected for the number of models that are compared; None without an interval.
+        images: Number of images that the interval covers; 0 if it does not cover other images.
+        seeds: Number of trainings of the model and of the reference, if the interval covers other seeds.
+        note: Why the interval does not cover more; may be empty.
+    """
+    metric: str
+    model: str
+    reference: str
+    value: float
+    interval: Optional[Tuple[float, float]] = None
+    p: Optional[float] = None
+    images: int = 0
+    seeds: Tuple[int, ...] = ()
+    note: str = ''
+
+    @property
+    def verdict(self) -> str:
+        """'higher', 'lower', 'not distinguishable' or 'not known'."""
+        if self.p is None:
+            return 'not known'
+        if self.p >= SIGNIFICANT:
+            return 'not distinguishable'
+        return 'higher' if self.value > 0 else 'lower'
+
+    @property
+    def ends(self) -> str:
+        """The interval as text."""
+        return EMPTY if self.interval is None else ' to '.join(map(signed, self.interval))
+
+    @property
+    def over(self) -> str:
+        """What the interval covers."""
+        parts = [f'{self.images} images'] if self.images else []
+        if self.seeds:
+            parts.append(f"{' and '.join(map(str, self.seeds))} seeds")
+        return ', '.join(parts)
+
+    def to_dict(self) -> dict:
+        """The contents for a JSON file, in percent."""
+        return dict(metric=self.metric, model=self.model, reference=self.reference, difference=self.value,
+                    interval=self.interval and list(self.interval), p_holm=self.p, images=self.images,
+                    seeds=list(self.seeds), verdict=self.verdict, note=self.note)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two columns rank the models in the same order.
+
+    Args:
+        first: The title of a column.
+        second: The title of another.
+        tau: Kendall's tau-b.
+        p: Its p-value.
+        models: Number of models that have both.
+    """
+    first: str
+    second: str
+    tau: float
+    p: float
+    models: int
+
+    @property
+    def sentence(self) -> str:
+        """The numbers in words."""
+        return (f"Ranked by {self.first} and by {self.second}: Kendall's tau is {self.tau:.2f} over {self.models} "
+                f'models (p = {self.p:.2g})')
+
+
 @dataclass
 class StudyRow:
     """A row of the table: a model.
@@ -93,12 +180,15 @@ class StudyRow:
 @dataclass
 class StudyReport:
     """``columns`` by key, in their order; those that no line has are not shown. ``caption`` are sentences with the keys
-    of what each is cited with. ``facts`` is what the JSON says besides: versions, settings, runs."""
+    of what each is cited with. ``facts`` is what the JSON says besides: versions, settings, runs. ``differences`` and
+    ``agreements`` may be empty."""
     title: str
     lines: List[StudyRow]
     columns: Dict[str, Column]
     caption: List[Tuple[str, List[str]]]
     facts: dict = field(default_factory=dict)
+    differences: List[Difference] = field(default_factory=list)
+    agreements: List[Agreement] = field(default_factory=list)
 
     @property
     def shown(self) -> Dict[str, Column]:
@@ -118,23 +208,60 @@ class StudyReport:
                        cells={key: line.cells[key].to_dict() for key in self.shown if key in line.cells})
                   for line in self.lines]
         caption = [dict(text=text, cites=cites) for text, cites in self.caption]
-        return dict(title=self.title, caption=caption, columns=columns, models=models, **self.facts)
+        return dict(title=self.title, caption=caption, columns=columns, models=models,
+                    differences=[one.to_dict() for one in self.differences],
+                    agreements=[asdict(one) for one in self.agreements], **self.facts)
 
-    def markdown(self) -> str:
-        """The table, and the list of sources that the bracketed numbers in its cells are of."""
+    def rows(self) -> List[List[str]]:
+        """The table as text, with its head. The bracketed numbers in its cells are those of ``sources``, from 1 on."""
         sources = self.sources
         rows = [['model', *(column.title for column in self.shown.values())]]
-        rows.append(['---', *('---:' for _ in self.shown)])
         for line in self.lines:
             cells = (line.cells.get(key) for key in self.shown)
             rows.append([line.name, *(
                 f'{column.show(cell, " ± ")} [{sources.index(cell.source) + 1}]' if cell else EMPTY
                 for column, cell in zip(self.shown.values(), cells))])
-        table = '\n'.join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows)
-        return '\n'.join([table, '', *(f'[{number}] {source}  ' for number, source in enumerate(sources, 1))])
+        return rows
+
+    def difference_rows(self) -> List[List[str]]:
+        """The table of differences as text, with its head; empty if there are none."""
+        rows = [['model', 'compared with', 'accuracy', 'difference', '95 % interval', 'over', 'p (Holm)', 'verdict']]
+        for one in self.differences:
+            p = EMPTY if one.p is None else '< 0.001' if one.p < 0.001 else f'{one.p:.3f}'
+            rows.append([one.model, one.reference, f'{one.metric} (%)', signed(one.value), one.ends, one.over or EMPTY,
+                         p, one.verdict])
+        return rows if self.differences else []
+
+    def remarks(self) -> List[str]:
+        """What is to be said about the differences, and of how far rankings agree, in sentences without a full stop."""
+        said = []
+        if self.differences:
+            number = len({one.model for one in self.differences})
+            said.append(f'Every model is compared with {self.differences[0].reference}, which makes '
+                        f'{_counted(number)}')
+            said.append(INTERVALS.format(number=_counted(number), level=SIGNIFICANT))
+            notes: Dict[str, List[str]] = {}
+            for one in self.differences:
+                notes.setdefault(one.note, []).append(one.model)
+            said += [f"{', '.join(dict.fromkeys(models))}: {note}" for note, models in notes.items() if note]
+        return said + [one.sentence for one in self.agreements]
+
+    def markdown(self) -> str:
+        """The table, the list of sources that the bracketed numbers in its cells are of, and the differences."""
+        sources = self.sources
+        head, *rest = self.rows()
+        text = [markdown_table([head, ['---', *('---:' for _ in self.shown)], *rest]), '',
+                *(f'[{number}] {source}  ' for number, source in enumerate(sources, 1))]
+        differences = self.difference_rows()
+        if differences:
+            head, *rest = differences
+            text += ['', markdown_table([head, ['---', '---', '---', '---:', '---:', '---', '---:', '---'], *rest])]
+        text += itertools.chain.from_iterable(('', f'{remark}.') for remark in self.remarks())
+        return '\n'.join(text)
 
     def latex(self) -> str:
-        """A table environment for ``\\usepackage{booktabs}``, with ``\\cite`` and the sources under the table."""
+        """Table environments for ``\\usepackage{booktabs}``, with ``\\cite``, the sources under the first table, and
+        the differences in a second."""
         sources = self.sources
         table = 'table*' if len(self.shown) > 5 else 'table'  # over both columns of a page
         head = ['Model', *(column.title for column in self.shown.values())]
@@ -155,7 +282,31 @@ class StudyReport:
             *(f'    {row}' for row in body[1:]), r'    \bottomrule', r'  \end{tabular}',
             r'  \par\smallskip\footnotesize',
             *(rf'  \textsuperscript{{{number}}}~{escape(source)}.\par' for number, source in enumerate(sources, 1)),
-            rf'\end{{{table}}}', ''])
+            rf'\end{{{table}}}', *self._latex_differences(), ''])
+
+    def _latex_differences(self) -> List[str]:
+        rows = [' & '.join(map(escape, row)) + r' \\' for row in self.difference_rows()]
+        if not rows:
+            return []
+        caption = '. '.join([f'Differences of accuracy. {self.title}', *self.remarks()])
+        return ['', r'\begin{table*}[t]', r'  \centering', rf'  \caption{{{escape(caption)}.}}',
+                r'  \begin{tabular}{lllrrlrl}', r'    \toprule', f'    {rows[0]}', r'    \midrule',
+                *(f'    {row}' for row in rows[1:]), r'    \bottomrule', r'  \end{tabular}', r'\end{table*}']
+
+
+def signed(value: float) -> str:
+    """A difference of percentages as text, always with its sign."""
+    text = f'{value:+.2f}'
+    return text.replace('-', '−') if float(text) else text[1:]
+
+
+def _counted(number: int) -> str:
+    return f"{number} comparison{'s' if number > 1 else ''}"
+
+
+def markdown_table(rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table in Markdown; the second row is that of the rules."""
+    return '\n'.join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows)
 
 
 def escape(text: str) -> str:
@@ -203,7 +354,8 @@ class References:
 
 
 def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figure':
-    """Accuracy of each model with all its seeds, and against each of some other columns.
+    """Accuracy of each model with all its seeds, its difference to another model, and accuracy against each of some
+    other columns. A difference that is not distinguishable from none is drawn hollow, and named.
 
     Args:
         report: Of which models without this accuracy are left out.
@@ -215,10 +367,14 @@ def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figu
     from mmlk.analysis.palette import Point, add_panels, looks, name_points
     lines = [line for line in report.lines if accuracy in line.cells]
     axes = [key for key in axes if any(key in line.cells for line in lines)]
-    look = looks(line.name for line in lines)
     column = report.columns[accuracy]
-    figure = Figure(figsize=(9.6, (2 + len(axes)) // 2 * max(3.4, 1.5 + 0.34 * len(lines))), layout='constrained')
-    first, *others = add_panels(figure, 1 + len(axes))
+    differences = [one for one in report.differences if column.title.startswith(one.metric) and one.interval]
+    look = looks(itertools.chain((line.name for line in lines), (one.model for one in differences)))
+    number = 1 + bool(differences) + len(axes)
+    figure = Figure(figsize=(9.6, (1 + number) // 2 * max(3.4, 1.5 + 0.34 * len(lines))), layout='constrained')
+    first, *others = add_panels(figure, number)
+    if differences:
+        _plot_differences(others.pop(0), differences, look)
     for place, line in enumerate(lines):
         cell, (colour, marker) = line.cells[accuracy], look[line.name]
         values = [value / column.scale for value in cell.values]
@@ -250,3 +406,21 @@ def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figu
     figure.suptitle(report.title, fontsize=10)
     name_points(figure, named)
     return figure
+
+
+def _plot_differences(axes: 'Axes', differences: Sequence[Difference], look: Dict[str, 'Look']) -> None:
+    """Draws each difference with its interval, and the line of no difference."""
+    names = []
+    for place, one in enumerate(differences):
+        colour, marker = look[one.model]
+        unclear = one.verdict == 'not distinguishable'
+        axes.plot(one.interval, [place, place], '|-', color=colour, markersize=8)
+        axes.plot(one.value, place, marker, color=colour, markerfacecolor='white' if unclear else colour)
+        names.append(f'{one.model}\nnot distinguishable' if unclear else one.model)
+    axes.axvline(0, color='grey', linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    for label, one in zip(axes.get_yticklabels(), differences):
+        label.set_color(look[one.model].colour)
+    axes.set_xlabel(f'{differences[0].metric} (%): difference to {differences[0].reference}\n95 % interval')
+    axes.grid(axis='x', alpha=0.3)

@@ -10,11 +10,16 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmlk.analysis import zoo
-from mmlk.analysis.panels import PredictedScene, side_by_side
+from mmlk.analysis.panels import Instances, PredictedScene, side_by_side
 from mmlk.cli import main
 from mmlk.datasets.layouts import DemoPlan, write_demo
+from mmlk.evaluation import statistics
+from mmlk.evaluation.per_image import SegmentationFigures
 from mmlk.studies import compare
-from mmlk.studies.report import Cell, Column, References, StudyReport, StudyRow, cited, escape, plot_study
+from mmlk.studies.contents import draw_annotation
+from mmlk.studies.differences import agreements, differences
+from mmlk.studies.report import (Cell, Column, Difference, References, StudyReport, StudyRow, cited, escape,
+                                 plot_study)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REFERENCES = References(ROOT / 'configs' / 'references.yml')
@@ -270,13 +275,19 @@ print('... Iter(train) [4/4]  lr: 0')
 (work / 'last_checkpoint').write_text(str(work / 'iter_4.pth'))
 '''
 TEST = '''
-import json, pathlib, sys
+import json, pathlib, shutil, sys
 folder, work = pathlib.Path(__file__).parent, pathlib.Path(sys.argv[4]) / '20260101_000000'
 with open(folder / 'calls.txt', 'a') as file:
     print('test', pathlib.Path(sys.argv[2]).name, file=file)
 work.mkdir(parents=True)
 print('... Iter(test) [3/3]  mIoU: 40')
-(work / 'x.json').write_text(json.dumps(dict(mIoU=40.0 + len(sys.argv[1]) % 3)))
+given = folder / 'metrics.json'
+metrics = json.loads(given.read_text()) if given.exists() else dict(mIoU=40.0 + len(sys.argv[1]) % 3)
+(work / 'x.json').write_text(json.dumps(metrics))
+if (folder / 'per_image.npz').exists():
+    report = pathlib.Path(sys.argv[sys.argv.index('--report') + 1])
+    report.mkdir()
+    shutil.copy(folder / 'per_image.npz', report)
 '''
 
 
@@ -325,7 +336,10 @@ def test_a_run_that_was_cut_off_goes_on(tools, tmp_path):
     (tmp_path / 'run' / 'run.json').write_text(json.dumps({k: v for k, v in state.items() if k != 'metrics'}))
     open_run(tmp_path / 'run').carry_out(tools, lambda *tick: None)  # cut off while it was tested
     assert calls(tools)[3:] == ['test iter_4.pth']
-    (tmp_path / 'run' / 'train' / 'iter_4.pth').unlink()  # a lost checkpoint
+    (tmp_path / 'run' / 'train' / 'iter_4.pth').unlink()  # a lost checkpoint: what it gave in the test is known
+    assert open_run(tmp_path / 'run').finished
+    open_run(tmp_path / 'run').carry_out(tools, lambda *tick: pytest.fail('nothing was left to do'))
+    (tmp_path / 'run' / 'run.json').write_text('{"checkpoint": "iter_4.pth"}')
     assert not open_run(tmp_path / 'run').finished
 
 
@@ -351,6 +365,186 @@ def test_a_checkpoint_that_was_overwritten_is_tested_again(tools, tmp_path):
     again = open_run(tmp_path / 'trained')
     again.carry_out(tools, lambda *tick: None)
     assert again.finished and calls(tools)[2:] == ['train', 'test iter_4.pth', 'test iter_4.pth']
+
+
+def figures(right, path=None):
+    """Figures of images in which so many of 1000 pixels of each are right, of one class; saved if there is a path."""
+    inside = np.asarray(right).reshape(-1, 1)
+    made = SegmentationFigures([f'{index}.png' for index in range(len(inside))], ['sky'], inside, inside,
+                               np.full_like(inside, 1000))
+    if path is not None:
+        made.save(path)
+    return made
+
+
+def test_a_run_from_before_there_were_reports_is_tested_again_and_never_trained(tools, tmp_path):
+    folder = tmp_path / 'run'
+    open_run(folder).carry_out(tools, lambda *tick: None)
+    state = json.loads((folder / 'run.json').read_text())
+    assert state.pop('report') == []  # the stand-in has written none, and is not asked again
+    assert open_run(folder).finished
+    (folder / 'run.json').write_text(json.dumps(state))
+    figures([400, 500], tools / 'per_image.npz')
+    assert not open_run(folder).finished
+    open_run(folder).carry_out(tools, lambda *tick: None)
+    assert open_run(folder).finished and open_run(folder).state['report'] == ['per_image.npz']
+    assert calls(tools) == ['train', 'test iter_4.pth', 'test iter_4.pth']
+    (folder / 'report' / 'per_image.npz').unlink()  # a report that was lost
+    open_run(folder).carry_out(tools, lambda *tick: None)
+    assert calls(tools)[3:] == ['test iter_4.pth'] and (folder / 'report' / 'per_image.npz').is_file()
+    (folder / 'run.json').write_text(json.dumps(state))
+    (folder / 'train' / 'iter_4.pth').unlink()
+    assert open_run(folder).finished  # neither trained nor tested
+
+
+def test_a_config_without_a_report_is_tested_without_one(tools, tmp_path, monkeypatch):
+    figures([400, 500], tools / 'per_image.npz')
+    monkeypatch.setattr(compare.Run, 'no_report', 'there is none')
+    with pytest.raises(compare.RunFailed, match="'--report' is not in list"):  # the stand-in looks for it
+        open_run(tmp_path / 'run').carry_out(tools, lambda *tick: None)
+    (tools / 'per_image.npz').unlink()
+    open_run(tmp_path / 'run').carry_out(tools, lambda *tick: None)
+    assert open_run(tmp_path / 'run').finished
+
+
+# Differences
+
+
+def tested(folder, name, *seeds):
+    """A model and its finished runs, which have these numbers of right pixels in each image."""
+    model, runs = entry(name=name), []
+    for seed, right in enumerate(seeds):
+        run = compare.Run(model, seed, folder / name / f'seed{seed}')
+        figures(right, run.report / 'per_image.npz')
+        metrics = dict(mIoU=round(100 * np.mean(right) / 1000, 2))
+        run.state = dict(metrics=metrics, report=['per_image.npz'], machine='here')
+        runs.append(run)
+    return model, runs
+
+
+@pytest.fixture
+def four(tmp_path):
+    """Four models: the second is better on every image, the third on some, and the fourth is the first."""
+    rng = np.random.RandomState(0)
+    first = rng.randint(300, 700, (3, 50))
+    models = dict(a=first, b=first[:2] + rng.randint(80, 120, (2, 50)), c=first + rng.randint(-40, 44, (3, 50)),
+                  d=first)
+    pairs = [tested(tmp_path, name, *right) for name, right in models.items()]
+    return [model for model, _ in pairs], [run for _, runs in pairs for run in runs]
+
+
+def test_differences_are_of_means_and_named_by_what_is_known(four):
+    entries, runs = four
+    found = differences(entries, runs, None, 500)
+    assert [(one.model, one.reference, one.metric) for one in found] == [(name, 'a', 'mIoU') for name in 'bcd']
+    means = {entry.name: np.mean([run.state['metrics']['mIoU'] for run in runs if run.entry is entry])
+             for entry in entries}
+    for one in found:
+        assert one.value == pytest.approx(means[one.model] - means['a'], abs=0.01) and not one.note
+        assert (one.images, one.interval[0] <= one.value <= one.interval[1]) == (50, True)
+    assert [one.seeds for one in found] == [(2, 3), (3, 3), (3, 3)] and found[0].over == '50 images, 2 and 3 seeds'
+    assert [one.verdict for one in found] == ['higher', 'not distinguishable', 'not distinguishable']
+    assert found[2].value == 0 and found[2].p == 1
+    other = differences(entries, runs, 'b', 500)
+    assert [(one.model, one.verdict) for one in other] == [
+        ('a', 'lower'), ('c', 'lower'), ('d', 'lower')]
+    assert other[0].value == -found[0].value and other[0].interval == pytest.approx(
+        [-end for end in found[0].interval[::-1]], abs=0.2)
+
+
+def test_p_values_are_corrected_for_the_number_of_models(four):
+    entries, runs = four
+    alone = differences([entries[0], entries[2]], runs, None, 500)[0]
+    assert differences(entries, runs, None, 500)[1].p == pytest.approx(min(1, 2 * alone.p))
+
+
+def test_a_report_says_why_there_is_no_interval(four, tmp_path):
+    entries, runs = four
+    by_model = {entry.name: [run for run in runs if run.entry is entry] for entry in entries}
+
+    def note(**changed):
+        some = [run for name in 'ac' for run in changed.get(name, by_model[name])]
+        one, = differences([entries[0], entries[2]], some, None, 100)
+        return one
+
+    missing = by_model['c'][1].report / 'per_image.npz'
+    missing.rename(missing.with_name('other.npz'))
+    one = note()
+    assert one.note == f'no interval over images, because {missing} is not there'
+    assert (one.images, one.seeds, one.over) == (0, (3, 3), '3 and 3 seeds') and one.interval
+    one = note(a=by_model['a'][:1], c=by_model['c'][:1])
+    assert (one.images, one.seeds) == (50, ())
+    assert 'no interval over seeds, because that needs two trainings' in one.note
+    one = note(a=by_model['a'][:1], c=by_model['c'][1:2])
+    assert (one.interval, one.p, one.verdict, one.over) == (None, None, 'not known', '')
+    del by_model['c'][1].state['report']
+    assert 'because it was tested before there were reports, and its checkpoint is gone' in note().note
+    by_model['c'][0].state['metrics']['mIoU'] += 1
+    assert re.search(r'gives mIoU [\d.]+ and the test printed', note(c=by_model['c'][:1]).note)
+    figures([400, 500], by_model['c'][2].report / 'per_image.npz')
+    by_model['c'][2].state['metrics']['mIoU'] = 45.0
+    assert 'tested on different images' in note(c=by_model['c'][2:]).note
+    pairs = [tested(tmp_path / 'few', name, [right] * 19) for name, right in (('e', 400), ('f', 500))]
+    one, = differences([model for model, _ in pairs], [run for _, own in pairs for run in own], None, 100)
+    assert 'because 19 are too few: it needs 20' in one.note and one.verdict == 'not known'
+    (by_model['c'][2].report / 'per_image.npz').write_bytes(b'PK no figures')
+    assert 'has no figures of images' in note(c=by_model['c'][2:]).note
+
+
+def test_rankings_are_compared_with_what_was_published():
+    columns = {key: Column(key) for key in ('mIoU, ADE20K, published', 'mIoU, demo scenes, trained here', 'parameters')}
+    lines = []
+    for name, published, measured in (('a', 40, 1), ('b', 41, 3), ('c', 42, 2), ('d', 43, 4), ('e', 44, None)):
+        lines.append(StudyRow(name, '', dict(zip(columns, (Cell((float(published), ), '', ''), *(
+            [] if measured is None else [Cell((float(measured), measured + 0.5), '', '')]))))))
+    found, = agreements(lines, columns, list(columns)[:2])
+    assert (found.tau, found.models) == (pytest.approx(4 / 6), 4)
+    made = StudyReport('', lines, columns, [], agreements=[found])
+    assert "Kendall's tau is 0.67 over 4 models (p = 0.33)." in made.markdown()
+    assert json.loads(json.dumps(made.to_dict()))['agreements'][0]['tau'] == found.tau
+    assert agreements(lines[:2], columns, list(columns)[:2]) == []
+
+
+def with_differences():
+    made = report()
+    made.lines[1].cells['accuracy'] = Cell((44.0, 44.5), 'trained here', 'seeds 0, 1')
+    made.differences = [
+        Difference('mIoU', 'plain', 'a_b #1 {x} ~^\\', 3.25, (0.5, 6.0), 0.0004, 50, (2, 2)),
+        Difference('mIoU', 'known', 'a_b #1 {x} ~^\\', -0.1, (-0.8, 0.6), 0.4, 50, note='no interval over seeds')]
+    return made
+
+
+def test_differences_are_in_markdown_latex_json_and_the_picture():
+    made = with_differences()
+    markdown, latex = made.markdown(), made.latex()
+    rows = [line for line in markdown.splitlines() if line.startswith('|')][5:]
+    head, _, higher, unclear = ([cell.strip() for cell in row[1:-1].split('|')] for row in rows)
+    assert higher[3:] == ['+3.25', '+0.50 to +6.00', '50 images, 2 and 2 seeds', '< 0.001', 'higher']
+    assert unclear[3:] == ['−0.10', '−0.80 to +0.60', '50 images', '0.400', 'not distinguishable']
+    assert 'which makes 2 comparisons.' in markdown and 'known: no interval over seeds.' in markdown
+    assert latex.count(r'\toprule') == 2 and latex.count(r'\begin') == latex.count(r'\end') == 4
+    row, = (line for line in latex.splitlines() if line.strip().startswith('known &') and 'distinguishable' in line)
+    assert '$-$0.80 to +0.60' in row and len(re.findall(r'(?<!\\)&', row)) == len(head) - 1 == 7
+    stored = json.loads(json.dumps(made.to_dict()))['differences']
+    assert [one['verdict'] for one in stored] == ['higher', 'not distinguishable']
+    assert stored[1]['interval'] == [-0.8, 0.6]
+    axes = plot_study(made, 'accuracy', []).axes[1]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ['plain', 'known\nnot distinguishable']
+    drawn = [list(line.get_xdata()) for line in axes.lines]
+    assert drawn[:4] == [[0.5, 6.0], [3.25], [-0.8, 0.6], [-0.1]]
+    assert [line.get_markerfacecolor() == 'white' for line in axes.lines[1:4:2]] == [False, True]
+
+
+def test_boxes_are_drawn_over_masks():
+    image = np.full((40, 60, 3), 100, np.uint8)
+    masks = np.zeros((1, 40, 60), bool)
+    masks[0, 10:30, 10:30] = True
+    found = Instances(np.array([[10., 10., 40., 35.]]), np.array([1]), masks)
+    drawn = draw_annotation(image, found, ('a', 'b'), [(0, 0, 255), (255, 0, 0)])
+    assert drawn[20, 20].tolist() == [193, 40, 40] and drawn[35, 30].tolist() == [255, 0, 0]
+    assert (drawn[:, 45:] == 100).all() and (image == 100).all()
+    labels = np.zeros((40, 60), int)
+    assert (draw_annotation(image, labels, ('a', ), [(0, 0, 255)])[..., 2] > 150).all()
 
 
 def test_a_run_of_other_settings_is_refused(tools, tmp_path):
@@ -447,6 +641,9 @@ def test_what_cannot_be_compared_is_refused(refuse, tmp_path):
     assert 'is no study' in refuse(tmp_path / 'study.yml')
     assert '--seeds' in refuse(SMALL, '--seeds', 1, 1)
     assert '--budget' in refuse(SMALL, '--budget', 0)
+    assert '--resamples must be at least 100' in refuse(SMALL, '--resamples', 10)
+    assert '--reference: nothing is none of the models compared' in refuse(SMALL, OTHER, '--reference', 'nothing')
+    assert 'is neither trained nor tested' in refuse(SMALL, OTHER, '--reference', Path(SMALL).stem)
     assert 'there is no config other' in refuse(SMALL, '--checkpoints', 'other=x.pth')
     assert '--shape' in refuse(SMALL, 'configs/studies/upernet_mobilenetv2-3_demo-280.py')
     assert 'none.pth' in refuse(SMALL, '--checkpoints', f'{Path(SMALL).stem}={tmp_path}/none.pth')
@@ -482,8 +679,9 @@ def test_from_configs_to_a_report_and_again(data, tmp_path, monkeypatch, capsys)
     """Two small networks trained for two iterations, tested and measured; the second call trains nothing."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.setattr(statistics, 'FEWEST', 3)
     command = [SMALL, OTHER, '--data-root', data, '--budget', 2, '--turns', 1, '--erf-size', 64, '--erf-num', 1,
-               '--num', 2, '--out', tmp_path / 'out']
+               '--num', 2, '--out', tmp_path / 'out', '--reference', Path(OTHER).stem, '--resamples', 100]
     main(['compare', *map(str, command)])
     assert 'trained in' in capsys.readouterr().out
     monkeypatch.setattr(compare.Run, '_run', lambda *_: pytest.fail('nothing was left to do'))
@@ -497,6 +695,14 @@ def test_from_configs_to_a_report_and_again(data, tmp_path, monkeypatch, capsys)
         assert set(model['cells']) == keys
         assert model['cells']['mIoU, demo scenes, trained here']['mean'] == run['metrics']['mIoU']
         assert '2 iterations, seed 0' in model['cells']['mIoU, demo scenes, trained here']['detail']
+    one, = content['differences']
+    assert (one['model'], one['reference'], one['images']) == (Path(SMALL).stem, Path(OTHER).stem, 3)
+    assert one['interval'][0] <= one['difference'] <= one['interval'][1] and 0 < one['p_holm'] <= 1
+    assert f'| {Path(SMALL).stem} | {Path(OTHER).stem} | mIoU (%) |' in (out / 'report.md').read_text()
+    assert 'Differences of accuracy' in (out / 'table.tex').read_text()
+    page = (out / 'report.html').read_text()
+    assert page.count('src="data:image/png') == 2 and page.count('data:image/webp') == 2 * 4
+    assert one['verdict'] in page and Path(OTHER).stem in page
     cites = cited((out / 'table.tex').read_text())
     assert {'ding2022scaling', 'sandler2018mobilenetv2', 'xiao2018unified'} <= set(cites)
     assert re.findall(r'^@\w+\{(\w+),', (out / 'references.bib').read_text(), re.MULTILINE) == cites
