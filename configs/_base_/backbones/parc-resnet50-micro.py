@@ -2,5 +2,6 @@
 backbone = dict(
     type='mmlk.ParCResNet',
     arch=dict(
-        layers=(3, 4, 6, 3), parc_insert_locs=(3, 4, 3, 2), planes=(16, 32, 64, 128), stages_rs=(25, 13, 7, 4)))
+        layers=(3, 4, 6, 3), parc_insert_locs=(3, 4, 3, 2), planes=(16, 32, 64, 128),
+        stages_rs=(25, 13, 7, 4)))
 channels = [64, 128, 256, 512]
