@@ -7,13 +7,13 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 import numpy as np
 
+from .accuracies import RECALLS
 from .boundary import boundary_iou, distance
 from .calibration import Calibration
 from .examples import Example, Examples
 from .gathering import SummingMetric
 from .per_image import DetectionFigures
 
-RECALLS = np.linspace(0, 1, 101)  #: Where pycocotools reads the precision.
 OVERLAP = 0.5  #: IoU from which a prediction finds an object, in confusion matrix, calibration and score of an image.
 SCORE = 0.3  #: Score from which a prediction counts in the confusion matrix and the score of an image, and is drawn.
 _RANGES = ('all', 'small', 'medium', 'large')
