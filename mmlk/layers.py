@@ -38,19 +38,22 @@ class GRN(nn.Module):
     Args:
         channels: Number of channels.
         bias: Whether there is a bias ``beta``. Merging folds it into the next layer.
+        channels_first: Whether maps are (N, C, H, W).
 
     Shape:
-        Input and output: (N, H, W, C).
+        Input and output: (N, H, W, C), or (N, C, H, W) with ``channels_first``.
     """
 
-    def __init__(self, channels: int, bias: bool = True):
+    def __init__(self, channels: int, bias: bool = True, channels_first: bool = False):
         super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels)) if bias else None
+        shape = (1, channels, 1, 1) if channels_first else (1, 1, 1, channels)
+        self.gamma = nn.Parameter(torch.zeros(shape))
+        self.beta = nn.Parameter(torch.zeros(shape)) if bias else None
+        self.channel_dim, self.map_dims = (1, (2, 3)) if channels_first else (3, (1, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        response = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-        response = response / (response.mean(-1, keepdim=True) + 1e-6)
+        response = torch.linalg.vector_norm(x, dim=self.map_dims, keepdim=True)
+        response = response / (response.mean(self.channel_dim, keepdim=True) + 1e-6)
         # under autocast, norms are computed in float32, but the map keeps its dtype
         out = x * (self.gamma * response + 1).to(x.dtype)
         return out if self.beta is None else out + self.beta.to(x.dtype)

@@ -11,16 +11,25 @@ from pathlib import Path
 
 import pytest
 
+from tests.utils import run_script
+
 REPO = Path(__file__).resolve().parent.parent
 DEMO = REPO / 'configs' / 'demo'
 pytestmark = pytest.mark.timeout(2400)  # seconds; each demo trains for minutes
 
 
 def python(folder, *args):
+    """By a new interpreter, which has imported nothing of ours before it reads a config."""
     done = subprocess.run([sys.executable, *map(str, args)], cwd=folder, capture_output=True, text=True,
                           stdin=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, f'exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
     return done.stdout + done.stderr
+
+
+def tool(folder, name, *args):
+    """By a process that has imported what the tools import."""
+    code, out = run_script(REPO / 'tools' / f'{name}.py', *args, cwd=folder)
+    assert code == 0, f'exit {code}\n{out[-6000:]}'
 
 
 def metrics(folder, work_dir):
@@ -37,20 +46,17 @@ def stock_tool(toolbox, name):
 def measure(folder, config, layout, toolbox):
     """Train the demo, with a fixed seed because the figures of a run of minutes vary with it. Returns its metrics by
     our test tool, by it merged, in inference form and in bfloat16, and by the toolbox's own tool."""
-    python(folder, REPO / 'tools' / 'make_demo_data.py', '--layout', layout, '--out', f'data/demo/{layout}')
+    tool(folder, 'make_demo_data', '--layout', layout, '--out', f'data/demo/{layout}')
     python(folder, REPO / 'tools' / 'train.py', DEMO / config, '--work-dir', 'work', '--cfg-options',
            'randomness.seed=0')
     checkpoint = (folder / 'work' / 'last_checkpoint').read_text()
     results = {}
-    for way, tool, options in (
-            ('mmlk', REPO / 'tools' / 'test.py', ()),
-            ('merged', REPO / 'tools' / 'test.py', ('--merge', )),
-            ('optimized', REPO / 'tools' / 'test.py', ('--optimize', )),
-            ('bfloat16', REPO / 'tools' / 'test.py', ('--cfg-options', 'test_cfg.fp16=True')),
-            ('stock', stock_tool(toolbox, 'test'), ())):
-        python(folder, tool, DEMO / config, checkpoint, '--work-dir', way, *options)
+    for way, options in dict(mmlk=[], merged=['--merge'], optimized=['--optimize'],
+                             bfloat16=['--cfg-options', 'test_cfg.fp16=True']).items():
+        tool(folder, 'test', DEMO / config, checkpoint, '--work-dir', way, *options)
         results[way] = metrics(folder, way)
-    return results
+    python(folder, stock_tool(toolbox, 'test'), DEMO / config, checkpoint, '--work-dir', 'stock')
+    return {**results, 'stock': metrics(folder, 'stock')}
 
 
 def test_segmentation_demo(tmp_path):

@@ -22,12 +22,12 @@ def doctor():
 PINNED = {
     'torch': '2.12.1', 'torchvision': '0.27.1', 'numpy': '2.2.6', 'opencv-python': '4.12.0.88',
     'timm': '1.0.31', 'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'onedl-mmdetection': '3.5.1',
-    'onedl-mmsegmentation': '1.4.2', 'mmlk': '0.2.0', 'setuptools': '80.10.2'}
+    'onedl-mmsegmentation': '1.4.2', 'mmlk': '0.2.0', 'onedl-mmpretrain': '1.3.6', 'setuptools': '80.10.2'}
 CLASSIC = {
     'torch': '2.4.1', 'torchvision': '0.19.1', 'numpy': '1.26.4', 'opencv-python': '4.11.0.86',
     'timm': '1.0.31', 'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'mmsegmentation': '1.2.2',
-    'mmlk': '0.2.0', 'setuptools': '80.10.2'}
-MODULES = ('torch', 'torchvision', 'numpy', 'cv2', 'timm', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmlk')
+    'mmlk': '0.2.0', 'mmpretrain': '1.2.0', 'setuptools': '80.10.2'}
+MODULES = ('torch', 'torchvision', 'numpy', 'cv2', 'timm', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmlk', 'mmpretrain')
 
 
 def facts(versions=PINNED, failing=(), absent=(), ops=None, **others):
@@ -106,6 +106,12 @@ CASES = {
         facts(nvidia_driver=True, cuda_error='RuntimeError: The NVIDIA driver on your system is too old'),
         'note', 'driver on your system is too old', 'nvidia-smi'),
     'no mmseg': (facts(absent=['mmseg']), 'note', 'mmseg is not installed: no segmentation', INSTALL),
+    'a broken mmpretrain': (
+        facts(failing={'mmpretrain': 'AssertionError: MMCV==2.3.6 is used'}), 'note',
+        'mmpretrain cannot be imported (AssertionError: MMCV==2.3.6 is used)', f'{INSTALL} --with pretrain'),
+    'both mmpretrains': (
+        facts({**PINNED, 'mmpretrain': '1.2.0'}), 'problem', 'onedl-mmpretrain and mmpretrain are installed together',
+        f'pip uninstall -y onedl-mmpretrain mmpretrain && {INSTALL} --with pretrain'),
     'no mmlk': (facts(absent=['mmlk']), 'problem', 'mmlk cannot be imported', 'pip install --no-deps'),
     'neither toolbox': (
         facts(absent=['mmdet', 'mmseg']), 'problem', 'not installed: mmdet, mmseg', INSTALL),
@@ -151,8 +157,18 @@ def test_it_runs_where_nothing_is_installed(tmp_path):
     # -S leaves site-packages out, -E the environment's paths
     done = subprocess.run([sys.executable, '-S', '-E', TOOL], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and not done.stderr
-    missing = ', '.join(name for name in MODULES if name != 'mmlk')
+    missing = ', '.join(name for name in MODULES if name not in ('mmlk', 'mmpretrain'))
     assert f'problem: not installed: {missing}\n  mend it with:  bash tools/install.sh' in done.stdout
+    assert 'mmpretrain    not installed, which is optional: bash tools/install.sh --with pretrain\n' in done.stdout
+
+
+def test_an_optional_package_is_listed_and_may_lack(doctor, capsys):
+    environment = facts({**PINNED, 'onedl-mmpretrain': None}, absent=['mmpretrain'])
+    assert doctor.diagnose(environment) == []
+    doctor.show(environment)
+    assert 'mmpretrain    not installed, which is optional' in capsys.readouterr().out
+    doctor.show(facts())
+    assert 'mmpretrain    onedl-mmpretrain 1.3.6\n' in capsys.readouterr().out
 
 
 def test_the_operators_here_give_the_right_answers(doctor):

@@ -17,6 +17,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import scheduler as schedulers
 from mmengine.registry import DefaultScope
+from PIL import Image
 from torch import nn
 
 from mmlk import classification, weights
@@ -227,6 +228,31 @@ def test_options_that_a_classifier_cannot_have(arguments, said, capsys):
     with pytest.raises(SystemExit):
         main(['test', str(PRETRAIN / 'repvgg-a0_imagenet.py'), 'x.pth', *arguments])
     assert said in capsys.readouterr().err
+
+
+@needs_mmpretrain
+@pytest.mark.parametrize('command', [
+    ['predict', '{config}', '{weights}', '{image}', '--out', '{folder}/out'],
+    ['export', '{config}', '{weights}'],
+    ['export', '{config}', '{weights}', '--format', 'torchscript', '--shape', '64x64'],
+    ['compare', '{config}'], ['compare', '{config}', '--train'],
+    ['demo', '{config}', '{weights}'], ['show-predictions', '{config}', '{weights}', '--out', '{folder}/x.png'],
+], ids=' '.join)
+def test_commands_of_dense_prediction_refuse_a_classifier(command, tmp_path, monkeypatch, capsys):
+    """Before the weights are loaded, which would not fit."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('mmlk.cli.prepare.preflight', lambda cfg, splits: None)  # as if the data were there
+    monkeypatch.setattr('mmlk.cli.demo.find_spec', lambda name: True)  # and gradio
+    torch.save(dict(state_dict=dict(w=torch.ones(1))), 'w.pth')
+    Image.new('RGB', (8, 8)).save('a.png')
+    with pytest.raises(SystemExit) as ended:
+        main([part.format(config=DEMO / 'replknet-tiny_imagenet.py', weights='w.pth', image='a.png', folder=tmp_path)
+              for part in command])
+    message = capsys.readouterr().err
+    said = ('only segmentors and detectors are compared' if command[0] == 'compare' else
+            'is the config of a classifier, and this works with segmentors of mmseg and detectors of mmdet only')
+    assert ended.value.code == 2 and message.startswith('error: ') and message.count('\n') == 1
+    assert 'replknet-tiny_imagenet.py' in message and said in message
 
 
 # A run of two epochs on 24 images.

@@ -25,7 +25,9 @@ from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.deploy import merging
 from mmlk.deploy.merging import merge_checkpoint
 from mmlk.engine import ResumableRunner
+from mmlk.weights import save
 from mmlk.weights.read import read_weights
+from tests.utils import run_script
 
 REPO = Path(__file__).resolve().parent.parent
 UPERNET = 'configs/demo/upernet_replknet-tiny_ade20k.py'
@@ -33,11 +35,18 @@ MASK_RCNN = 'configs/demo/mask_rcnn_replknet-tiny_coco.py'
 
 
 def python(*args, expect=0, **env):
-    """Run a Python program in the checkout; its output when it ends as expected."""
+    """Run a Python program in the checkout, by a new interpreter; its output when it ends as expected."""
     done = subprocess.run([sys.executable, *map(str, args)], cwd=REPO, capture_output=True, text=True,
                           stdin=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
     assert done.returncode == expect, f'exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}'
     return done.stdout + done.stderr
+
+
+def run(script, *args, expect=0):
+    """The same by a process that has imported what a tool imports, which takes longer than the tiny runs below."""
+    code, out = run_script(REPO / script, *args, cwd=REPO)
+    assert code == expect, f'exit {code}\n{out[-6000:]}'
+    return out
 
 
 def data_options(layout, data):
@@ -87,7 +96,7 @@ def test_merged_test_equals_and_predictions_are_written(segmentor, work):
     found = {}
     report = ['--report', work / 'report']
     for name, extra in dict(plain=[], merged=['--merge'], fast=['--optimize', *report]).items():
-        out = python('tools/test.py', UPERNET, checkpoint, '--work-dir', work / name, '--out', work / name / 'png',
+        out = run('tools/test.py', UPERNET, checkpoint, '--work-dir', work / name, '--out', work / name / 'png',
                      '--show-dir', work / name / 'show', *extra, '--cfg-options', *options)
         assert ('parallel branches merged' in out) is (name != 'plain')
         assert ('in inference form: ' in out and 'feed-forward blocks' in out) is (name == 'fast')
@@ -103,6 +112,27 @@ def test_merged_test_equals_and_predictions_are_written(segmentor, work):
     assert [round(100 * told['metrics'][name], 2) for name in names] == pytest.approx(metrics(work / 'fast', *names))
     pixels = sum(one['count'] for one in told['calibration']['bins'])
     assert pixels == sum(one['pixels'] for one in told['classes']) > 0 and 0 < told['metrics']['ECE'] < 1
+
+
+def test_a_file_of_another_format_or_of_the_hub_tests_as_the_checkpoint(segmentor, work):
+    """A safetensors file, and the same by its name on the Hub, from a cache laid out as huggingface_hub lays it out."""
+    pytest.importorskip('huggingface_hub', reason='the extra hub is not installed')
+    checkpoint, commit = segmentor / 'iter_4.pth', '0' * 40
+    repo = work / 'hf' / 'hub' / 'models--me--tiny'
+    (repo / 'refs').mkdir(parents=True)
+    (repo / 'refs' / 'main').write_text(commit)
+    cached = repo / 'snapshots' / commit / 'tiny.safetensors'
+    cached.parent.mkdir(parents=True)
+    save(checkpoint, cached)
+    offline = dict(HF_HOME=str(work / 'hf'), HF_HUB_OFFLINE='1')  # read when huggingface_hub is imported
+    found = []
+    for name, source, start, env in (('pth', checkpoint, run, {}), ('safetensors', cached, run, {}),
+                                     ('hub', 'hf-hub:me/tiny/tiny.safetensors', python, offline)):
+        out = start('tools/test.py', UPERNET, source, '--work-dir', work / 'sources' / name, '--cfg-options',
+                    *data_options('ade20k', work / 'ade20k'), **env)
+        assert 'mIoU' in out and 'unexpected key' not in out and 'missing keys' not in out
+        found.append(metrics(work / 'sources' / name, 'aAcc', 'mIoU', 'mAcc'))
+    assert found[0] == found[1] == found[2]
 
 
 # Hooks and metrics as configs may name them, in a Python config over the demo's.
@@ -127,7 +157,7 @@ def test_hooks_and_metrics_of_any_form(form, segmentor, work, tmp_path):
     config.write_text(f"_base_ = '{REPO / UPERNET}'\n{FORMS[form]}")
     options = data_options('ade20k', work / 'ade20k')
     for path, extra in ((UPERNET, []), (config, ['--merge'])):
-        python('tools/test.py', path, segmentor / 'iter_4.pth', '--work-dir', tmp_path / 'work', '--out',
+        run('tools/test.py', path, segmentor / 'iter_4.pth', '--work-dir', tmp_path / 'work', '--out',
                tmp_path / Path(path).stem, *extra, '--cfg-options', *options)
     plain, merged = ([np.array(Image.open(path)) for path in sorted((tmp_path / name).glob('*.png'))]
                      for name in (Path(UPERNET).stem, 'config'))
@@ -201,7 +231,7 @@ def test_predictions_that_nothing_would_write_are_refused(capsys):
 
 
 def test_merge_tool_writes_a_checkpoint_and_a_config_that_loads_it(segmentor, work):
-    out = python('tools/merge.py', UPERNET, segmentor / 'iter_4.pth', work / 'merge' / 'merged.pth')
+    out = run('tools/merge.py', UPERNET, segmentor / 'iter_4.pth', work / 'merge' / 'merged.pth')
     assert '5 blocks merged' in out
     difference, = re.findall(r'largest difference ([\d.e+-]+)', out)
     assert float(difference) < 1e-4
@@ -209,7 +239,7 @@ def test_merge_tool_writes_a_checkpoint_and_a_config_that_loads_it(segmentor, wo
     assert any('lkb_reparam' in key for key in state['state_dict'])
     assert not any('lkb_origin' in key for key in state['state_dict'])
     assert state['meta']['dataset_meta']['classes'][:2] == ['ground', 'disc']
-    out = python('tools/test.py', work / 'merge' / 'merged.py', work / 'merge' / 'merged.pth', '--work-dir',
+    out = run('tools/test.py', work / 'merge' / 'merged.py', work / 'merge' / 'merged.pth', '--work-dir',
                  work / 'merge' / 'test', '--tta', '--report', work / 'merge' / 'report', '--cfg-options',
                  *data_options('ade20k', work / 'ade20k'))
     told = reported(work / 'merge' / 'report')['pixels']
@@ -260,8 +290,8 @@ def test_a_nan_in_any_output_is_seen(segmentor, tmp_path, monkeypatch, place):
 
 def test_merge_tool_refuses_and_writes_nothing(segmentor, work):
     checkpoint = segmentor / 'iter_4.pth'
-    assert 'is the input itself' in python('tools/merge.py', UPERNET, checkpoint, checkpoint, expect=2)
-    out = python('tools/merge.py', UPERNET, checkpoint, work / 'never.pth', '--tolerance', '0', expect=2)
+    assert 'is the input itself' in run('tools/merge.py', UPERNET, checkpoint, checkpoint, expect=2)
+    out = run('tools/merge.py', UPERNET, checkpoint, work / 'never.pth', '--tolerance', '0', expect=2)
     assert 'nothing was written' in out and not list(work.glob('never*'))
 
 
@@ -269,7 +299,7 @@ def test_a_checkpoint_of_another_model_is_refused_not_tested(segmentor, work):
     state = read_weights(segmentor / 'iter_4.pth')['state_dict']
     state.pop('backbone.stages.1.blocks.0.pw1.conv.weight')
     torch.save(dict(state_dict=state), work / 'lacking.pth')
-    out = python('tools/test.py', UPERNET, work / 'lacking.pth', '--work-dir', work / 'lacking', '--cfg-options',
+    out = run('tools/test.py', UPERNET, work / 'lacking.pth', '--work-dir', work / 'lacking', '--cfg-options',
                  *data_options('ade20k', work / 'ade20k'), expect=2)
     assert 'backbone.stages.1.blocks.0.pw1.conv.weight' in out and 'aAcc:' not in out and 'Traceback' not in out
 
@@ -279,7 +309,7 @@ def test_resume_goes_on_where_it_stopped(segmentor, work):
     options = ['--cfg-options', 'train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'train_dataloader.batch_size=2',
                'default_hooks.logger.interval=1', *data_options('ade20k', work / 'ade20k')]
     (work / 'resumed' / 'last_checkpoint').write_text(str(work / 'resumed' / 'iter_4.pth'))
-    out = python('tools/train.py', UPERNET, '--work-dir', work / 'resumed', '--resume', *options)
+    out = run('tools/train.py', UPERNET, '--work-dir', work / 'resumed', '--resume', *options)
     assert re.findall(r'Iter\(train\) +\[(\d)/6\]', out) == ['5', '6']
 
 
@@ -300,7 +330,7 @@ def test_bad_input_ends_a_run_in_one_message(work, fault, said):
     cfg = Config.fromfile(str(REPO / UPERNET))
     cfg.model.backbone.arch = '32B' if fault == 'arch' else cfg.model.backbone.arch
     cfg.dump(data / 'c.py')
-    out = python('tools/train.py', data / 'c.py', '--work-dir', data / 'work', '--cfg-options',
+    out = run('tools/train.py', data / 'c.py', '--work-dir', data / 'work', '--cfg-options',
                  'train_cfg.max_iters=2', 'train_dataloader.batch_size=2', *data_options('ade20k', data), expect=2)
     errors = [line for line in out.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1 and re.search(said, errors[0]), out[-3000:]
@@ -311,7 +341,7 @@ def test_a_killed_training_ends_as_one_that_was_not(work):
     options = ['--cfg-options', 'randomness.seed=3', 'train_cfg.max_iters=8', 'train_cfg.val_interval=8',
                'default_hooks.checkpoint.interval=2', 'train_dataloader.batch_size=2', 'train_dataloader.num_workers=2',
                'model.backbone.drop_path_rate=0.3', *data_options('ade20k', work / 'ade20k')]
-    python('tools/train.py', UPERNET, '--work-dir', work / 'unkilled', *options)
+    run('tools/train.py', UPERNET, '--work-dir', work / 'unkilled', *options)
     command = [sys.executable, 'tools/train.py', UPERNET, '--work-dir', str(work / 'killed'), *options]
     process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env={**os.environ, 'OMP_NUM_THREADS': '1'})
@@ -324,7 +354,7 @@ def test_a_killed_training_ends_as_one_that_was_not(work):
         read_weights(path)
     newest.write_bytes(newest.read_bytes()[:-1000])  # and damaged on top
     (work / 'killed' / 'iter_6.pth').unlink(missing_ok=True)
-    out = python('tools/train.py', UPERNET, '--work-dir', work / 'killed', '--resume', *options)
+    out = run('tools/train.py', UPERNET, '--work-dir', work / 'killed', '--resume', *options)
     assert 'iter_4.pth is truncated' in out and 'iter_2.pth instead' in out and 'resumed epoch: 0, iter: 2' in out
     states = [read_weights(work / name / 'iter_8.pth')['state_dict'] for name in ('unkilled', 'killed')]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
@@ -347,7 +377,7 @@ def test_stock_tools_run_our_configs(toolbox, work):
     out = python(tools / 'test.py', config, checkpoint, '--work-dir', work / toolbox / 'test', *options)
     assert ('mIoU' if toolbox == 'mmseg' else 'coco/bbox_mAP') in out
     if toolbox == 'mmdet':  # and our own test tool on the same detector, merged, with its predictions kept
-        out = python('tools/test.py', config, checkpoint, '--work-dir', work / 'det_test', '--merge', '--out',
+        out = run('tools/test.py', config, checkpoint, '--work-dir', work / 'det_test', '--merge', '--out',
                      work / 'det_test' / 'predictions.pkl', '--report', work / 'det_report', '--show-dir',
                      os.path.relpath(work / 'shown', REPO), *options)
         assert 'parallel branches merged' in out and (work / 'det_test' / 'predictions.pkl').stat().st_size > 0
@@ -444,7 +474,7 @@ def test_what_is_missing_ends_in_one_message(work):
         (['tools/train.py', 'configs/no.py'], 'error: no config at configs/no.py'),
         (['tools/train.py', UPERNET, '--resume', work / 'no.pth'], 'error: no weights .*there is no file .*no.pth'),
     ]:
-        out = python(*arguments, expect=2)
+        out = run(*arguments, expect=2)
         assert re.search(problem, out), out
         assert 'Traceback' not in out
     assert not (REPO / 'work_dirs' / 'no').exists()

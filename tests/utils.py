@@ -1,6 +1,12 @@
-"""Weights and comparisons that several tests share."""
+"""Weights, comparisons and processes that several tests share."""
+import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
 import zlib
-from typing import Tuple
+from pathlib import Path
+from typing import Dict, Sequence, Tuple
 
 import numpy as np
 import pytest
@@ -61,3 +67,42 @@ def assert_onnx_equals(net: nn.Module, path: str, example: Tensor, *others: Tens
             expected = net(images)
         for ours, theirs in zip(session.run(None, {'images': images.numpy()}), expected, strict=True):
             assert relative_error(torch.from_numpy(ours), theirs) < 1e-5
+
+
+def run_script(script: Path, *arguments: object, cwd: Path, **env: str) -> Tuple[int, str]:
+    """Run a Python script in a process of its own.
+
+    The process is forked from one that has imported PyTorch, OpenMMLab and mmlk and has done nothing else. These
+    imports take several seconds, most of what a small training takes. A test for which it matters what is imported, or
+    when, starts an interpreter instead.
+
+    Returns:
+        The exit code, minus the number of the signal if one ended the process; and what the script printed, standard
+        output first.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['tests.utils', 'matplotlib.pyplot', 'mmlk.backbones', 'mmlk.cli.prepare',
+                                    'mmlk.engine', 'mmseg.apis', 'mmdet.apis'])
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [os.path.join(folder, name) for name in ('stdout', 'stderr')]
+        process = context.Process(target=_run_as_main, args=(
+            [str(script), *map(str, arguments)], str(cwd), {**os.environ, 'OMP_NUM_THREADS': '1', **env}, outputs))
+        process.start()
+        try:
+            process.join()
+        finally:
+            process.kill()  # where the test was ended before it
+        return process.exitcode, ''.join(Path(path).read_text() for path in outputs)
+
+
+def _run_as_main(argv: Sequence[str], cwd: str, env: Dict[str, str], outputs: Sequence[str]) -> None:
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    for descriptor, path in enumerate([os.devnull, *outputs]):
+        file = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.dup2(file, descriptor)
+        os.close(file)
+    torch.set_num_threads(1)
+    sys.argv = list(argv)
+    runpy.run_path(argv[0], run_name='__main__')

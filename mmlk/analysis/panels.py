@@ -245,13 +245,15 @@ def predict_some(cfg, checkpoint: str, number: int, score: float = 0.3,
         The scenes, the name of each label, and the palette of the dataset or None.
 
     Raises:
+        ValueError: The config is that of a classifier.
         WeightsError: The checkpoint cannot be read or does not fit the model.
     """
     from mmengine.registry import DATASETS, init_default_scope
 
     from mmlk.engine.heads import names_by_label
-    from mmlk.engine.network import build_network
+    from mmlk.engine.network import build_network, check_dense
     from mmlk.weights import load
+    check_dense(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     model = build_network(cfg)

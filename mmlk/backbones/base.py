@@ -384,3 +384,33 @@ class BaseBackbone(BaseModule):
             return checkpoint(block, *inputs, use_reentrant=False,
                               context_fn=lambda: (nullcontext(), StatisticsKept(block)))
         return block(*inputs)
+
+
+class PatchEmbedBackbone(BaseBackbone):
+    """Base class of backbones whose stage i, counted from 1, is ``patch_embed<i>``, a list of blocks, and ``norm<i>``.
+
+    The norm after a stage is also part of the input of the next stage.
+    """
+
+    #: name of the lists of blocks, without the number of the stage
+    blocks_name: str
+
+    def blocks_of(self, stage: int) -> nn.ModuleList:
+        """Returns the blocks of a stage. Stages are counted from 1, as in the names of the modules."""
+        return self._modules[f'{self.blocks_name}{stage}']
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        maps = []
+        for stage in range(1, self.num_stages + 1):
+            x = self.run(self._modules[f'patch_embed{stage}'], x)
+            for block in self.blocks_of(stage):
+                x = self.run(block, x)
+            x = self._modules[f'norm{stage}'](x)
+            maps.append(x)
+        return tuple(maps[i] for i in self.out_indices)
+
+    def parts(self, stage_id: int) -> List[nn.Module]:
+        if stage_id == 0:
+            return [self.patch_embed1]
+        before = [self._modules[f'patch_embed{stage_id}']] if stage_id > 1 else []
+        return [*before, self.blocks_of(stage_id), self._modules[f'norm{stage_id}']]

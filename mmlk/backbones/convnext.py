@@ -19,21 +19,22 @@ from .base import (Arch, BaseBackbone, check_kernels, check_not_negative, check_
                    resolve_arch)
 
 
-def _arch(third_stage: int, width: int, **other) -> Dict[str, Any]:
-    return dict(depths=(3, 3, third_stage, 3), dims=tuple(width * 2**stage for stage in range(4)), **other)
+def arch_of(depths: Sequence[int], width: int, **other) -> Dict[str, Any]:
+    """Returns an arch of four stages: ``width`` is that of the first, and each of the others is twice as wide."""
+    return dict(depths=tuple(depths), dims=tuple(width * 2**stage for stage in range(4)), **other)
 
 
 _VERY_LARGE = dict(kernel_sizes=(31, 29, 27, 13), small_kernel=5)
 
 # Section 3 of the ConvNeXt paper; '-31': appendix of the RepLKNet paper, which has these two sizes.
 ARCHS = {
-    'T': _arch(9, 96),
-    'S': _arch(27, 96),
-    'B': _arch(27, 128),
-    'L': _arch(27, 192),
-    'XL': _arch(27, 256),
-    'T-31': _arch(9, 96, **_VERY_LARGE),
-    'S-31': _arch(27, 96, **_VERY_LARGE),
+    'T': arch_of((3, 3, 9, 3), 96),
+    'S': arch_of((3, 3, 27, 3), 96),
+    'B': arch_of((3, 3, 27, 3), 128),
+    'L': arch_of((3, 3, 27, 3), 192),
+    'XL': arch_of((3, 3, 27, 3), 256),
+    'T-31': arch_of((3, 3, 9, 3), 96, **_VERY_LARGE),
+    'S-31': arch_of((3, 3, 27, 3), 96, **_VERY_LARGE),
 }
 
 _DEFAULTS = dict(layer_scale_init_value=1e-6, kernel_sizes=None, small_kernel=None)

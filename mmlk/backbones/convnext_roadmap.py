@@ -16,7 +16,7 @@ from mmlk.registry import MODELS
 from mmlk.reparam.branches import NormLayer
 
 from .base import Arch, check_kernels, check_not_negative, check_per_stage, check_positive, resolve_arch
-from .convnext import ConvNeXt
+from .convnext import ConvNeXt, arch_of
 
 #: What changes on the road, in its order. A network with one change has all those before it.
 STEPS = ('resnet', 'patchify', 'depthwise', 'inverted', 'moved-up', 'gelu', 'fewer-activations', 'fewer-norms',
@@ -25,8 +25,7 @@ STEPS = ('resnet', 'patchify', 'depthwise', 'inverted', 'moved-up', 'gelu', 'few
 
 def _arch(step: str, width: int = 96, kernel_size: int = 7, depths: Sequence[int] = (3, 3, 9, 3),
           layer_scale_init_value: float = 0) -> Dict[str, Any]:
-    return dict(depths=tuple(depths), dims=tuple(width * 2**stage for stage in range(4)), step=step,
-                kernel_size=kernel_size, layer_scale_init_value=layer_scale_init_value)
+    return arch_of(depths, width, step=step, kernel_size=kernel_size, layer_scale_init_value=layer_scale_init_value)
 
 
 # The rows of table 10 of the paper; after 'kernel-11' the kernels are 7x7 again.

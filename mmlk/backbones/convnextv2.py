@@ -12,23 +12,19 @@ from mmlk.ops import DepthwiseConv2d
 from mmlk.registry import MODELS
 
 from .base import Arch, check_per_stage, check_positive, resolve_arch
-from .convnext import Block, ConvNeXt
-
-
-def _arch(depths: Sequence[int], width: int) -> Dict[str, Any]:
-    return dict(depths=tuple(depths), dims=tuple(width * 2**stage for stage in range(4)))
+from .convnext import Block, ConvNeXt, arch_of
 
 
 # Appendix A.1 of the paper: atto, femto, pico, nano, tiny, base, large, huge
 ARCHS = {
-    'A': _arch((2, 2, 6, 2), 40),
-    'F': _arch((2, 2, 6, 2), 48),
-    'P': _arch((2, 2, 6, 2), 64),
-    'N': _arch((2, 2, 8, 2), 80),
-    'T': _arch((3, 3, 9, 3), 96),
-    'B': _arch((3, 3, 27, 3), 128),
-    'L': _arch((3, 3, 27, 3), 192),
-    'H': _arch((3, 3, 27, 3), 352),
+    'A': arch_of((2, 2, 6, 2), 40),
+    'F': arch_of((2, 2, 6, 2), 48),
+    'P': arch_of((2, 2, 6, 2), 64),
+    'N': arch_of((2, 2, 8, 2), 80),
+    'T': arch_of((3, 3, 9, 3), 96),
+    'B': arch_of((3, 3, 27, 3), 128),
+    'L': arch_of((3, 3, 27, 3), 192),
+    'H': arch_of((3, 3, 27, 3), 352),
 }
 
 _REQUIRED = ('depths', 'dims')

@@ -2,7 +2,7 @@
 
 Official code: https://github.com/Westlake-AI/MogaNet (Apache-2.0). Parameter names are the official ones.
 """
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Optional, Sequence, Set
 
 import torch
 from timm.layers import DropPath
@@ -13,7 +13,8 @@ from mmlk.ops import DepthwiseConv2d
 from mmlk.registry import MODELS
 from mmlk.reparam.branches import NormLayer
 
-from .base import Arch, BaseBackbone, check_not_negative, check_per_stage, check_positive, is_number, resolve_arch
+from .base import (Arch, PatchEmbedBackbone, check_not_negative, check_per_stage, check_positive, is_number,
+                   resolve_arch)
 
 
 def _arch(embed_dims: Sequence[int], depths: Sequence[int]) -> Dict[str, Any]:
@@ -169,7 +170,7 @@ class PatchEmbed(nn.Module):
 
 
 @MODELS.register_module()
-class MogaNet(BaseBackbone):
+class MogaNet(PatchEmbedBackbone):
     """MogaNet as a feature extractor.
 
     The norm after each stage is also part of the input of the next stage, and is pretrained. No other norms are added.
@@ -189,6 +190,8 @@ class MogaNet(BaseBackbone):
     Raises:
         ValueError: An argument is not valid; the message says which one and what is allowed.
     """
+
+    blocks_name = 'blocks'
 
     def __init__(self, arch: Arch = 'T', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
                  drop_path_rate: float = 0.0, frozen_stages: int = -1, norm_cfg: dict = dict(type='BN'),
@@ -211,22 +214,6 @@ class MogaNet(BaseBackbone):
             self.add_module(f'norm{i + 1}', self.norm_layer(width))
         self.apply(init_by_fan_out)
         self.finish()
-
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        maps = []
-        for i in range(self.num_stages):
-            x = self.run(self._modules[f'patch_embed{i + 1}'], x)
-            for block in self._modules[f'blocks{i + 1}']:
-                x = self.run(block, x)
-            x = self._modules[f'norm{i + 1}'](x)
-            maps.append(x)
-        return tuple(maps[i] for i in self.out_indices)
-
-    def parts(self, stage_id: int) -> List[nn.Module]:
-        if stage_id == 0:
-            return [self.patch_embed1]
-        before = [self._modules[f'patch_embed{stage_id}']] if stage_id > 1 else []
-        return [*before, self._modules[f'blocks{stage_id}'], self._modules[f'norm{stage_id}']]
 
     def no_weight_decay(self) -> Set[str]:
         return {name for name, _ in self.named_parameters()

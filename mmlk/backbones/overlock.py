@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from mmlk.layers import ChannelNorm
+from mmlk.layers import GRN, ChannelNorm
 from mmlk.ops import DepthwiseConv2d, neighborhood_av
 from mmlk.ops.backends.neighborhood import window_starts
 from mmlk.ops.layout import symbolic
@@ -124,21 +124,6 @@ def _scale(channels: int, init_value: Optional[float]) -> nn.Module:
     return nn.Identity() if init_value is None else LayerScale(channels, init_value)
 
 
-class GRN(nn.Module):
-    """Global response normalization of ConvNeXt V2, arXiv:2301.00808, for maps (N, C, H, W)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
-        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        response = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
-        response = response / (response.mean(1, keepdim=True) + 1e-6)
-        # under autocast, norms are computed in float32, but the map keeps its dtype
-        return x * (self.gamma * response + 1).to(x.dtype) + self.beta.to(x.dtype)
-
-
 class ResDWConv(DepthwiseConv2d):
     """A depthwise 3x3 convolution with a shortcut."""
 
@@ -150,7 +135,7 @@ class ResDWConv(DepthwiseConv2d):
 
 
 def _mlp(channels: int, hidden: int, out_channels: int) -> List[nn.Module]:
-    return [nn.Conv2d(channels, hidden, 1), nn.GELU(), ResDWConv(hidden), GRN(hidden),
+    return [nn.Conv2d(channels, hidden, 1), nn.GELU(), ResDWConv(hidden), GRN(hidden, channels_first=True),
             nn.Conv2d(hidden, out_channels, 1)]
 
 
@@ -267,7 +252,7 @@ class DynamicConvBlock(nn.Module):
         self.dwconv1 = ResDWConv(both)
         self.norm1 = ChannelNorm(both)
         self.fusion = nn.Sequential(DepthwiseConv2d(both, 3), norm_layer(both), nn.GELU(),
-                                    nn.Conv2d(both, channels, 1), GRN(channels))
+                                    nn.Conv2d(both, channels, 1), GRN(channels, channels_first=True))
         self.weight_query = nn.Sequential(nn.Conv2d(channels, channels // 2, 1, bias=False), norm_layer(channels // 2))
         self.weight_key = nn.Sequential(nn.AdaptiveAvgPool2d(_GRID),
                                         nn.Conv2d(context_channels, channels // 2, 1, bias=False),

@@ -12,15 +12,11 @@ from mmlk.ops.parc import ParCOperator, parc
 from mmlk.registry import MODELS
 
 from .base import Arch, check_per_stage, check_positive, is_integer, resolve_arch
-from .convnext import Block, ConvNeXt
-
-
-def _arch(width: int) -> Dict[str, Any]:
-    return dict(depths=(3, 3, 9, 3), dims=tuple(width * 2**stage for stage in range(4)))
+from .convnext import Block, ConvNeXt, arch_of
 
 
 # XT: the ParC-Net paper. T: the same with the widths of ConvNeXt-T.
-ARCHS = {'XT': _arch(48), 'T': _arch(96)}
+ARCHS = {'XT': arch_of((3, 3, 9, 3), 48), 'T': arch_of((3, 3, 9, 3), 96)}
 
 _DEFAULTS = dict(layer_scale_init_value=1e-6, kernel_sizes=None, small_kernel=None, ParC_insert_locs=None,
                  stages_rs=None)

@@ -23,12 +23,11 @@ from mmlk.registry import MODELS
 from mmlk.reparam.peripheral import PeripheralLargeKernel, share_embedding
 
 from .base import Arch, check_kernels, check_not_negative, check_per_stage, check_positive, resolve_arch
-from .convnext import Block, ConvNeXt
+from .convnext import Block, ConvNeXt, arch_of
 
 
 def _arch(third_stage: int, width: int, kernels: Sequence[int] = (51, 49, 47, 13), central: int = 5) -> Dict[str, Any]:
-    return dict(depths=(3, 3, third_stage, 3), dims=tuple(width * 2**stage for stage in range(4)), width_factor=1.3,
-                kernel_sizes=tuple(kernels), central_kernel=central)
+    return arch_of((3, 3, third_stage, 3), width, width_factor=1.3, kernel_sizes=tuple(kernels), central_kernel=central)
 
 
 # Section 4.4 of the paper

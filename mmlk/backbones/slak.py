@@ -11,12 +11,12 @@ from mmlk.reparam.stripes import StripedLargeKernel
 
 from .base import (Arch, check_flags, check_kernels, check_not_negative, check_per_stage, check_positive,
                    check_sequences, is_integer, resolve_arch)
-from .convnext import Block, ConvNeXt
+from .convnext import Block, ConvNeXt, arch_of
 
 
 def _arch(third_stage: int, width: int, first_kernel: int = 51) -> Dict[str, Any]:
-    return dict(depths=(3, 3, third_stage, 3), dims=tuple(width * 2**stage for stage in range(4)),
-                kernel_size=(first_kernel, first_kernel - 2, first_kernel - 4, 13, 5), width_factor=1.3, Decom=True)
+    return arch_of((3, 3, third_stage, 3), width, width_factor=1.3, Decom=True,
+                   kernel_size=(first_kernel, first_kernel - 2, first_kernel - 4, 13, 5))
 
 
 # From the tables of the official README, where T-31 and T-61 are trained for 120 epochs.

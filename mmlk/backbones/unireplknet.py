@@ -18,7 +18,7 @@ from mmlk.reparam.branches import NormLayer, biased
 from mmlk.reparam.dilated import DILATED_BRANCHES, DilatedReparamBlock
 
 from .base import Arch, check_not_negative, check_per_stage, check_positive, check_sequences, is_integer, resolve_arch
-from .convnext import ConvNeXt
+from .convnext import ConvNeXt, arch_of
 
 
 def _kernels(third_stage: Sequence[int], others: int) -> Tuple[Tuple[int, ...], ...]:
@@ -35,21 +35,17 @@ _KERNELS = {
 }
 
 
-def _arch(depths: Sequence[int], width: int) -> Dict[str, Any]:
-    return dict(depths=tuple(depths), dims=tuple(width * 2**stage for stage in range(4)))
-
-
 # The variants of the paper, with the sizes from the official code.
 ARCHS = {
-    'A': _arch((2, 2, 6, 2), 40),
-    'F': _arch((2, 2, 6, 2), 48),
-    'P': _arch((2, 2, 6, 2), 64),
-    'N': _arch((2, 2, 8, 2), 80),
-    'T': _arch((3, 3, 18, 3), 80),
-    'S': _arch((3, 3, 27, 3), 96),
-    'B': _arch((3, 3, 27, 3), 128),
-    'L': _arch((3, 3, 27, 3), 192),
-    'XL': _arch((3, 3, 27, 3), 256),
+    'A': arch_of((2, 2, 6, 2), 40),
+    'F': arch_of((2, 2, 6, 2), 48),
+    'P': arch_of((2, 2, 6, 2), 64),
+    'N': arch_of((2, 2, 8, 2), 80),
+    'T': arch_of((3, 3, 18, 3), 80),
+    'S': arch_of((3, 3, 27, 3), 96),
+    'B': arch_of((3, 3, 27, 3), 128),
+    'L': arch_of((3, 3, 27, 3), 192),
+    'XL': arch_of((3, 3, 27, 3), 256),
 }
 
 _DEFAULTS = dict(kernel_sizes=None, layer_scale_init_value=1e-6)

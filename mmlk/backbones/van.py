@@ -4,7 +4,7 @@ Official code: https://github.com/Visual-Attention-Network/VAN-Classification an
 Parameter names are the official ones.
 """
 from collections import OrderedDict
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence
 
 import torch
 from timm.layers import DropPath
@@ -15,7 +15,7 @@ from mmlk.ops import DepthwiseConv2d
 from mmlk.registry import MODELS
 from mmlk.reparam.branches import NormLayer
 
-from .base import Arch, BaseBackbone, check_per_stage, check_positive, is_number, resolve_arch
+from .base import Arch, PatchEmbedBackbone, check_per_stage, check_positive, is_number, resolve_arch
 
 
 def _arch(embed_dims: Sequence[int], depths: Sequence[int]) -> Dict[str, Any]:
@@ -131,7 +131,7 @@ class PatchEmbed(nn.Module):
 
 
 @MODELS.register_module()
-class VAN(BaseBackbone):
+class VAN(PatchEmbedBackbone):
     """VAN as a feature extractor.
 
     The LayerNorm after each stage is also part of the input of the next stage, and is pretrained. Its eps is 1e-5, as
@@ -154,6 +154,7 @@ class VAN(BaseBackbone):
 
     #: the settings of the named archs
     archs = ARCHS
+    blocks_name = 'block'
 
     def __init__(self, arch: Arch = 'B0', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
                  drop_path_rate: float = 0.0, frozen_stages: int = -1, norm_cfg: dict = dict(type='BN'),
@@ -195,25 +196,9 @@ class VAN(BaseBackbone):
         """Returns what makes the first map, with stride 4, of the image."""
         return PatchEmbed(in_channels, channels, 7, 4, self.norm_layer)
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        maps = []
-        for i in range(self.num_stages):
-            x = self.run(self._modules[f'patch_embed{i + 1}'], x)
-            for block in self._modules[f'block{i + 1}']:
-                x = self.run(block, x)
-            x = self._modules[f'norm{i + 1}'](x)
-            maps.append(x)
-        return tuple(maps[i] for i in self.out_indices)
-
-    def parts(self, stage_id: int) -> List[nn.Module]:
-        if stage_id == 0:
-            return [self.patch_embed1]
-        before = [self._modules[f'patch_embed{stage_id}']] if stage_id > 1 else []
-        return [*before, self._modules[f'block{stage_id}'], self._modules[f'norm{stage_id}']]
-
     @property
     def num_layers(self) -> int:
-        return sum(len(self._modules[f'block{i + 1}']) for i in range(self.num_stages))
+        return sum(len(self.blocks_of(i + 1)) for i in range(self.num_stages))
 
     def layer_of(self, name: str) -> int:
         """Returns the layer id of a parameter. The official code has no layer-wise learning rate decay.
@@ -225,6 +210,6 @@ class VAN(BaseBackbone):
         kind, stage = part[:-1], int(part[-1])
         if (kind, stage) == ('patch_embed', 1):
             return 0
-        depths = [len(self._modules[f'block{i + 1}']) for i in range(stage)]
+        depths = [len(self.blocks_of(i + 1)) for i in range(stage)]
         block = {'patch_embed': 0, 'norm': depths[-1] - 1}.get(kind)
         return sum(depths[:-1]) + 1 + (int(index) if block is None else block)

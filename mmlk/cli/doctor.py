@@ -33,8 +33,11 @@ DISTRIBUTIONS = {
     'mmdet': ('onedl-mmdetection', 'mmdet'),
     'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
     'mmlk': ('mmlk', ),
+    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),  # after mmlk, which mends its import beside new transformers
 }
 INSTALL = 'bash tools/install.sh'
+# optional packages, and how to install them
+OPTIONAL = {'mmpretrain': f'{INSTALL} --with pretrain'}
 EDITABLE = 'pip install --no-deps --no-build-isolation -e .'
 WRITE = 'python -m mmlk._mmcv_file'
 COMPILE = ('pip install "setuptools<81" wheel ninja psutil && '
@@ -84,13 +87,13 @@ def check_python(facts: Facts) -> Iterator[Problem]:
 
 
 def check_both_distributions(facts: Facts) -> Iterator[Problem]:
-    for module in ('mmengine', 'mmcv', 'mmdet', 'mmseg'):
+    for module in ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'):
         there = installed(facts, module)
         if len(there) > 1:
             yield Problem('problem',
                           f'{" and ".join(there)} are installed together, and both write the files of '
                           f'{module!r}: what is imported is a mixture',
-                          f'pip uninstall -y {" ".join(there)} && {INSTALL}')
+                          f'pip uninstall -y {" ".join(there)} && {OPTIONAL.get(module, INSTALL)}')
 
 
 def check_torchvision(facts: Facts) -> Iterator[Problem]:
@@ -195,7 +198,8 @@ def check_gpu(facts: Facts) -> Iterator[Problem]:
 
 def check_imports(facts: Facts) -> Iterator[Problem]:
     """Whatever cannot be imported and no other check has explained; a shared cause is told once."""
-    absent = [module for module in facts['imports'] if module not in facts['present'] and module != 'mmlk']
+    absent = [module for module in facts['imports']
+              if module not in facts['present'] and module not in ('mmlk', *OPTIONAL)]
     toolboxes = [module for module in absent if module in ('mmdet', 'mmseg')]
     if len(toolboxes) == 1:
         absent.remove(toolboxes[0])
@@ -206,10 +210,11 @@ def check_imports(facts: Facts) -> Iterator[Problem]:
     told = [f"ModuleNotFoundError: No module named '{module}'" for module in absent]
     told += [problem.text for check in CHECKS if check is not check_imports for problem in check(facts)]
     for module, error in facts['imports'].items():
-        if error and module not in absent + toolboxes and not any(error in text for text in told):
+        lacks = module in (*absent, *toolboxes) or module in OPTIONAL and module not in facts['present']
+        if error and not lacks and not any(error in text for text in told):
             told.append(error)
-            yield Problem('problem', f'{module} cannot be imported ({error})',
-                          EDITABLE if module == 'mmlk' and not absent else INSTALL)
+            yield Problem('note' if module in OPTIONAL else 'problem', f'{module} cannot be imported ({error})',
+                          EDITABLE if module == 'mmlk' and not absent else OPTIONAL.get(module, INSTALL))
 
 
 CHECKS: Tuple[Callable[[Facts], Iterator[Problem]], ...] = (
@@ -300,7 +305,9 @@ def collect() -> Facts:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             facts['versions'][name] = importlib.metadata.version(name)
     for module in DISTRIBUTIONS:
-        facts['imports'][module] = attempt(lambda: importlib.import_module(module))
+        # the top of mmpretrain imports little of it
+        name = 'mmpretrain.datasets' if module == 'mmpretrain' else module
+        facts['imports'][module] = attempt(lambda: importlib.import_module(name))
         if importlib.util.find_spec(module):
             facts['present'].append(module)
     failed = facts['imports']
@@ -334,7 +341,8 @@ def show(facts: Facts) -> None:
     row('python', f'{facts["python"]} on {platform.platform()}')
     for module in DISTRIBUTIONS:
         there = ', '.join(f'{name} {facts["versions"][name]}' for name in installed(facts, module))
-        row(module, there or ('importable, not installed' if module in facts['present'] else 'not installed'))
+        row(module, there or ('importable, not installed' if module in facts['present'] else 'not installed' if
+                              module not in OPTIONAL else f'not installed, which is optional: {OPTIONAL[module]}'))
     if 'cpu' in facts:
         row('cpu', facts['cpu'])
         row('gpu', '; '.join(facts['cuda']) or 'none')

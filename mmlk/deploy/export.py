@@ -39,7 +39,7 @@ from mmlk._files import whole
 from mmlk._types import type_name, type_of
 from mmlk.datasets.check import datasets
 from mmlk.datasets.images import read_image
-from mmlk.engine.network import build_network, check_backbone, in_channels
+from mmlk.engine.network import build_network, check_backbone, check_dense, in_channels
 from mmlk.preprocessors import Normalization
 from mmlk.reparam import MergeableBranches, merge
 from mmlk.reparam.folding import fold_norms
@@ -422,6 +422,7 @@ def export(cfg: Config, checkpoint: str, out: str, images: Sequence[Path], forma
         ValueError: The arguments are invalid, packages are missing, the model cannot be exported, or the outputs of the
             file differ from those of the model. No file is written then, and an existing file is not changed.
     """
+    check_dense(cfg)
     size = _check(cfg, out, format, size, opset, outputs)
     check_backbone(cfg)
     channels = in_channels(cfg)

@@ -95,15 +95,14 @@ class FusedConv(nn.Module):
         self.plain = weight * factor.reshape(-1, 1, 1, 1), None if bias is None else bias * factor
 
     def pack(self) -> None:
-        """Packs the weight for the expected size. Afterwards the plain one is not kept, and nothing can be changed.
+        """Packs the weight for the expected size. Afterwards the plain one is not kept, and nothing can be changed."""
+        weight, self.bias = self.plain
+        packed = self._pack(weight.contiguous(), self.size)
+        self.packed[_order_of(packed)] = packed
+        self.plain = (weight.new_empty(0), None)
 
-        If the weight is packed already, the copies for other sizes are dropped.
-        """
-        if not self.packed:
-            weight, self.bias = self.plain
-            packed = self._pack(weight.contiguous(), self.size)
-            self.packed[_order_of(packed)] = packed
-            self.plain = (weight.new_empty(0), None)
+    def drop_other_sizes(self) -> None:
+        """Keeps, of the copies of a packed weight, the one for the expected size only."""
         if self.size is not None:
             wanted = self._packed_for(self.size)
             self.packed = OrderedDict({_order_of(wanted): wanted})

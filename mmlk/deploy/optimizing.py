@@ -180,7 +180,7 @@ def optimize(model: nn.Module, example: Tensor, dtype: Optional[torch.dtype] = N
     network = _optimized(trunk, example, dtype, done)
     for layer in network.modules():
         if isinstance(layer, fused.FusedConv):
-            layer.pack()  # drops what was packed for the second size
+            layer.drop_other_sizes()  # of which one was the second size
     with measure_at_once():
         outputs = tensors_in(network(example))
     done.difference = _largest_difference(expected, outputs, dtype)

@@ -31,6 +31,18 @@ def check_backbone(cfg: Config) -> None:
                          'as a segmentor or detector of mmseg or mmdet')
 
 
+def check_dense(cfg: Config) -> None:
+    """Check, before anything is built, that a config is not that of a classifier.
+
+    Raises:
+        ValueError: It is one of mmpretrain.
+    """
+    if cfg.get('default_scope') == 'mmpretrain':
+        raise ValueError(f'{cfg.filename} is the config of a classifier, and this works with segmentors of mmseg and '
+                         'detectors of mmdet only. Train one that starts from the backbone of the classifier: '
+                         'docs/pretraining.md')
+
+
 def in_channels(cfg: Config) -> int:
     """The number of channels of the images that a config's backbone takes; 3 if its settings do not say."""
     return cfg.model.backbone.get('in_channels', 3)

@@ -16,7 +16,7 @@ from mmlk.deploy import export
 from mmlk.engine import loading
 from mmlk.engine.config import read_config_file
 from mmlk.engine.heads import names_by_label
-from mmlk.engine.network import build_network, in_channels
+from mmlk.engine.network import build_network, check_dense, in_channels
 from mmlk.ops import set_memory_format
 from mmlk.weights import load
 from mmlk.weights.fetch import find
@@ -50,6 +50,7 @@ class ConfigModel(Model):
                 cfg.merge_from_dict(options)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f'cfg_options do not fit {cfg.filename}: {error}') from error
+        check_dense(cfg)
         device = torch_device(device)
         self._scope = cfg.get('default_scope')
         network = build_network(cfg)

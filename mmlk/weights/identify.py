@@ -7,10 +7,11 @@ import re
 import sys
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .layouts import split_backbone
 
@@ -45,6 +46,17 @@ class Stages(NamedTuple):
     plain: bool
 
 
+class _Uninitialized(TorchFunctionMode):
+    """Skips the functions of ``torch.nn.init``, which take most of the time that a network on the meta device takes."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+                           kwargs: Optional[Dict[str, Any]] = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, '__module__', None) == 'torch.nn.init':
+            return kwargs['tensor'] if 'tensor' in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def _archs() -> Iterator[Form]:
     """Yields each architecture, in training form, of each registered backbone whose module has ``ARCHS``."""
     from mmlk.backbones import BaseBackbone
@@ -58,7 +70,7 @@ def _archs() -> Iterator[Form]:
 def _stages(form: Form, count: Optional[int] = None) -> Stages:
     """Returns the tensors of the first ``count`` stages, or of all stages if ``count`` is None."""
     some = {} if count is None else {'out_indices': tuple(range(count))}
-    with torch.device('meta'):
+    with torch.device('meta'), _Uninitialized():
         backbone = form.family(arch=form.arch, merged=form.merged, **some)
     known = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
     may_lack = ('*num_batches_tracked', *backbone.optional_weights)

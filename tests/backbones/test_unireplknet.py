@@ -122,6 +122,9 @@ def test_grn_is_its_formula():
             response = norm[n, c] / (norm[n].mean() + 1e-6)
             expected = x[n, ..., c] + grn.gamma[0, 0, 0, c] * response * x[n, ..., c] + grn.beta[0, 0, 0, c]
             assert relative_error(grn(x)[n, ..., c], expected) < 1e-14
+    first = GRN(6, channels_first=True).double()  # the same for maps whose channels come first
+    first.load_state_dict({name: value.permute(0, 3, 1, 2) for name, value in grn.state_dict().items()})
+    assert relative_error(first(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), grn(x)) < 1e-14
     assert not GRN(6).gamma.any() and GRN(6, bias=False).beta is None
 
 

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from PIL import Image
 from mmlk.datasets.audit import _loaded_as, audit
 from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.datasets.scenes import CLASSES
+from tests.utils import run_script
 
 SIZE = (40, 48)
 
@@ -403,20 +402,19 @@ def test_command_line(repo, ade20k):
     seg_config(ade20k).dump(path)
 
     def run(*options):
-        return subprocess.run([sys.executable, str(repo / 'tools' / 'check_data.py'), str(path), *options],
-                              capture_output=True, text=True)
+        return run_script(repo / 'tools' / 'check_data.py', path, *options, cwd=ade20k)
 
-    fine = run()
-    assert fine.returncode == 0 and 'No problem found' in fine.stdout
-    assert 'Shares of pixels: ground ' in fine.stdout and ', ignored (255) 0.00 %' in fine.stdout
-    endless = run('--cfg-options', 'train_dataloader.sampler.type=InfiniteSampler')
-    assert endless.returncode == 1 and 'PROBLEM: train_dataloader.sampler is InfiniteSampler' in endless.stdout
-    assert 'Problems found: 1.' in endless.stdout
+    code, said = run()
+    assert code == 0 and 'No problem found' in said
+    assert 'Shares of pixels: ground ' in said and ', ignored (255) 0.00 %' in said
+    code, said = run('--cfg-options', 'train_dataloader.sampler.type=InfiniteSampler')
+    assert code == 1 and 'PROBLEM: train_dataloader.sampler is InfiniteSampler' in said
+    assert 'Problems found: 1.' in said
     save_labels(ade20k, np.ones(1, np.uint8))
-    rare = run()
-    assert rare.returncode == 0 and 'Note: 5 of 6 classes never occur: disc, ' in rare.stdout
+    code, said = run()
+    assert code == 0 and 'Note: 5 of 6 classes never occur: disc, ' in said
     Image.new('L', SIZE[::-1], 99).save(ade20k / 'annotations' / 'training' / 'ADE_train_00000001.png')
-    bad = run()
-    assert bad.returncode == 1 and 'ADE_train_00000001.png holds 99' in bad.stdout
-    gone = run('--cfg-options', 'train_dataloader.dataset.data_root=not/here')
-    assert gone.returncode == 1 and 'no folder not/here' in gone.stderr and 'Traceback' not in gone.stderr
+    code, said = run()
+    assert code == 1 and 'ADE_train_00000001.png holds 99' in said
+    code, said = run('--cfg-options', 'train_dataloader.dataset.data_root=not/here')
+    assert code == 1 and 'no folder not/here' in said and 'Traceback' not in said

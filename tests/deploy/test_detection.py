@@ -135,14 +135,16 @@ def test_detections_of_20_scenes_are_those_of_mmdet(case, exported):
 
 @pytest.mark.parametrize('case, sizes', [
     ('mask_rcnn', [(64, 80), (101, 134), (33, 160), (224, 288)]),
+    pytest.param('fcos', [(100, 134), (65, 224)], marks=pytest.mark.slow),
+    pytest.param('cascade', [(64, 80), (101, 134), (224, 288)], marks=pytest.mark.slow),
     pytest.param('ssd', [(320, 320), (301, 417)], marks=pytest.mark.slow),
 ])
 def test_of_any_size(case, sizes, exported):
     model, path, result = exported(case, dynamic_size=True)
     assert_detects(path, model, [scene(size, index) for index, size in enumerate(sizes * 2)])
     facts = read_metadata(session(path).get_modelmeta().custom_metadata_map)
-    bounds = dict(mask_rcnn=Bounds(33, None), ssd=Bounds(257, 512))[case]
-    assert bounds.most or facts.resize == ((80, 64), True)
+    bounds = Bounds(257, 512) if case == 'ssd' else Bounds(33, None)
+    assert case == 'ssd' or facts.resize == ((1333, 800) if case == 'fcos' else (80, 64), True)
     assert (facts.size_step, facts.height, facts.width) == (1, bounds, bounds)
     assert all(facts.takes(*size) for size in sizes) and str(bounds.least) in str(result)
 

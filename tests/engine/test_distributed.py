@@ -30,7 +30,7 @@ from mmlk.registry import MODELS
 from mmlk.weights import WeightsError
 from tests.engine.toy import forked
 from tests.test_training import CONFIGS, shrink_model, shrunk
-from tests.utils import fill, image, relative_error
+from tests.utils import fill, image, relative_error, run_script
 
 REPO = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.timeout(300)
@@ -195,6 +195,7 @@ def job(tmp_path_factory):
     write_demo(DemoPlan('ade20k', seed=0, train=8, val=3, size=(64, 64)), folder / 'data')
     cfg = shrunk('upernet_replknet31b_ade20k', 'ade20k', folder / 'data', folder / 'work')
     make_certain(cfg)
+    cfg.tta_pipeline[1].transforms[0] = [dict(type='Resize', scale=(side, side)) for side in (48, 64)]
     assert cfg.model.decode_head.norm_cfg.type == 'SyncBN'
     start_from_file(cfg, folder / 'initial.pth')
     cfg.dump(folder / 'config.py')
@@ -295,11 +296,12 @@ def test_two_nodes_test_as_one_did(job, two):
 
 
 def test_test_time_augmentation_by_a_launcher_is_that_of_one_process(job, two):
-    jobs = [bash('dist_test.sh', job / 'config.py', two / 'iter_2.pth', 1, '--work-dir', job / 'tta-launched', '--tta'),
-            start(sys.executable, 'tools/test.py', job / 'config.py', two / 'iter_2.pth', '--work-dir', job / 'tta',
-                  '--tta')]
-    codes, outputs = end(*jobs)
-    assert codes == [0, 0], outputs[0][-2000:] + outputs[1][-2000:]
+    launched = bash('dist_test.sh', job / 'config.py', two / 'iter_2.pth', 1, '--work-dir', job / 'tta-launched',
+                    '--tta')
+    code, out = run_script(REPO / 'tools' / 'test.py', job / 'config.py', two / 'iter_2.pth', '--work-dir',
+                           job / 'tta', '--tta', cwd=REPO)
+    codes, outputs = end(launched)
+    assert [code, *codes] == [0, 0], out[-2000:] + outputs[0][-2000:]
     found = [json.loads(path.read_text()) for name in ('tta-launched', 'tta') for path in (job / name).glob('*/*.json')]
     assert len(found) == 2 and found[0]['mIoU'] == found[1]['mIoU'] and found[0]['aAcc'] == found[1]['aAcc']
 

@@ -330,6 +330,8 @@ def test_only_uploads_are_served(served):
         assert answer(f'{served}/gradio_api/queue/join', asked)[0] == 200
         said = answer(f'{served}/gradio_api/queue/data?session_hash=s{index}')[1]
         assert re.search('"success": ?false', said) and 'role=' not in said, (path, said)  # it was not even opened
+        # gradio would ask the host of an address for the file, and fail only because this one does not exist
+        assert ('This page reads uploaded files only.' in said) is ('://' in path), (path, said)
     assert json.loads(answer(f'{served}/gradio_api/info')[1]) == dict(named_endpoints={}, unnamed_endpoints={})
     assert answer(f'{served}/config', Host='site.example')[0] == 403
     assert answer(f'{served}/config', Origin='http://site.example')[0] == 403
