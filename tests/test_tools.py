@@ -97,7 +97,7 @@ def test_merged_test_equals_and_predictions_are_written(segmentor, work):
     report = ['--report', work / 'report']
     for name, extra in dict(plain=[], merged=['--merge'], fast=['--optimize', *report]).items():
         out = run('tools/test.py', UPERNET, checkpoint, '--work-dir', work / name, '--out', work / name / 'png',
-                     '--show-dir', work / name / 'show', *extra, '--cfg-options', *options)
+                  '--show-dir', work / name / 'show', *extra, '--cfg-options', *options)
         assert ('parallel branches merged' in out) is (name != 'plain')
         assert ('in inference form: ' in out and 'feed-forward blocks' in out) is (name == 'fast')
         found[name] = [np.array(Image.open(path)) for path in sorted((work / name / 'png').glob('*.png'))]
@@ -158,7 +158,7 @@ def test_hooks_and_metrics_of_any_form(form, segmentor, work, tmp_path):
     options = data_options('ade20k', work / 'ade20k')
     for path, extra in ((UPERNET, []), (config, ['--merge'])):
         run('tools/test.py', path, segmentor / 'iter_4.pth', '--work-dir', tmp_path / 'work', '--out',
-               tmp_path / Path(path).stem, *extra, '--cfg-options', *options)
+            tmp_path / Path(path).stem, *extra, '--cfg-options', *options)
     plain, merged = ([np.array(Image.open(path)) for path in sorted((tmp_path / name).glob('*.png'))]
                      for name in (Path(UPERNET).stem, 'config'))
     assert len(plain) == len(merged) == 3
@@ -240,8 +240,8 @@ def test_merge_tool_writes_a_checkpoint_and_a_config_that_loads_it(segmentor, wo
     assert not any('lkb_origin' in key for key in state['state_dict'])
     assert state['meta']['dataset_meta']['classes'][:2] == ['ground', 'disc']
     out = run('tools/test.py', work / 'merge' / 'merged.py', work / 'merge' / 'merged.pth', '--work-dir',
-                 work / 'merge' / 'test', '--tta', '--report', work / 'merge' / 'report', '--cfg-options',
-                 *data_options('ade20k', work / 'ade20k'))
+              work / 'merge' / 'test', '--tta', '--report', work / 'merge' / 'report', '--cfg-options',
+              *data_options('ade20k', work / 'ade20k'))
     told = reported(work / 'merge' / 'report')['pixels']
     assert [round(100 * told['metrics']['mIoU'], 2)] == pytest.approx(metrics(work / 'merge' / 'test', 'mIoU'))
     assert 'test-time augmentation' in told['calibration']['missing'] and 'ECE' not in told['metrics']
@@ -300,7 +300,7 @@ def test_a_checkpoint_of_another_model_is_refused_not_tested(segmentor, work):
     state.pop('backbone.stages.1.blocks.0.pw1.conv.weight')
     torch.save(dict(state_dict=state), work / 'lacking.pth')
     out = run('tools/test.py', UPERNET, work / 'lacking.pth', '--work-dir', work / 'lacking', '--cfg-options',
-                 *data_options('ade20k', work / 'ade20k'), expect=2)
+              *data_options('ade20k', work / 'ade20k'), expect=2)
     assert 'backbone.stages.1.blocks.0.pw1.conv.weight' in out and 'aAcc:' not in out and 'Traceback' not in out
 
 
@@ -331,7 +331,7 @@ def test_bad_input_ends_a_run_in_one_message(work, fault, said):
     cfg.model.backbone.arch = '32B' if fault == 'arch' else cfg.model.backbone.arch
     cfg.dump(data / 'c.py')
     out = run('tools/train.py', data / 'c.py', '--work-dir', data / 'work', '--cfg-options',
-                 'train_cfg.max_iters=2', 'train_dataloader.batch_size=2', *data_options('ade20k', data), expect=2)
+              'train_cfg.max_iters=2', 'train_dataloader.batch_size=2', *data_options('ade20k', data), expect=2)
     errors = [line for line in out.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1 and re.search(said, errors[0]), out[-3000:]
     assert 'Traceback' not in out
@@ -378,8 +378,8 @@ def test_stock_tools_run_our_configs(toolbox, work):
     assert ('mIoU' if toolbox == 'mmseg' else 'coco/bbox_mAP') in out
     if toolbox == 'mmdet':  # and our own test tool on the same detector, merged, with its predictions kept
         out = run('tools/test.py', config, checkpoint, '--work-dir', work / 'det_test', '--merge', '--out',
-                     work / 'det_test' / 'predictions.pkl', '--report', work / 'det_report', '--show-dir',
-                     os.path.relpath(work / 'shown', REPO), *options)
+                  work / 'det_test' / 'predictions.pkl', '--report', work / 'det_report', '--show-dir',
+                  os.path.relpath(work / 'shown', REPO), *options)
         assert 'parallel branches merged' in out and (work / 'det_test' / 'predictions.pkl').stat().st_size > 0
         assert len(list((work / 'shown').glob('*.jpg'))) == 3
         told = reported(work / 'det_report')
