@@ -45,7 +45,7 @@ STUDIES = {
     'small_maps': ['upernet_mobilenetv2-3_demo-280', 'upernet_mobilenetv2-last7_demo-280',
                    'upernet_mobilenetv2-last13_demo-280'],
     'pretraining': ['upernet_efficientnet-lite0_camvid', 'upernet_efficientnet-lite0-scratch_camvid',
-                    'upernet_efficientnet-lite0-frozen_camvid'],
+                    'upernet_efficientnet-lite0-frozen_camvid', 'upernet_efficientnet-lite0-decay_camvid'],
     'parc': ['upernet_convnext-micro_demo', 'upernet_parc-convnext-micro_demo', 'upernet_resnet50-micro_demo',
              'upernet_parc-resnet50-micro_demo', 'upernet_mobilenetv2-3_demo', 'upernet_parc-mobilenetv2_demo'],
     'roadmap': [f'upernet_roadmap-{arch}_demo' for arch in ROADMAP],
@@ -723,7 +723,10 @@ def test_the_micro_networks_are_of_one_size():
 
 
 def test_the_study_of_pretraining_differs_in_the_start_alone():
-    pretrained, scratch, frozen = (load(f'studies/{name}').to_dict() for name in STUDIES['pretraining'])
+    pretrained, scratch, frozen, decayed = (load(f'studies/{name}').to_dict() for name in STUDIES['pretraining'])
+    assert decayed['model'] == pretrained['model']
+    assert decayed['optim_wrapper']['optimizer'] == pretrained['optim_wrapper']['optimizer']
+    assert 'LayerDecay' in decayed['optim_wrapper']['constructor']
     assert pretrained['model']['data_preprocessor']['mean'] == [127] * 3
     assert pretrained['model']['data_preprocessor']['std'] == [128] * 3
     start = pretrained['model']['backbone'].pop('init_cfg')
