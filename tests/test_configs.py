@@ -637,7 +637,7 @@ def test_what_single_families_did():
         cfg = load(name)
         hooks = [hook.type for hook in cfg.get('custom_hooks', [])]
         averaged = 'cascade_mask_rcnn_unireplknet' in name and '-22k' in name or 'parcnet' in name
-        averaged = averaged or 'cascade_mask_rcnn_internimage' in name and '1x' not in name
+        averaged = averaged or bool(re.match('cascade_mask_rcnn_(flash)?internimage', name)) and '1x' not in name
         assert hooks == ['EMAHook'] * averaged + ['mmlk.DynamicSparsityHook'] * ('slak' in name), name
         clip = cfg.optim_wrapper.get('clip_grad')
         if 'hornet' in name:

@@ -166,7 +166,7 @@ def test_hooks_and_metrics_of_any_form(form, segmentor, work, tmp_path):
 
 
 def test_options_of_test_reach_the_config():
-    options = dict(show_dir=None, out=None, tta=False, merge=False, optimize=None)
+    options = dict(show_dir=None, out=None, report=None, tta=False, merge=False, optimize=None)
 
     def apply(change, config=UPERNET, **given):
         cfg = Config.fromfile(str(REPO / config))
@@ -193,7 +193,7 @@ def test_masks_have_no_augmentation_by_default(change, capsys):
     cfg = Config.fromfile(str(REPO / MASK_RCNN))
     cfg.merge_from_dict(change)
     with pytest.raises(SystemExit):
-        tool('test').apply_options(cfg, argparse.Namespace(show_dir=None, out=None, tta=True, merge=False,
+        tool('test').apply_options(cfg, argparse.Namespace(show_dir=None, out=None, report=None, tta=True, merge=False,
                                                            optimize=None))
     assert 'error: --tta needs tta_model and tta_pipeline in the config' in capsys.readouterr().err
 
@@ -206,7 +206,7 @@ def test_a_detector_of_boxes_is_tested_with_mmdets_augmentation(work):
         cfg.test_dataloader.dataset[key] = dict(ann_file='annotations/instances_val2017.json',
                                                 data_root=f"{work / 'coco'}/")[key]
     steps = len(cfg.test_dataloader.dataset.pipeline)
-    tool('test').apply_options(cfg, argparse.Namespace(show_dir=None, out=None, tta=True, merge=False,
+    tool('test').apply_options(cfg, argparse.Namespace(show_dir=None, out=None, report=None, tta=True, merge=False,
                                                            optimize=None))
     assert cfg.model.type == 'DetTTAModel' and cfg.model.module.type == 'MaskRCNN'
     assert len(cfg.test_dataloader.dataset.pipeline) == steps
@@ -225,8 +225,8 @@ def test_predictions_that_nothing_would_write_are_refused(capsys):
     cfg = Config.fromfile(str(REPO / UPERNET))
     cfg.test_evaluator = dict(type='CityscapesMetric', output_dir='theirs')
     with pytest.raises(SystemExit):
-        tool('test').apply_options(cfg, argparse.Namespace(show_dir=None, out='here', tta=False, merge=False,
-                                                           optimize=None))
+        tool('test').apply_options(cfg, argparse.Namespace(show_dir=None, out='here', report=None, tta=False,
+                                                           merge=False, optimize=None))
     assert 'error: --out of a segmentor is written by IoUMetric' in capsys.readouterr().err
 
 

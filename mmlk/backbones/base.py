@@ -386,7 +386,7 @@ class BaseBackbone(BaseModule):
         return block(*inputs)
 
 
-class PatchEmbedBackbone(BaseBackbone):
+class _PatchEmbedBackbone(BaseBackbone):
     """Base class of backbones whose stage i, counted from 1, is ``patch_embed<i>``, a list of blocks, and ``norm<i>``.
 
     The norm after a stage is also part of the input of the next stage.

@@ -13,7 +13,7 @@ from mmlk.ops import DepthwiseConv2d
 from mmlk.registry import MODELS
 from mmlk.reparam.branches import NormLayer
 
-from .base import (Arch, PatchEmbedBackbone, check_not_negative, check_per_stage, check_positive, is_number,
+from .base import (Arch, _PatchEmbedBackbone, check_not_negative, check_per_stage, check_positive, is_number,
                    resolve_arch)
 
 
@@ -170,7 +170,7 @@ class PatchEmbed(nn.Module):
 
 
 @MODELS.register_module()
-class MogaNet(PatchEmbedBackbone):
+class MogaNet(_PatchEmbedBackbone):
     """MogaNet as a feature extractor.
 
     The norm after each stage is also part of the input of the next stage, and is pretrained. No other norms are added.

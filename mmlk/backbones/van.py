@@ -15,7 +15,7 @@ from mmlk.ops import DepthwiseConv2d
 from mmlk.registry import MODELS
 from mmlk.reparam.branches import NormLayer
 
-from .base import Arch, PatchEmbedBackbone, check_per_stage, check_positive, is_number, resolve_arch
+from .base import Arch, _PatchEmbedBackbone, check_per_stage, check_positive, is_number, resolve_arch
 
 
 def _arch(embed_dims: Sequence[int], depths: Sequence[int]) -> Dict[str, Any]:
@@ -131,7 +131,7 @@ class PatchEmbed(nn.Module):
 
 
 @MODELS.register_module()
-class VAN(PatchEmbedBackbone):
+class VAN(_PatchEmbedBackbone):
     """VAN as a feature extractor.
 
     The LayerNorm after each stage is also part of the input of the next stage, and is pretrained. Its eps is 1e-5, as

@@ -410,7 +410,7 @@ def test_a_config_without_a_report_is_tested_without_one(tools, tmp_path, monkey
 # Differences
 
 
-def tested(folder, name, *seeds):
+def finished(folder, name, *seeds):
     """A model and its finished runs, which have these numbers of right pixels in each image."""
     model, runs = entry(name=name), []
     for seed, right in enumerate(seeds):
@@ -429,7 +429,7 @@ def four(tmp_path):
     first = rng.randint(300, 700, (3, 50))
     models = dict(a=first, b=first[:2] + rng.randint(80, 120, (2, 50)), c=first + rng.randint(-40, 44, (3, 50)),
                   d=first)
-    pairs = [tested(tmp_path, name, *right) for name, right in models.items()]
+    pairs = [finished(tmp_path, name, *right) for name, right in models.items()]
     return [model for model, _ in pairs], [run for _, runs in pairs for run in runs]
 
 
@@ -484,7 +484,7 @@ def test_a_report_says_why_there_is_no_interval(four, tmp_path):
     figures([400, 500], by_model['c'][2].report / 'per_image.npz')
     by_model['c'][2].state['metrics']['mIoU'] = 45.0
     assert 'tested on different images' in note(c=by_model['c'][2:]).note
-    pairs = [tested(tmp_path / 'few', name, [right] * 19) for name, right in (('e', 400), ('f', 500))]
+    pairs = [finished(tmp_path / 'few', name, [right] * 19) for name, right in (('e', 400), ('f', 500))]
     one, = differences([model for model, _ in pairs], [run for _, own in pairs for run in own], None, 100)
     assert 'because 19 are too few: it needs 20' in one.note and one.verdict == 'not known'
     (by_model['c'][2].report / 'per_image.npz').write_bytes(b'PK no figures')
