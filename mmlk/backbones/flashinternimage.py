@@ -2,7 +2,7 @@
 
 Official code: https://github.com/OpenGVLab/DCNv4 (MIT). Parameter names are the official ones.
 """
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Optional
 
 from torch import Tensor, nn
 
@@ -91,14 +91,6 @@ class FlashInternImage(InternImage):
     Raises:
         ValueError: An argument is not valid; the message says which one and what is allowed.
     """
-
-    def __init__(self, arch: Arch = 'T', in_channels: int = 3, out_indices: Sequence[int] = (0, 1, 2, 3),
-                 drop_path_rate: float = 0.0, frozen_stages: int = -1, norm_cfg: Optional[dict] = None,
-                 norm_eval: bool = False, with_cp: bool = False, merged: bool = False,
-                 init_cfg: Optional[dict] = None):
-        super().__init__(arch, in_channels=in_channels, out_indices=out_indices, drop_path_rate=drop_path_rate,
-                         frozen_stages=frozen_stages, norm_cfg=norm_cfg, norm_eval=norm_eval, with_cp=with_cp,
-                         merged=merged, init_cfg=init_cfg)
 
     @staticmethod
     def complete(arch: Arch) -> Dict[str, Any]:
