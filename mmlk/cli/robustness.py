@@ -4,6 +4,7 @@ import hashlib
 import json
 import os.path as osp
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict
 
 from mmlk.cli.options import check_minimum, command_line, fail
@@ -68,14 +69,11 @@ def fingerprint(cfg: 'Config', checkpoint: str, seed: int) -> Dict[str, str]:
     """What the results of a test depend on: digests of the checkpoint and of settings, the version and the seed."""
     from mmlk import __version__
     from mmlk._types import with_paths
+    from mmlk.weights.fetch import digest
     settings = with_paths(cfg.to_dict())
     settings['test_dataloader'] = {key: value for key, value in settings['test_dataloader'].items()
                                    if key not in _SPEED}
-    digest = hashlib.sha256()
-    with open(checkpoint, 'rb') as file:
-        for part in iter(lambda: file.read(1 << 20), b''):
-            digest.update(part)
-    found = {'checkpoint': digest.hexdigest(), 'version of mmlk': __version__, 'seed': str(seed)}
+    found = {'checkpoint': digest(Path(checkpoint)), 'version of mmlk': __version__, 'seed': str(seed)}
     for key in ('model', 'test_dataloader', 'test_evaluator', 'test_cfg', 'custom_hooks'):
         text = json.dumps(settings.get(key), sort_keys=True, default=str)
         found[key] = hashlib.sha256(text.encode()).hexdigest()[:16]

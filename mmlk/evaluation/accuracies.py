@@ -94,6 +94,12 @@ def _class_precision(drawn: np.ndarray, right: np.ndarray, ignored: np.ndarray, 
     return total / right.shape[1]
 
 
+def known_mean(values: np.ndarray) -> float:
+    """Returns the mean of the values that are not nan, as mmseg and pycocotools compute it; nan if all are."""
+    there = values[~np.isnan(values)]
+    return float(np.mean(there)) if there.size else float('nan')
+
+
 def _mean(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
     """Returns the mean of the counted values of each row; nan for a row without one."""
     number = counted.sum(axis=1)

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 import numpy as np
 
-from .accuracies import RECALLS
+from .accuracies import RECALLS, known_mean
 from .boundary import boundary_iou, distance
 from .calibration import Calibration
 from .examples import Example, Examples
@@ -50,12 +50,6 @@ def precisions(figures: DetectionFigures) -> Tuple[np.ndarray, np.ndarray]:
     return precision, recall
 
 
-def _mean(values: np.ndarray) -> float:
-    """Returns the mean as pycocotools computes it, which leaves out what does not exist; nan if nothing does."""
-    there = values[~np.isnan(values)]
-    return float(np.mean(there)) if there.size else float('nan')
-
-
 @dataclass
 class DetectionResults:
     """What was counted for the boxes or the masks of a detector with K classes.
@@ -77,9 +71,9 @@ class DetectionResults:
     @property
     def classes(self) -> Dict[str, np.ndarray]:
         """AP and AR of each class, (K,), 0 to 1, by name; nan where there is no object."""
-        found = {name: np.array([_mean(part[:, :, label]) for label in range(len(self.figures.classes))])
+        found = {name: np.array([known_mean(part[:, :, label]) for label in range(len(self.figures.classes))])
                  for name, part in self._parts()}
-        found['AR'] = np.array([_mean(self._recall[:, label, 0]) for label in range(len(self.figures.classes))])
+        found['AR'] = np.array([known_mean(self._recall[:, label, 0]) for label in range(len(self.figures.classes))])
         if self.contours is not None:
             with np.errstate(invalid='ignore'):
                 found['Boundary IoU'] = self.contours[0] / self.contours[1]
@@ -88,10 +82,10 @@ class DetectionResults:
     @property
     def metrics(self) -> Dict[str, float]:
         """AP and AR over all classes, 0 to 1, and the calibration error."""
-        found = {name: _mean(part) for name, part in self._parts()}
-        found['AR'] = _mean(self._recall[:, :, 0])
+        found = {name: known_mean(part) for name, part in self._parts()}
+        found['AR'] = known_mean(self._recall[:, :, 0])
         if self.contours is not None:
-            found['Boundary IoU'] = _mean(self.classes['Boundary IoU'])
+            found['Boundary IoU'] = known_mean(self.classes['Boundary IoU'])
         return dict(**found, ECE=self.calibration.error)
 
     def _parts(self) -> Iterator[Tuple[str, np.ndarray]]:

@@ -4,6 +4,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from .accuracies import known_mean
 from .boundary import boundary, distance
 from .calibration import Calibration, PixelProbabilities
 from .examples import Example, Examples
@@ -27,12 +28,6 @@ def accuracies(intersection: np.ndarray, predicted: np.ndarray, labelled: np.nda
         recall = intersection / labelled
         return dict(IoU=intersection / (predicted + labelled - intersection), Acc=recall,
                     Precision=intersection / predicted, Recall=recall)
-
-
-def mean(values: np.ndarray) -> float:
-    """Returns the mean of the values that are not nan; nan if all are."""
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if there.size else float('nan')
 
 
 @dataclass
@@ -74,7 +69,7 @@ class SegmentationResults:
         """The accuracies over all classes, 0 to 1, and the calibration error."""
         intersection, _, labelled = self.totals
         correct = intersection.sum() / labelled.sum() if labelled.any() else float('nan')
-        found = dict(aAcc=float(correct), **{f'm{name}': mean(values) for name, values in self.classes.items()})
+        found = dict(aAcc=float(correct), **{f'm{name}': known_mean(values) for name, values in self.classes.items()})
         return found if self.calibration is None else dict(**found, ECE=self.calibration.error)
 
 
@@ -128,7 +123,7 @@ class SegmentationMetric(SummingMetric):
                 sums.calibration.add(probability[kept], correct[kept])
             truth, predicted = (np.where(kept, labels, number).astype(labels.dtype) for labels in (truth, predicted))
             sums.contours += self._contours(truth, predicted, correct)
-            score = mean(accuracies(*counts)['IoU'])
+            score = known_mean(accuracies(*counts)['IoU'])
             sums.examples.add(score, position, lambda: Example(path, score, truth.shape, truth, predicted))
         return path, counts
 
