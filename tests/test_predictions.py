@@ -22,7 +22,7 @@ from mmlk.ops import DepthwiseConv2d, set_memory_format
 from mmlk.registry import MODELS
 from mmlk.reparam import merge
 from tests.test_training import CONFIGS, shrink_model, shrunk
-from tests.utils import fill, relative_error
+from tests.utils import fill, relative_error, same_detections
 
 SIZE = (96, 128)
 SEGMENTORS = ['upernet_replknet31b_ade20k', 'fpn_gfnet-h-ti_ade20k', 'pspnet_repvgg-b1g2_cityscapes',
@@ -176,14 +176,9 @@ def test_detectors_predict_the_same(name, way):
     for found, theirs in zip(way(model), expected, strict=True):
         boxes, scores, labels, masks = found
         their_boxes, their_scores, their_labels, their_masks = theirs
-        assert len(boxes) == len(their_boxes) > 10
+        assert len(their_boxes) > 10
         assert their_boxes.std(dim=0).min() > 1.0, 'boxes at one place would prove nothing'
-        torch.testing.assert_close(scores, their_scores, rtol=1e-4, atol=1e-5)
-        distance = torch.cdist(their_boxes, boxes, p=float('inf'))
-        distance[their_labels[:, None] != labels[None]] = torch.inf
-        distance[(their_scores[:, None] - scores[None]).abs() > 1e-4] = torch.inf
-        nearest, place = distance.min(dim=1)
-        assert nearest.max() < 0.05, 'pixels'
+        place = same_detections((boxes, scores, labels), (their_boxes, their_scores, their_labels), 0.05)
         if masks is not None:
             assert (masks[place] != their_masks).float().mean() < 1e-3 and their_masks.float().mean() > 0.01
 
@@ -267,8 +262,7 @@ def test_detectors_on_real_photographs(name, shared_data, tmp_path):
         found[layout] = [sample.pred_instances for sample in samples]
         assert len(samples) == 4
     for theirs, ours in zip(found['contiguous'], found['fastest'], strict=True):
-        assert len(theirs) == len(ours) > 0 and torch.equal(theirs.labels, ours.labels)
-        torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(ours.bboxes, theirs.bboxes, rtol=1e-4, atol=0.01)
+        assert len(theirs) > 0
+        place = same_detections(*([one.bboxes, one.scores, one.labels] for one in (ours, theirs)), pixels=0.05)
         if 'masks' in theirs:
-            assert np.mean(np.asarray(theirs.masks) != np.asarray(ours.masks)) < 1e-3
+            assert np.mean(np.asarray(theirs.masks) != np.asarray(ours.masks)[place]) < 1e-3

@@ -11,6 +11,7 @@ from typing import Dict, Sequence, Tuple
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 
@@ -50,6 +51,28 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     actual, expected = actual.detach().double(), expected.detach().double()
     assert actual.shape == expected.shape, f'{tuple(actual.shape)} is not {tuple(expected.shape)}'
     return ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def same_detections(found: Sequence[Tensor], expected: Sequence[Tensor], pixels: float) -> Tensor:
+    """Compare detections (boxes, scores, labels) in any order, because the order follows from scores that may be equal
+    but for rounding.
+
+    Each one that is expected is paired with one that was found: of the same label, of a score within 1e-4, and with
+    sides at most ``pixels`` apart.
+
+    Returns:
+        For each expected detection the index of its partner.
+    """
+    (boxes, scores, labels), (their_boxes, their_scores, their_labels) = found, expected
+    assert len(boxes) == len(their_boxes)
+    torch.testing.assert_close(scores.sort().values, their_scores.sort().values, rtol=1e-4, atol=1e-5)
+    apart = torch.cdist(their_boxes, boxes, p=float('inf'))
+    alike = (their_labels[:, None] == labels) & ((their_scores[:, None] - scores).abs() <= 1e-4) & (apart < pixels)
+    rows, places = linear_sum_assignment(~alike.numpy())
+    lonely = [row for row, place in zip(rows, places) if not alike[row, place]]
+    assert not lonely, (f'no partner for {len(lonely)} of {len(boxes)} detections, the first at '
+                        f'{their_boxes[lonely[0]].tolist()}; the nearest is {apart[lonely[0]].min():.3f} pixels apart')
+    return torch.as_tensor(places)
 
 
 def assert_onnx_equals(net: nn.Module, path: str, example: Tensor, *others: Tensor) -> None:

@@ -13,7 +13,7 @@ from mmlk.ops import choice, depthwise_conv2d
 from mmlk.registry import MODELS
 from mmlk.reparam import merge
 from tests.backbones.test_contract import TINY
-from tests.utils import fill, image, relative_error
+from tests.utils import fill, image, relative_error, same_detections
 
 BFLOAT16 = fused.available(torch.bfloat16)
 pytestmark = pytest.mark.skipif(not fused.available(torch.float32), reason='no packed convolutions in this PyTorch')
@@ -128,10 +128,9 @@ def test_detectors_predict_the_same():
     x = image(2, 3, 128, 128)
     for ours, theirs in zip(predictions(fast, x), predictions(model, x)):
         ours, theirs = ours.pred_instances, theirs.pred_instances
-        assert len(ours) == len(theirs) > 5
-        assert torch.equal(ours.labels, theirs.labels)
-        torch.testing.assert_close(ours.bboxes, theirs.bboxes, rtol=1e-4, atol=1e-2)
-        assert (ours.masks != theirs.masks).float().mean() < 1e-3
+        assert len(theirs) > 5
+        place = same_detections(*([one.bboxes, one.scores, one.labels] for one in (ours, theirs)), pixels=0.05)
+        assert (ours.masks[place] != theirs.masks).float().mean() < 1e-3
 
 
 class Shortcuts(nn.Module):
