@@ -3,7 +3,7 @@ import colorsys
 import os.path as osp
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, List, Mapping, Optional, Sequence, Sized, Tuple, Union
 
 import numpy as np
 
@@ -259,9 +259,20 @@ def predict_some(cfg, checkpoint: str, number: int, score: float = 0.3,
     model = build_network(cfg)
     load(model, checkpoint)
     model = model.to(device).eval()
-    indices = np.unique(np.linspace(0, len(dataset) - 1, number).round().astype(int))
-    return (predict(model, dataset, indices, score), names_by_label(dataset.metainfo['classes'], model),
-            dataset.metainfo.get('palette'))
+    scenes = predict(model, dataset, _at_equal_steps(dataset, number), score)
+    return scenes, names_by_label(dataset.metainfo['classes'], model), dataset.metainfo.get('palette')
+
+
+def test_files(cfg, number: int) -> List[Path]:
+    """Returns the paths of the images that :func:`predict_some` takes."""
+    from mmengine.registry import DATASETS, init_default_scope
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    return [Path(dataset.get_data_info(int(index))['img_path']) for index in _at_equal_steps(dataset, number)]
+
+
+def _at_equal_steps(dataset: Sized, number: int) -> np.ndarray:
+    return np.unique(np.linspace(0, len(dataset) - 1, number).round().astype(int))
 
 
 def _label_map(pixels) -> np.ndarray:

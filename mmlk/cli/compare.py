@@ -8,15 +8,18 @@ Configs are named one by one, or listed by a study of configs/studies/. Publishe
 parameters and multiply-adds are counted, latency, memory and effective receptive fields are measured. With --train or
 --budget each config is trained with each seed, and tested; differences of their accuracy have intervals over images and
 seeds, and p-values. The folder of results has report.md, report.html, report.json, table.tex (booktabs) with
-references.bib, and results.png, erf.png and predictions.png. The same command goes on where it was cut off.
+references.bib, and results.png, erf.png and predictions.png; with --corruptions robustness.png, and with --cam cam.png.
+The same command goes on where it was cut off.
 """
 import argparse
 import logging
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
+from mmlk.cli import robustness
 from mmlk.cli.options import (DEVICE_HELP, add_config_options, add_device, check_device, check_minimum, command_line,
                               fail)
 
@@ -52,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'its config, without .py, or its name in the study (default: the first)')
     parser.add_argument('--resamples', type=int, default=2000, metavar='N', help='of the test images, from which '
                         'intervals of differences follow (%(default)s)')
+    parser.add_argument('--cam', action='store_true', help='class activation maps of what is trained or tested, on the '
+                        'images of predictions.png; needs pytorch-grad-cam: pip install grad-cam')
+    robustness.add_arguments(parser, folder=False)
     add_device(parser, f'of all but training and testing, which take a GPU where there is one {DEVICE_HELP}')
     parser.add_argument('--out', type=Path, metavar='DIR', help='folder of the results (default: '
                         "work_dirs/compare, or that of the study's name)")
@@ -65,6 +71,12 @@ def check(args: argparse.Namespace) -> None:
         fail(f"--seeds must be different and not negative, got {' '.join(map(str, args.seeds))}")
     args.device = check_device(args.device)
     args.train = args.train or args.budget is not None
+    args.plan = robustness.read_plan(args)
+    for name in ('corruptions', 'cam'):
+        if getattr(args, name) and not (args.train or args.checkpoints):
+            fail(f'--{name} needs weights: give --train, --budget or --checkpoints')
+    if args.cam and find_spec('pytorch_grad_cam') is None:
+        fail('--cam needs pytorch-grad-cam, which is not installed: pip install grad-cam')
     args.out = args.out or Path('work_dirs', Path(args.configs[0]).stem if len(args.configs) == 1 else 'compare')
 
 
@@ -154,7 +166,7 @@ def write_report(args: argparse.Namespace) -> None:
     from mmlk.analysis.complexity import parse_size
     from mmlk.cli.prepare import preflight
     from mmlk.datasets.images import find_images, packaged_photographs, read_image
-    from mmlk.studies import compare, contents, differences, report, steps
+    from mmlk.studies import compare, contents, differences, inside, report, steps
     from mmlk.studies.display import CONSOLE
     from mmlk.weights import WeightsError
     MMLogger.get_current_instance().setLevel(logging.WARNING)  # the loader's account of every checkpoint
@@ -183,6 +195,8 @@ def write_report(args: argparse.Namespace) -> None:
         counted = steps.count_all(entries, size)
         steps.check_files([run.entry for run in runs if not run.finished])
         steps.carry_out(runs)
+        if args.plan:
+            steps.corrupt(runs, robustness.given_options(args), args.plan)
     except (ValueError, compare.RunFailed) as error:
         fail(str(error))
 
@@ -191,6 +205,8 @@ def write_report(args: argparse.Namespace) -> None:
     accuracies = list(columns)
     lines = [report.StudyRow(entry.name, entry.path, cells[entry.name], cites[entry.name]) for entry in entries]
     contents.add_counts(lines, columns, counted, size)
+    if args.plan:
+        inside.add_robustness(lines, columns, entries, runs, args)
     if 'latency' not in args.skip:
         contents.add_latency(lines, columns, entries, size, args)
     if 'erf' not in args.skip:
@@ -201,6 +217,8 @@ def write_report(args: argparse.Namespace) -> None:
             predictions = contents.draw_predictions(entries, runs, args)
         except WeightsError as error:
             fail(str(error))
+    if args.cam:
+        inside.draw_cams(entries, runs, args)
     facts = dict(command=command_line(), versions=compare.versions(), machine=compare.machine(),
                  study=study and dict(finding=study.finding, source=study.source),
                  settings={key: value if isinstance(value, (int, list, dict, type(None))) else str(value)

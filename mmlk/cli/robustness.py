@@ -5,7 +5,7 @@ import json
 import os.path as osp
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict
+from typing import TYPE_CHECKING, Any, Dict, List
 
 from mmlk.cli.options import check_minimum, command_line, fail
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SPEED = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, folder: bool = True) -> None:
     parser.add_argument('--corruptions', nargs='+', metavar='NAME', help='test on clean images and on these '
                         'corruptions of them: all, noise, blur, weather, digital, or names such as fog; a second call '
                         'goes on')
@@ -28,26 +28,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--noise-severities', nargs='+', type=int, metavar='N', help='of the noise corruptions, where '
                         "they differ; 1 2 3 is SegFormer's rule")
     parser.add_argument('--corruption-seed', type=int, metavar='N', help='of their random numbers (default: 0)')
-    parser.add_argument('--corruptions-dir', metavar='DIR', help="folder of the results (default: 'robustness' in the "
-                        'work dir)')
+    if folder:
+        parser.add_argument('--corruptions-dir', metavar='DIR', help="folder of the results (default: 'robustness' "
+                            'in the work dir)')
 
 
 def check(args: argparse.Namespace) -> 'Plan':
     """What to test; none without ``--corruptions``. Ends the program with one message if an option is wrong."""
+    for name in ('out', 'show_dir', 'report'):
+        if args.corruptions is not None and getattr(args, name, None):
+            fail(f"--{name.replace('_', '-')} is of one test, and --corruptions makes many: leave one of them out")
+    return read_plan(args)
+
+
+def read_plan(args: argparse.Namespace) -> 'Plan':
+    """What the options ask for; none without ``--corruptions``. Ends the program with one message if one is wrong."""
     from mmlk.evaluation.robustness import plan
     if args.corruptions is None:
         for name in ('severities', 'noise_severities', 'corruption_seed', 'corruptions_dir'):
-            if getattr(args, name) is not None:
+            if getattr(args, name, None) is not None:
                 fail(f"--{name.replace('_', '-')} has no effect without --corruptions")
         return {}
-    for name in ('out', 'show_dir', 'report'):
-        if getattr(args, name, None):
-            fail(f"--{name.replace('_', '-')} is of one test, and --corruptions makes many: leave one of them out")
     check_minimum(args, corruption_seed=0)
     try:
         return plan(args.corruptions, args.severities or (1, 2, 3, 4, 5), args.noise_severities)
     except ValueError as error:
         fail(f'--corruptions: {error}')
+
+
+def given_options(args: argparse.Namespace) -> List[str]:
+    """The options that :func:`add_arguments` added, as they were given, but for the folder."""
+    options = []
+    for name in ('corruptions', 'severities', 'noise_severities', 'corruption_seed'):
+        value = getattr(args, name)
+        if value is not None:
+            options += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return options
 
 
 def prepare(cfg: 'Config', args: argparse.Namespace, checkpoint: str) -> 'Results':

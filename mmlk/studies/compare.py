@@ -35,6 +35,7 @@ from mmlk.datasets.check import LAYOUTS, SPLITS, datasets, evaluators, layout_of
 from mmlk.datasets.images import read_image
 from mmlk.engine.network import check_backbone, weights_of
 from mmlk.engine.probe import CAUTION
+from mmlk.evaluation.robustness import Plan
 from mmlk.studies.report import Cell, Column
 
 #: What a config's accuracy is called, and where a test's figures have it.
@@ -357,6 +358,17 @@ class Run:
         return self.folder / 'report'
 
     @property
+    def corruptions(self) -> Path:
+        """The folder of its tests on corrupted images."""
+        return self.folder / 'robustness'
+
+    def corrupted(self, plan: Plan) -> bool:
+        """Whether the checkpoint that was tested was tested on these corruptions, too."""
+        return (self.state.get('corruptions') == plan
+                and self.state.get('corruptions_stamp') == self.state.get('tested_stamp')
+                and (self.corruptions / 'robustness.json').is_file())
+
+    @property
     def no_report(self) -> str:
         """Why a test of its config has no report; empty if it has one."""
         from mmlk.evaluation.report import why_no_report
@@ -440,6 +452,26 @@ class Run:
             written = sorted(path.name for path in self.report.glob('per_image*.npz'))
             self._keep(metrics=figures, report=written, tested=self.checkpoint, tested_stamp=stamp,
                        test_seconds=round(seconds, 1), machine=machine(), versions=versions())
+
+    def corrupt(self, tools: Path, options: Sequence[str], plan: Plan, tick: Tick) -> None:
+        """Tests the checkpoint on corrupted images, as far as that was not done before.
+
+        Args:
+            tools: The folder of test.py.
+            options: Its options, which make the plan.
+            plan: The severities of each corruption.
+            tick: Called to report progress, with 'test', the number of steps done and their total, for each test.
+
+        Raises:
+            RunFailed: The test ended with an error. Its results are kept, and the next call continues from there.
+        """
+        stamp = self.state.get('tested_stamp')
+        if self.state.get('corruptions_stamp') != stamp:  # those of another checkpoint
+            shutil.rmtree(self.corruptions, ignore_errors=True)
+            self._keep(corruptions_stamp=stamp)
+        self._run([tools / 'test.py', self.config, self.checkpoint, '--work-dir', self.corruptions / 'test',
+                   *options, '--corruptions-dir', self.corruptions], 'test', tick)
+        self._keep(corruptions=plan)
 
     def _keep(self, **facts) -> None:
         self.state.update(facts)

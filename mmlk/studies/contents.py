@@ -197,7 +197,8 @@ def write(made: report.StudyReport, study: Optional[compare.Study], references: 
     if accuracies:
         figure = report.plot_study(made, accuracies[0], ('parameters', 'macs', 'latency'))
         figure.savefig(args.out / 'results.png', dpi=110)
-    pictures = [name for name in ('results.png', 'predictions.png', 'erf.png') if (args.out / name).is_file()]
+    pictures = [name for name in ('results.png', 'robustness.png', 'predictions.png', 'cam.png', 'erf.png')
+                if (args.out / name).is_file()]
     before = [f'What the paper found: {study.finding} ({study.source})'] if study else []
     before.append('. '.join(sentence for sentence, _ in made.caption) + '.')
     tested = _run_rows(runs)
@@ -243,7 +244,8 @@ def _page(made: report.StudyReport, before: Sequence[str], tested: Sequence[Sequ
     if differences:
         parts += ['<h2>Differences</h2>', page.table(differences[0], differences[1:])]
     parts += [_paragraph(f'{remark}.') for remark in made.remarks()]
-    for name, caption in (('results.png', 'Accuracy'), ('erf.png', 'Effective receptive fields')):
+    for name, caption in (('results.png', 'Accuracy'), ('robustness.png', 'Accuracy on corrupted images'),
+                          ('erf.png', 'Effective receptive fields'), ('cam.png', 'Class activation maps')):
         if (folder / name).is_file():
             parts.append(page.figure(folder / name, caption))
     if predictions:

@@ -8,6 +8,7 @@ from mmlk._paths import MIM
 from mmlk.analysis.complexity import Complexity, build_on_meta, count
 from mmlk.datasets.audit import audit
 from mmlk.engine.network import in_channels
+from mmlk.evaluation.robustness import Plan
 from mmlk.studies import compare
 from mmlk.studies.display import CONSOLE, progress, track
 
@@ -81,3 +82,30 @@ def carry_out(runs: Sequence[compare.Run]) -> None:
             found = [f'{metric} {run.state["metrics"][key] * factor:.2f}' for metric, (key, factor) in
                      compare.METRICS[run.entry.task].items() if key in run.state['metrics']]
             CONSOLE.print(f"{run.label}: {took}tested in {run.state['test_seconds']:.0f} s: {', '.join(found)}")
+
+
+def corrupt(runs: Sequence[compare.Run], options: Sequence[str], plan: Plan) -> None:
+    """Test the runs on corrupted images, as far as they have not been.
+
+    Args:
+        runs: The finished runs. One whose checkpoint is gone is left out.
+        options: Options of tools/test.py, which make the plan.
+        plan: The severities of each corruption.
+
+    Raises:
+        compare.RunFailed: a test ended with an error.
+    """
+    left = [run for run in runs if not run.corrupted(plan)]
+    number = 1 + sum(map(len, plan.values()))
+    with progress(TextColumn('{task.completed}/{task.total}'), TimeRemainingColumn()) as bar:
+        whole = bar.add_task('corrupted images', total=len(left), visible=bool(left))
+        for run in left:
+            if run.checkpoint is None:
+                CONSOLE.print(f'{run.label}: not tested on corrupted images: its checkpoint is gone')
+                continue
+            task = bar.add_task(run.label, total=None)
+            CONSOLE.print(f'{run.label}: {number} tests on clean and on corrupted images')
+            run.corrupt(MIM / 'tools', options, plan, lambda step, done, total, task=task, run=run: bar.update(
+                task, description=f'{run.label}: corrupted images', completed=done, total=total))
+            bar.remove_task(task)
+            bar.advance(whole)

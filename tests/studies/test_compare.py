@@ -2,6 +2,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ from mmlk.analysis import zoo
 from mmlk.analysis.panels import Instances, PredictedScene, side_by_side
 from mmlk.cli import main
 from mmlk.datasets.layouts import DemoPlan, write_demo
+from mmlk.engine.network import build_network
 from mmlk.evaluation import statistics
 from mmlk.evaluation.per_image import SegmentationFigures
-from mmlk.studies import compare
+from mmlk.studies import compare, inside
 from mmlk.studies.contents import draw_annotation
 from mmlk.studies.differences import agreements, differences
 from mmlk.studies.report import (Cell, Column, Difference, References, StudyReport, StudyRow, cited, escape,
                                  plot_study)
+from tests.utils import fill
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REFERENCES = References(ROOT / 'configs' / 'references.yml')
@@ -289,6 +292,18 @@ if (folder / 'per_image.npz').exists():
     report.mkdir()
     shutil.copy(folder / 'per_image.npz', report)
 '''
+CORRUPTED = '''
+import pathlib, sys
+folder, out = pathlib.Path(__file__).parent, pathlib.Path(sys.argv[sys.argv.index('--corruptions-dir') + 1])
+with open(folder / 'calls.txt', 'a') as file:
+    print(*sys.argv[sys.argv.index('--corruptions'):-2], file=file)
+out.mkdir(parents=True, exist_ok=True)
+results = out / 'results.json'
+results.write_text('first second' if results.exists() else 'first')
+if (folder / 'broken').exists():
+    sys.exit('out of memory, say')
+(out / 'robustness.json').write_text('{}')
+'''
 
 
 @pytest.fixture
@@ -375,6 +390,32 @@ def figures(right, path=None):
     if path is not None:
         made.save(path)
     return made
+
+
+def test_corrupted_images_are_tested_once_for_each_checkpoint_and_plan(tools, tmp_path):
+    run = open_run(tmp_path / 'run')
+    run.carry_out(tools, lambda *_: None)
+    (tools / 'test.py').write_text(CORRUPTED)
+    plan = dict(fog=[1, 2])
+    options = ['--corruptions', 'fog', '--severities', '1', '2']
+    (tools / 'broken').touch()
+    with pytest.raises(compare.RunFailed, match='out of memory, say'):
+        run.corrupt(tools, options, plan, lambda *_: None)
+    assert not open_run(tmp_path / 'run').corrupted(plan) and (run.corruptions / 'results.json').is_file()
+    (tools / 'broken').unlink()
+    run = open_run(tmp_path / 'run')
+    run.corrupt(tools, options, plan, lambda *_: None)
+    assert (run.corruptions / 'results.json').read_text() == 'first second', 'the second call goes on'
+    assert calls(tools)[-1] == ' '.join(options)
+    run = open_run(tmp_path / 'run')
+    assert run.corrupted(plan) and not run.corrupted(dict(fog=[1]))
+    Path(run.checkpoint).write_text('another one')
+    (tools / 'test.py').write_text(TEST)
+    run.carry_out(tools, lambda *_: None)
+    assert not run.corrupted(plan), 'of the checkpoint that was overwritten'
+    (tools / 'test.py').write_text(CORRUPTED)
+    run.corrupt(tools, options, plan, lambda *_: None)
+    assert run.corrupted(plan) and (run.corruptions / 'results.json').read_text() == 'first'
 
 
 def test_a_run_from_before_there_were_reports_is_tested_again_and_never_trained(tools, tmp_path):
@@ -642,6 +683,10 @@ def test_what_cannot_be_compared_is_refused(refuse, tmp_path):
     assert '--seeds' in refuse(SMALL, '--seeds', 1, 1)
     assert '--budget' in refuse(SMALL, '--budget', 0)
     assert '--resamples must be at least 100' in refuse(SMALL, '--resamples', 10)
+    assert '--corruptions needs weights' in refuse(SMALL, '--corruptions', 'fog')
+    assert '--cam needs weights' in refuse(SMALL, '--cam')
+    assert "no corruption 'rain'" in refuse(SMALL, '--train', '--corruptions', 'rain')
+    assert '--severities has no effect' in refuse(SMALL, '--train', '--severities', 1)
     assert '--reference: nothing is none of the models compared' in refuse(SMALL, OTHER, '--reference', 'nothing')
     assert 'is neither trained nor tested' in refuse(SMALL, OTHER, '--reference', Path(SMALL).stem)
     assert 'there is no config other' in refuse(SMALL, '--checkpoints', 'other=x.pth')
@@ -681,16 +726,18 @@ def test_from_configs_to_a_report_and_again(data, tmp_path, monkeypatch, capsys)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     monkeypatch.setattr(statistics, 'FEWEST', 3)
     command = [SMALL, OTHER, '--data-root', data, '--budget', 2, '--turns', 1, '--erf-size', 64, '--erf-num', 1,
-               '--num', 2, '--out', tmp_path / 'out', '--reference', Path(OTHER).stem, '--resamples', 100]
+               '--num', 2, '--out', tmp_path / 'out', '--reference', Path(OTHER).stem, '--resamples', 100,
+               '--corruptions', 'fog', 'contrast', '--severities', 1, 5]
     main(['compare', *map(str, command)])
     assert 'trained in' in capsys.readouterr().out
     monkeypatch.setattr(compare.Run, '_run', lambda *_: pytest.fail('nothing was left to do'))
     main(['compare', *map(str, command)])
     assert '2 of 2 runs are finished already' in capsys.readouterr().out
     out = tmp_path / 'out'
+    robust_figures_are_those_of_the_tests(out)
     content = json.loads((out / 'report.json').read_text())
     keys = {'mIoU, demo scenes, trained here', 'parameters', 'macs', 'latency', 'memory', 'erf0.2', 'erf0.3', 'erf0.5',
-            'erf0.99'}
+            'erf0.99', 'mPC of mIoU', 'rPC of mIoU'}
     for model, run in zip(content['models'], content['runs']):
         assert set(model['cells']) == keys
         assert model['cells']['mIoU, demo scenes, trained here']['mean'] == run['metrics']['mIoU']
@@ -701,11 +748,72 @@ def test_from_configs_to_a_report_and_again(data, tmp_path, monkeypatch, capsys)
     assert f'| {Path(SMALL).stem} | {Path(OTHER).stem} | mIoU (%) |' in (out / 'report.md').read_text()
     assert 'Differences of accuracy' in (out / 'table.tex').read_text()
     page = (out / 'report.html').read_text()
-    assert page.count('src="data:image/png') == 2 and page.count('data:image/webp') == 2 * 4
+    assert page.count('src="data:image/png') == 3 and page.count('data:image/webp') == 2 * 4
     assert one['verdict'] in page and Path(OTHER).stem in page
     cites = cited((out / 'table.tex').read_text())
     assert {'ding2022scaling', 'sandler2018mobilenetv2', 'xiao2018unified'} <= set(cites)
     assert re.findall(r'^@\w+\{(\w+),', (out / 'references.bib').read_text(), re.MULTILINE) == cites
-    for name in ('results', 'predictions', 'erf'):
+    for name in ('results', 'robustness', 'predictions', 'erf'):
         assert f'![{name}.png]({name}.png)' in (out / 'report.md').read_text()
         assert np.asarray(Image.open(out / f'{name}.png').convert('L')).std() > 5
+
+
+def robust_figures_are_those_of_the_tests(out):
+    for model in json.loads((out / 'report.json').read_text())['models']:
+        folder = out / 'runs' / Path(model['config']).stem / 'seed0' / 'robustness'
+        tests = json.loads((folder / 'results.json').read_text())['tests']
+        assert list(tests) == ['clean', 'fog 1', 'fog 5', 'contrast 1', 'contrast 5']
+        mean = np.mean([one['mIoU'] for name, one in tests.items() if name != 'clean'])
+        found = {key: model['cells'][f'{key} of mIoU'] for key in ('mPC', 'rPC')}
+        assert found['mPC']['values'] == pytest.approx([mean], rel=1e-9)
+        assert found['rPC']['values'] == pytest.approx([100 * mean / tests['clean']['mIoU']], rel=1e-9)
+        assert 'mean over fog, contrast, each of severity 1, 5, by the weights of seed 0' in found['mPC']['detail']
+        assert tests['clean']['mIoU'] == model['cells']['mIoU, demo scenes, trained here']['mean']
+
+
+@pytest.mark.parametrize('cfg', [SMALL, DETECTOR], ids=['segmentors', 'detectors'])
+def test_activation_maps_of_all_models_are_of_one_class(cfg, data, tmp_path, monkeypatch):
+    """The class that the first model finds is explained of the second, too, whose own would be another."""
+    pytest.importorskip('pytorch_grad_cam')
+    layout = 'ade20k' if cfg == SMALL else 'coco'
+    monkeypatch.chdir(ROOT)
+    if layout == 'coco':
+        data = tmp_path / 'coco'
+        write_demo(DemoPlan('coco', seed=0, train=2, val=3, size=(64, 80)), data)
+    entries, runs, calls, drawn = [], [], [], []
+    for seed, name in enumerate(('one', 'other')):
+        found = entry(cfg, name)
+        compare.use_data(found.cfg, str(data), None)
+        found.checkpoint = str(tmp_path / f'{name}.pth')
+        model = fill(build_network(found.cfg), seed)
+        with torch.no_grad():  # each is sure of one class
+            head = model.decode_head.conv_seg if layout == 'ade20k' else model.roi_head.bbox_head.fc_cls
+            head.bias[1 + seed] += 30
+        torch.save(dict(state_dict=model.state_dict()), found.checkpoint)
+        entries.append(found)
+        runs.append(compare.Run(found, None, tmp_path / name))
+    explain, grid = inside.cam.explain, inside.cam.grid
+    monkeypatch.setattr(inside.cam, 'explain', lambda subject, *args, **kw: calls.append(
+        (kw['label'], explain(subject, *args, **kw))) or calls[-1][1])
+    monkeypatch.setattr(inside.cam, 'grid', lambda rows: drawn.extend(rows) or grid(rows))
+    inside.draw_cams(entries, runs, SimpleNamespace(num=2, device='cpu', out=tmp_path))
+    classes = entries[0].cfg.test_dataloader.dataset.metainfo.classes
+    assert [label for label, _ in calls] == [None, None, 1, 1]
+    assert [row.title for row in drawn] == [f'{row.title.partition(":")[0]}: {classes[1]}' for row in drawn]
+    assert [list(row.overlays) for row in drawn] == [['one', 'other']] * 2
+    for row, (_, explained) in zip(drawn, calls):
+        assert explained[0].label == 1 and (row.overlays['one'] != row.image).mean() > 0.1
+    for row, (_, explained) in zip(drawn, calls[2:]):  # a detector that does not find it has the bare image
+        assert (explained is None) == (layout == 'coco') == (row.overlays['other'] == row.image).all()
+    assert (tmp_path / 'cam.png').is_file()
+
+
+def test_robustness_is_drawn_over_runs():
+    figure = inside.plot_robustness(dict(a={'clean': [50.0, 60.0], 'fog': [20.0, 40.0]},
+                                         b={'clean': [70.0], 'fog': [10.0]}), 'mIoU (%)')
+    (axes, ) = figure.axes
+    points = {line.get_label(): list(line.get_xdata()) for line in axes.lines if line.get_label() in 'ab'}
+    assert points == dict(a=[55.0, 30.0], b=[70.0, 10.0])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ['clean', 'fog']
+    spans = [[segment[:, 0].tolist() for segment in lines.get_segments()] for lines in axes.collections]
+    assert spans == [[[50.0, 60.0], [20.0, 40.0]], [[70.0, 70.0], [10.0, 10.0]]]

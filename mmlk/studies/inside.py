@@ -1,0 +1,141 @@
+"""What the trained models of a comparison do beyond their accuracy: on corrupted images, and where they look.
+
+``args`` are the options of ``mmlk compare`` everywhere.
+"""
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence
+
+from mmlk.analysis import cam
+from mmlk.analysis.palette import looks
+from mmlk.analysis.panels import test_files
+from mmlk.engine.network import build_network
+from mmlk.evaluation.robustness import CLEAN
+from mmlk.studies import compare, report
+from mmlk.studies.display import CONSOLE, track
+from mmlk.weights import load
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: The performance on clean images and, by corruption, the mean over severities: one value for each run, in percent.
+Performance = Dict[str, List[float]]
+
+
+def add_robustness(lines: Sequence[report.StudyRow], columns: Dict[str, report.Column],
+                   entries: Sequence[compare.ComparedModel], runs: Sequence[compare.Run], args: Namespace) -> None:
+    """Add mPC and rPC of the models that were tested on corrupted images, and write robustness.png.
+
+    Args:
+        lines: Of the table, changed in place.
+        columns: Of the table, changed in place.
+        entries: The models.
+        runs: The finished runs.
+        args: ``plan`` is what was tested, severities by corruption.
+    """
+    severities = sorted({severity for levels in args.plan.values() for severity in levels})
+    how = (f"mean over {', '.join(args.plan)}, each of severity {', '.join(map(str, severities))}, "
+           f'by the weights of {{}}')
+    found: Dict[str, Performance] = {}
+    for line, entry in zip(lines, entries):
+        own = [run for run in runs if run.entry is entry and run.corrupted(args.plan)]
+        if not own:
+            continue
+        weights = f'checkpoint {entry.checkpoint}' if own[0].seed is None else (
+            f"seeds {', '.join(str(run.seed) for run in own)}" if len(own) > 1 else f'seed {own[0].seed}')
+        for metric, (key, factor) in compare.METRICS[entry.task].items():
+            tests = [_of_run(run, key, factor) for run in own]
+            if None in tests:
+                continue
+            columns[f'mPC of {metric}'] = report.Column(f'mPC of {metric} (%)', 2)
+            columns[f'rPC of {metric}'] = report.Column(f'rPC of {metric} (%)', 1)
+            means = [_mean([one[name] for name in args.plan]) for one in tests]
+            line.cells[f'mPC of {metric}'] = report.Cell(tuple(means), 'measured here', how.format(weights))
+            if all(one[CLEAN] > 0 for one in tests):
+                line.cells[f'rPC of {metric}'] = report.Cell(
+                    tuple(100 * mean / one[CLEAN] for mean, one in zip(means, tests)), 'measured here',
+                    f'mPC over the accuracy on clean images, {how.format(weights)}')
+            if metric == next(iter(compare.METRICS[entry.task])):
+                found[entry.name] = {name: [one[name] for one in tests] for name in (CLEAN, *args.plan)}
+    if found:
+        metric = next(iter(compare.METRICS[entries[0].task]))
+        plot_robustness(found, f'{metric} (%)').savefig(args.out / 'robustness.png', dpi=110)
+
+
+def _of_run(run: compare.Run, key: str, factor: float) -> Optional[Dict[str, float]]:
+    """Returns the performance of one run in percent, or None if a test had no such metric."""
+    content = json.loads((run.corruptions / 'robustness.json').read_text(encoding='utf-8'))
+    if key not in content['summary']:
+        return None
+    summary = content['summary'][key]
+    return {name: value * factor for name, value in {CLEAN: summary['clean'], **summary['corruptions']}.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def plot_robustness(found: Mapping[str, Performance], metric: str) -> 'Figure':
+    """Draws the performance of each model on clean images and on each corruption: a marker for the mean over the runs,
+    and a line from the lowest to the highest of them.
+
+    Args:
+        found: The performance by the name of the model. All have the same corruptions.
+        metric: What it is called, with the unit.
+    """
+    from matplotlib.figure import Figure
+    names = list(next(iter(found.values())))
+    figure = Figure(figsize=(8, 1.6 + len(names) * max(0.4, 0.13 * len(found))), layout='constrained')
+    axes = figure.subplots()
+    step = 0.8 / len(found)
+    for index, (model, look) in enumerate(looks(found).items()):
+        places = [place + (index - (len(found) - 1) / 2) * step for place in range(len(names))]
+        values = [found[model][name] for name in names]
+        axes.hlines(places, list(map(min, values)), list(map(max, values)), color=look.colour, alpha=0.5)
+        axes.plot([_mean(runs) for runs in values], places, look.marker, color=look.colour, label=model)
+    for place in range(1, len(names)):
+        axes.axhline(place - 0.5, color='grey', linewidth=0.5, alpha=0.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f'{metric}, mean over severities')
+    axes.grid(axis='x', alpha=0.3)
+    figure.legend(loc='outside upper center', ncols=min(3, len(found)), frameon=False)
+    return figure
+
+
+def draw_cams(entries: Sequence[compare.ComparedModel], runs: Sequence[compare.Run], args: Namespace) -> None:
+    """Write cam.png: class activation maps of the models that have weights, side by side on the same test images.
+
+    Of each image, the class is explained that is most prominent by the first model that finds one. A model that does
+    not find the class has the bare image.
+
+    Raises:
+        WeightsError: A checkpoint does not fit its model.
+    """
+    some = [(entry, next((run.checkpoint for run in runs if run.entry is entry), None)) for entry in entries]
+    targets: Dict[Path, str] = {}
+    rows: Dict[Path, cam.CamRow] = {}
+    for entry, checkpoint in track([pair for pair in some if pair[1]], 'class activation maps'):
+        network = build_network(entry.cfg)
+        load(network, checkpoint)
+        subject = cam.subject_from_config(entry.cfg, network).to(args.device)
+        for path in test_files(entry.cfg, args.num):
+            sample = subject.sample(path)
+            label = subject.label(targets[path]) if path in targets else None
+            row = rows.setdefault(path, cam.CamRow(sample.image, path.name, {}))
+            row.overlays[entry.name] = sample.image
+            try:
+                explained = cam.explain(subject, sample, [subject.default_layer], label=label)
+            except ValueError as error:
+                CONSOLE.print(f'{entry.name}: no class activation map of {path}: {error}')
+                continue
+            if explained is not None:
+                choice, maps = explained
+                targets.setdefault(path, subject.classes[choice.label])
+                row.overlays[entry.name] = cam.overlay_heat(sample, maps[subject.default_layer], choice)
+    if rows:
+        for path, target in targets.items():
+            rows[path].title = f'{path.name}: {target}'
+        cam.grid(list(rows.values())).savefig(args.out / 'cam.png', dpi=110)
