@@ -163,7 +163,7 @@ def side_by_side(predictions: Mapping[str, Sequence[PredictedScene]], classes: S
                 _draw_boxes(axes, annotation, classes, palette)
     every = [scene for theirs in predictions.values() for scene in theirs]
     handles = [Patch(color=np.asarray(palette[label]) / 255, label=classes[label])
-               for label in _labels_in(every, len(classes))[:LEGEND_ENTRIES]]
+               for label in labels_in(every, len(classes))[:LEGEND_ENTRIES]]
     if handles:
         figure.legend(handles=handles, loc='outside lower center', ncols=min(2 * columns, len(handles)), fontsize=8)
     return figure
@@ -181,7 +181,7 @@ def _draw_boxes(axes, instances: Instances, classes: Sequence[str], palette: Pal
                   bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
 
 
-def _labels_in(scenes: Sequence[PredictedScene], count: int) -> List[int]:
+def labels_in(scenes: Sequence[PredictedScene], count: int) -> List[int]:
     """Returns the labels that occur, sorted by number of pixels (of objects for detection), largest first."""
     totals = np.zeros(count, np.int64)
     for scene in scenes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
+from PIL import Image
 
 from mmlk._files import whole
 
@@ -151,8 +152,9 @@ def write(folder: Union[str, Path], task: str, parts: Sequence[Part], worst: Seq
             _save(draw_reliability(part.calibration, part.probability), folder / f'calibration{part.suffix}.png')
     for name, examples in (('worst', worst), ('best', best)):
         if examples:
-            figure = draw_examples(examples, parts[0].names, palette, score)
-            _save(figure, folder / f'{name}.jpg', dpi=90, pil_kwargs=dict(quality=88))
+            picture = Image.fromarray(draw_examples(examples, parts[0].names, palette, score))
+            with whole(str(folder / f'{name}.jpg')) as temporary:
+                picture.save(temporary, 'JPEG', quality=88)
     with whole(str(folder / 'report.html')) as temporary:
         Path(temporary).write_text(_page(folder, task, parts, score, about), encoding='utf-8')
     facts = dict(task=task, about=about, images=len(parts[0].figures.images), score_of_images=score,

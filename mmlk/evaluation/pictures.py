@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
+from mmlk.analysis.drawing import draw_annotation, legend
 from mmlk.analysis.palette import COLOURS
-from mmlk.analysis.panels import Instances, Palette, PredictedScene, panels
+from mmlk.analysis.panels import LEGEND_ENTRIES, Instances, Palette, PredictedScene, distinct_palette, labels_in
 from mmlk.datasets.images import as_loaded
 
 from .calibration import BINS, Calibration
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _WRITTEN = 12  # the most classes with the numbers in the cells of a confusion matrix
 _NAMED = 80  # the most classes with their names beside the confusion matrix
+_TILE, _GAP = 440, 8  # width of an image among the worst and best ones, and of the space between two, in pixels
 
 
 def draw_confusion(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> 'Figure':
@@ -77,21 +80,49 @@ def draw_reliability(calibration: Calibration, what: str) -> 'Figure':
 
 
 def draw_examples(examples: Sequence[Example], classes: Sequence[str], palette: Optional[Palette],
-                  score: str) -> 'Figure':
-    """Draws images with ground truth and prediction, as ``mmlk show-predictions`` does.
+                  score: str) -> np.ndarray:
+    """Draws one row for each image: the image, ground truth and prediction, below the names of the classes that occur.
 
     Args:
         examples: One or more.
         classes: Name of each label.
         palette: RGB colour of each label; None for colours that differ clearly.
         score: What the score of an image is.
+
+    Returns:
+        (H, W, 3), uint8, RGB.
     """
-    colours = None if palette is None else palette[:len(classes)]  # of a label beyond the classes nothing is drawn
-    return panels([_scene(example, score) for example in examples], [_plain(name) for name in classes], colours)
+    if palette is None or len(palette) < len(classes):
+        palette = distinct_palette(len(classes))
+    palette = palette[:len(classes)]  # of a label beyond the classes nothing is drawn
+    scenes = [_scene(example, score) for example in examples]
+    named = legend(labels_in(scenes, len(classes))[:LEGEND_ENTRIES], classes, palette, 3 * _TILE + 4 * _GAP)
+    return np.concatenate([*(_row(scene, classes, palette) for scene in scenes), named])
+
+
+def _row(scene: PredictedScene, classes: Sequence[str], palette: Palette) -> np.ndarray:
+    """Returns the picture of a scene, 3 * _TILE + 4 * _GAP pixels wide, with titles above it."""
+    height, width = scene.image.shape[:2]
+    size = _TILE, max(1, round(height * _TILE / width))
+    font = ImageFont.load_default(_TILE // 26)
+    top = 2 * font.size
+    row = Image.new('RGB', (3 * _TILE + 4 * _GAP, top + size[1]), 'white')
+    draw = ImageDraw.Draw(row)
+    named = [(scene.title, None), ('ground truth', scene.truth), ('prediction', scene.prediction)]
+    for index, (title, annotation) in enumerate(named):
+        left = _GAP + index * (_TILE + _GAP)
+        if index == 1 and annotation is None:
+            title = 'no ground truth'
+        else:
+            tile = scene.image if annotation is None else draw_annotation(scene.image, annotation, classes, palette)
+            row.paste(Image.fromarray(tile).resize(size, Image.Resampling.BILINEAR), (left, top))
+        draw.text((left + _TILE // 2, top // 2), title, 'black', font, 'mm')
+    return np.asarray(row)
 
 
 def _scene(example: Example, score: str) -> PredictedScene:
-    title = f'{osp.basename(example.path)}\n{score} {100 * example.score:.1f} %'
+    name = osp.basename(example.path)
+    title = f'{name if len(name) <= 32 else "..." + name[-29:]}, {score} {100 * example.score:.1f} %'
     try:
         image: Any = as_loaded(Path(example.path))
     except (OSError, ValueError):  # it is not on this disk, or of a format that only the pipeline reads
@@ -100,7 +131,7 @@ def _scene(example: Example, score: str) -> PredictedScene:
         image = np.full((*example.size, 3), 224, np.uint8)
         title += ' (no image)'
     return PredictedScene(image, _annotation(example.truth, example.size),
-                          _annotation(example.prediction, example.size), _plain(title))
+                          _annotation(example.prediction, example.size), title)
 
 
 def _annotation(part: Any, size: Tuple[int, int]) -> Any:

@@ -3,8 +3,8 @@ from dataclasses import dataclass
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
+from mmlk.analysis.drawing import draw_boxes, legend
 from mmlk.analysis.panels import overlay
 
 ROWS = 128  # rows of an image that are drawn at a time, because colours are computed in float64
@@ -97,7 +97,9 @@ class Prediction:
             rows = slice(start, min(start + ROWS, self.size[0]))
             part = viewable(image[rows])
             drawn[rows] = part if labels is None else overlay(part, labels[rows], self.palette)
-        return drawn if self.boxes is None else self._with_boxes(drawn)
+        if self.boxes is None:
+            return drawn
+        return draw_boxes(drawn, self.boxes, self.class_ids, self.scores, self.classes, self.palette)
 
     def legend(self, width: int, rows: Optional[int] = None) -> np.ndarray:
         """Draws the names of the classes that occur, each with its colour, the commonest first.
@@ -110,23 +112,7 @@ class Prediction:
         Returns:
             (height, width, 3), uint8, RGB, white in the background.
         """
-        font = _font(width)
-        line, gap = int(1.6 * font.size), font.size // 2
-        places, x, y = [], gap, 0
-        for label in self._present():
-            entry = int(font.getlength(self.classes[label])) + line + 2 * gap
-            if x > gap and x + entry > width:
-                x, y = gap, y + line
-            places.append((x, y, label))
-            x += entry
-        height = (rows * line if rows is not None else y + line if places else 0)
-        picture = Image.new('RGB', (width, height), 'white')
-        draw = ImageDraw.Draw(picture)
-        for x, y, label in places:
-            if y < height:
-                draw.rectangle((x, y + line // 5, x + font.size, y + line // 5 + font.size), tuple(self.palette[label]))
-                draw.text((x + line, y + line // 2), self.classes[label], 'black', font, 'lm')
-        return np.array(picture).reshape(height, width, 3)
+        return legend(self._present(), self.classes, self.palette, width, rows)
 
     def _present(self) -> List[int]:
         """Returns the classes that occur, those of the most pixels or detections first."""
@@ -147,26 +133,6 @@ class Prediction:
         for index in np.argsort(self.scores, kind='stable'):
             labels[self.crops[index].place][self.crops[index].mask] = self.class_ids[index]
         return labels
-
-    def _with_boxes(self, drawn: np.ndarray) -> np.ndarray:
-        picture = Image.fromarray(drawn)
-        draw, font = ImageDraw.Draw(picture), _font(self.size[1])
-        for index in np.argsort(self.scores, kind='stable'):
-            colour = tuple(self.palette[self.class_ids[index]])
-            left, top, right, bottom = np.rint(self.boxes[index]).tolist()
-            if right < left or bottom < top:
-                continue
-            draw.rectangle((left, top, right, bottom), outline=colour, width=max(1, font.size // 8))
-            text = f'{self.classes[self.class_ids[index]]} {self.scores[index]:.2f}'
-            place = left, max(top, 1.2 * font.size)
-            draw.rectangle(draw.textbbox(place, text, font, 'lb'), colour)
-            draw.text(place, text, 'white' if sum(colour) < 500 else 'black', font, 'lb')
-        return np.array(picture)
-
-
-def _font(width: int) -> ImageFont.FreeTypeFont:
-    """Returns a font of about 1/60 of the width of a picture, and of at least 11 pixels."""
-    return ImageFont.load_default(min(200, max(11, width // 60)))
 
 
 def viewable(image: np.ndarray) -> np.ndarray:

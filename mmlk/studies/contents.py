@@ -8,19 +8,17 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-import numpy as np
 import torch
 from rich.progress import MofNCompleteColumn
 
 from mmlk._types import type_name
 from mmlk.analysis import erf
 from mmlk.analysis.complexity import Complexity
-from mmlk.analysis.panels import (LEGEND_ENTRIES, Annotation, Instances, PredictedScene, distinct_palette, overlay,
-                                  predict_some, side_by_side)
+from mmlk.analysis.drawing import draw_annotation
+from mmlk.analysis.panels import LEGEND_ENTRIES, PredictedScene, distinct_palette, predict_some, side_by_side
 from mmlk.evaluation import page
 from mmlk.evaluation.slider import SCRIPT, STYLE, Scene, slider
 from mmlk.ops.benchmark import describe
-from mmlk.predict.prediction import Prediction
 from mmlk.studies import compare, report
 from mmlk.studies.display import CONSOLE, progress, track
 from mmlk.studies.steps import MIM
@@ -139,22 +137,6 @@ def _scenes(predictions: Mapping[str, Sequence[PredictedScene]], classes: Sequen
                  for name, annotation in annotations.items() if annotation is not None}
         scenes.append(Scene(first.title, dict(image=first.image, **views)))
     return scenes
-
-
-def draw_annotation(image: np.ndarray, annotation: Annotation, classes: Sequence[str],
-                    palette: Sequence[Tuple[int, int, int]]) -> np.ndarray:
-    """Draws labels, or boxes and masks with their names and scores, over an image.
-
-    Returns:
-        (H, W, 3), uint8, RGB.
-    """
-    drawn = overlay(image, annotation, palette)
-    if not isinstance(annotation, Instances):
-        return drawn
-    scores = annotation.scores if annotation.scores is not None else np.ones(len(annotation.labels))
-    boxes = Prediction('detection', tuple(classes), tuple(palette), image.shape[:2], boxes=annotation.boxes,
-                       scores=scores, class_ids=annotation.labels)
-    return boxes.overlay(drawn, legend=False)
 
 
 def describe_all(entries: Sequence[compare.ComparedModel], study: Optional[compare.Study], args: Namespace) -> tuple:

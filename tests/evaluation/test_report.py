@@ -11,12 +11,15 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from mmlk.analysis.drawing import draw_annotation
 from mmlk.cli import main
 from mmlk.cli.test import apply_options
 from mmlk.evaluation import page
 from mmlk.evaluation.detection import DetectionMetric, Objects
+from mmlk.evaluation.examples import Example
 from mmlk.evaluation.folder import FILES, of_detection, of_segmentation, write
 from mmlk.evaluation.per_image import DetectionFigures, SegmentationFigures
+from mmlk.evaluation.pictures import draw_examples
 from mmlk.evaluation.segmentation import SegmentationMetric
 from tests.evaluation.ranks import evaluate
 from tests.evaluation.test_segmentation import SOFTMAX, random_samples
@@ -196,3 +199,27 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_test(tmp_path, ca
             main(['test', str(UPERNET), 'there_is_no.pth', '--report', str(tmp_path / folder)])
         error = capsys.readouterr().err
         assert error.startswith(f'error: --report {tmp_path / folder} cannot be written: ') and error.count('\n') == 1
+
+
+def test_examples_are_image_truth_and_prediction_side_by_side(tmp_path):
+    path, width, gap = tmp_path / 'a$b.png', 440, 8  # as wide as an image is shown
+    image = np.random.RandomState(0).randint(0, 255, (110, width, 3), np.uint8)
+    Image.fromarray(image).save(path)
+    truth, predicted = np.zeros((110, width), np.uint8), np.full((110, width), 2, np.uint8)  # 2 is no class
+    predicted[:50] = 1
+    palette = [(0, 0, 255), (255, 0, 0), (0, 255, 0)]
+    drawn = draw_examples([Example(str(path), 0.5, truth.shape, truth, predicted)] * 2, ['sky', 'sea'], palette, 'IoU')
+    tiles = [image, draw_annotation(image, truth, ['sky', 'sea'], palette[:2]),
+             draw_annotation(image, predicted, ['sky', 'sea'], palette[:2])]
+    tops = [top for top in range(len(drawn) - 110) if np.array_equal(drawn[top:top + 110, gap:gap + width], image)]
+    assert len(tops) == 2
+    for top in tops:
+        for index, tile in enumerate(tiles):
+            left = gap + index * (gap + width)
+            assert np.array_equal(drawn[top:top + 110, left:left + width], tile)
+        assert (drawn[top - 20:top] < 100).any(), 'titles'
+    below = drawn[tops[1] + 110:].reshape(-1, 3).tolist()
+    assert [0, 0, 255] in below and [255, 0, 0] in below and [0, 255, 0] not in below, 'the classes that occur'
+    bare = draw_examples([Example('gone.png', 0.5, truth.shape, None, predicted)], ['sky', 'sea'], None, 'IoU')
+    line = bare[tops[0] + 50]
+    assert (line[gap:gap + width] == 224).all() and (line[width + 2 * gap:-width - gap] == 255).all()

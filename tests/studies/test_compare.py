@@ -11,6 +11,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmlk.analysis import zoo
+from mmlk.analysis.drawing import draw_annotation
 from mmlk.analysis.panels import Instances, PredictedScene, side_by_side
 from mmlk.cli import main
 from mmlk.datasets.layouts import DemoPlan, write_demo
@@ -18,7 +19,6 @@ from mmlk.engine.network import build_network
 from mmlk.evaluation import statistics
 from mmlk.evaluation.per_image import SegmentationFigures
 from mmlk.studies import compare, inside
-from mmlk.studies.contents import draw_annotation
 from mmlk.studies.differences import agreements, differences
 from mmlk.studies.report import (Cell, Column, Difference, References, StudyReport, StudyRow, cited, escape,
                                  plot_study)
