@@ -1,5 +1,6 @@
-"""Makes text from files safe to print, and reads and writes sizes in bytes."""
+"""Makes text from files safe to print, writes tables in Markdown, and reads and writes sizes in bytes."""
 import re
+from typing import Iterable, Optional, Sequence
 
 _UNITS = {'': 1, **{f'{prefix}{kind}': base**power for kind, base in (('B', 1000), ('iB', 1024))
                     for power, prefix in enumerate('KMGT', 1)}}
@@ -17,6 +18,18 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Returns :func:`printable` text in which new lines are escaped, too, for names within other text."""
     return printable(text).replace('\n', r'\n')
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: Optional[Sequence[str]] = None) -> str:
+    """Returns a table in Markdown.
+
+    Args:
+        head: Titles of the columns.
+        rows: The cells. A vertical bar in a cell is escaped.
+        rule: Alignment of each column, as ``'---:'`` for right. By default ``'---'`` for all.
+    """
+    every = (head, rule or ['---'] * len(head), *rows)
+    return '\n'.join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in every)
 
 
 def parse_bytes(text: str) -> int:

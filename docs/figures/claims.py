@@ -17,6 +17,8 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
 import yaml
 from scipy.stats import t as students_t
 
+from mmlk._text import markdown_table
+
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / 'claims.md'
 HOW = {
@@ -195,9 +197,8 @@ def page() -> str:
              INTRODUCTION]
     for group in claims['groups']:
         parts += [f"## {group['title']}", '', *([group['text'], ''] if 'text' in group else [])]
-        rows = [['claim', 'published', 'measured here', 'verdict'], ['---'] * 4]
-        rows += [line(claim, group, claims['sources']) for claim in group['claims']]
-        parts += ['| ' + ' | '.join(row) + ' |' for row in rows] + ['']
+        rows = [line(claim, group, claims['sources']) for claim in group['claims']]
+        parts += [markdown_table(['claim', 'published', 'measured here', 'verdict'], rows), '']
     parts += ['## What the figures are from', '', 'All values of each study, all samples of the other measurements, and'
               ' the claims themselves are in `docs/figures`.', '']
     parts += [origin(name, read('studies', name)) for name in names_of(claims, 'study')]

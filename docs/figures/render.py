@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+from mmlk._text import markdown_table
 from mmlk.analysis import latency
 from mmlk.studies import report
 
@@ -22,8 +23,7 @@ def read(name: str) -> dict:
 
 def table(header: list, rows: list, saved: dict) -> str:
     """A table in Markdown, and under it what it is of and the command."""
-    lines = ['| ' + ' | '.join(row) + ' |' for row in (header, ['---'] * len(header), *rows)]
-    return '\n'.join([*lines, '', saved['about'], '', '```bash', saved['command'], '```', ''])
+    return '\n'.join([markdown_table(header, rows), '', saved['about'], '', '```bash', saved['command'], '```', ''])
 
 
 def latency_rows() -> list:

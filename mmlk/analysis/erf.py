@@ -25,6 +25,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
+from mmlk._text import markdown_table
 from mmlk.engine.network import build_network, in_channels
 from mmlk.preprocessors import Normalization
 
@@ -270,7 +271,7 @@ def table(fields: Dict[str, ReceptiveField], thresholds: Sequence[float] = THRES
     head = ['', *(f't = {threshold:.0%}' for threshold in thresholds)]
     rows = [[name, *(f'{ratio:.1%} ({side})' for side, ratio in field.squares(thresholds))]
             for name, field in fields.items()]
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (head, ['---'] * len(head), *rows))
+    return markdown_table(head, rows)
 
 
 def summary(field: ReceptiveField, thresholds: Sequence[float] = THRESHOLDS) -> Dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence,
 import torch
 from torch import Tensor
 
+from mmlk._text import markdown_table
 from mmlk.datasets.images import SUFFIXES, open_image, to_tensor
 
 from .classifiers import CLASSES, Classifier
@@ -173,12 +174,11 @@ def table(tallies: Dict[str, Tally]) -> str:
     """Shape biases of named tallies beside those of people, in Markdown."""
     columns = {**tallies, 'humans': HUMANS}
     totals = {name: overall(counts) for name, counts in columns.items()}
-    rows = [['', *columns], ['---'] * (len(columns) + 1)]
-    rows += [[category, *(_number(counts[category].bias) for counts in columns.values())] for category in CATEGORIES]
+    rows = [[category, *(_number(counts[category].bias) for counts in columns.values())] for category in CATEGORIES]
     rows.append(['**overall**', *(f'**{_number(total.bias)}**' for total in totals.values())])
     rows.append(['shape / texture / neither', *(f'{total.shape} / {total.texture} / {total.neither}'
                                                 for total in totals.values())])
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+    return markdown_table(['', *columns], rows)
 
 
 def _number(bias: Optional[float]) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 import yaml
 from mmengine.config import Config
 
+from mmlk._text import markdown_table
 from mmlk.analysis.complexity import build_on_meta, count
 from mmlk.weights.catalog import IMAGENET, Entry, entries, read_records
 
@@ -237,7 +238,7 @@ def _papers(records: Dict[Path, dict]) -> str:
 
 
 def _table(header: List[str], cells: List[List[str]]) -> List[str]:
-    return [f"| {' | '.join(line)} |" for line in (header, ['---'] * len(header), *cells)]
+    return markdown_table(header, cells).splitlines()
 
 
 def _file_cells(entry: Entry) -> List[str]:

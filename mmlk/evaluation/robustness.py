@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from mmlk._files import whole
+from mmlk._text import markdown_table
 from mmlk.datasets.corruptions import CATEGORIES, CORRUPTIONS, SEVERITIES
 
 if TYPE_CHECKING:
@@ -184,13 +185,14 @@ def main_metrics(found: Sequence[Robustness]) -> List[Robustness]:
 def table(one: Robustness) -> str:
     """Returns the performance by one metric in Markdown, with mPC and rPC below."""
     severities = sorted({severity for levels in one.performance.values() for severity in levels})
-    rows = [[one.metric, *map(str, severities), 'mean'], ['---', *['---:'] * (len(severities) + 1)]]
+    rows = []
     for name, levels in one.performance.items():
         rows.append([name, *(_show(levels[severity]) if severity in levels else '' for severity in severities),
                      _show(one.means[name])])
-    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
+    head, rule = [one.metric, *map(str, severities), 'mean'], ['---', *['---:'] * (len(severities) + 1)]
     relative = 'not defined' if one.rpc is None else f'{100 * one.rpc:.1f} %'
-    return '\n'.join([*lines, '', f'clean {_show(one.clean)}, mPC {_show(one.mpc)}, rPC {relative}'])
+    return (f'{markdown_table(head, rows, rule)}\n\n'
+            f'clean {_show(one.clean)}, mPC {_show(one.mpc)}, rPC {relative}')
 
 
 def _show(value: float) -> str:

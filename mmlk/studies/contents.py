@@ -11,6 +11,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 from rich.progress import MofNCompleteColumn
 
+from mmlk._text import markdown_table
 from mmlk._types import type_name
 from mmlk.analysis import erf
 from mmlk.analysis.complexity import Complexity
@@ -192,7 +193,7 @@ def write(made: report.StudyReport, study: Optional[compare.Study], references: 
     text = [f'# {made.title}', '', *itertools.chain.from_iterable((sentence, '') for sentence in before),
             made.markdown(), '']
     if runs:
-        text += [report.markdown_table([tested[0], ['---'] * 4, *tested[1:]]), '']
+        text += [markdown_table(tested[0], tested[1:]), '']
     text += itertools.chain.from_iterable((f'![{name}]({name})', '') for name in pictures)
     text += itertools.chain.from_iterable((sentence, '') for sentence in after)
     (args.out / 'report.md').write_text('\n'.join(text), encoding='utf-8')

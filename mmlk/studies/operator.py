@@ -9,6 +9,7 @@ from typing import Dict, List, Tuple
 
 import torch
 
+from mmlk._text import markdown_table
 from mmlk.ops.benchmark import (Case, OperatorRow, contention, describe, machine_bandwidth, machine_peak, measure,
                                 table, turns)
 
@@ -197,7 +198,6 @@ def run_busy(device: torch.device, budget: float) -> Tuple[Dict[str, dict], str]
         figures[title] = contention(case, device, budget, tick=lambda title=title: print(
             f'busy: {title}: a condition is done', file=sys.stderr))
         names = list(figures[title])
-    lines = [['beside one busy process, ms (against alone)', *names], ['---'] * (len(names) + 1)]
-    lines += [[title, *(f'{1e3 * beside:.3g} ({beside / alone:.1f}x)' for alone, beside in found.values())]
-              for title, found in figures.items()]
-    return figures, '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+    rows = [[title, *(f'{1e3 * beside:.3g} ({beside / alone:.1f}x)' for alone, beside in found.values())]
+            for title, found in figures.items()]
+    return figures, markdown_table(['beside one busy process, ms (against alone)', *names], rows)

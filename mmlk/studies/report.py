@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple, Optional, Se
 
 import yaml
 
+from mmlk._text import markdown_table
 from mmlk.weights.catalog import read_records
 
 if TYPE_CHECKING:
@@ -250,12 +251,12 @@ class StudyReport:
         """The table, the list of sources that the bracketed numbers in its cells are of, and the differences."""
         sources = self.sources
         head, *rest = self.rows()
-        text = [markdown_table([head, ['---', *('---:' for _ in self.shown)], *rest]), '',
+        text = [markdown_table(head, rest, ['---', *('---:' for _ in self.shown)]), '',
                 *(f'[{number}] {source}  ' for number, source in enumerate(sources, 1))]
         differences = self.difference_rows()
         if differences:
             head, *rest = differences
-            text += ['', markdown_table([head, ['---', '---', '---', '---:', '---:', '---', '---:', '---'], *rest])]
+            text += ['', markdown_table(head, rest, ['---', '---', '---', '---:', '---:', '---', '---:', '---'])]
         text += itertools.chain.from_iterable(('', f'{remark}.') for remark in self.remarks())
         return '\n'.join(text)
 
@@ -302,11 +303,6 @@ def signed(value: float) -> str:
 
 def _counted(number: int) -> str:
     return f"{number} comparison{'s' if number > 1 else ''}"
-
-
-def markdown_table(rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table in Markdown; the second row is that of the rules."""
-    return '\n'.join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows)
 
 
 def escape(text: str) -> str:
