@@ -3,7 +3,7 @@
 ONNX Runtime and OpenVINO run the same file, on the CPU, on as many threads as PyTorch. They are optional packages:
 ``pip install mmlk[runtimes]``.
 """
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,14 +113,26 @@ def open_openvino(path: Path, bf16: bool = False) -> 'openvino.CompiledModel':
     Raises:
         ValueError: OpenVINO does not compute in bfloat16 on this processor.
     """
-    import openvino
-    core = openvino.Core()
+    core = _core()
     if bf16 and 'BF16' not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
         raise ValueError('OpenVINO does not compute in bfloat16 on this processor')
     settings: Dict[str, Any] = dict(
         PERFORMANCE_HINT='LATENCY', NUM_STREAMS=1, INFERENCE_NUM_THREADS=torch.get_num_threads(),
         INFERENCE_PRECISION_HINT='bf16' if bf16 else 'f32', CACHE_DIR='')  # '' is no cache
     return core.compile_model(str(path), 'CPU', settings)
+
+
+@cache
+def _core() -> 'openvino.Core':
+    """Returns OpenVINO's core, one for the process.
+
+    While a core's CPU plugin exists, OpenVINO 2026.4 gives the thread its own stack for signal handlers. Then it puts
+    back the one from before. If the first of two plugins ends first, the second puts back the stack of the first,
+    whose memory is gone: the next signal with a handler in Python (Ctrl-C, or the end of a data loader's worker) ends
+    the process with a segmentation fault.
+    """
+    import openvino
+    return openvino.Core()
 
 
 def _optimized(network: Outputs, images: Tensor, bf16: bool) -> Call:

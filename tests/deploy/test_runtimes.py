@@ -1,5 +1,6 @@
 """Networks in ONNX Runtime and in OpenVINO: their outputs, their settings, and the file that they share."""
 import importlib.util
+import subprocess
 import sys
 
 import pytest
@@ -54,6 +55,30 @@ def test_outputs_equal_pytorch(name, network, tmp_path):
     close(call(), expected, 1e-5)
     close(call(), expected, 1e-5)
     assert not network.network.stages[0].blocks[0].large_kernel.merged  # the network itself is as it was
+
+
+SIGNALS = '''
+import os, signal, sys
+from pathlib import Path
+from mmlk.deploy.runtimes import open_openvino
+handled = []
+signal.signal(signal.SIGUSR1, lambda *_: handled.append(True))
+first = open_openvino(Path(sys.argv[1]))
+second = open_openvino(Path(sys.argv[1]))
+del first
+del second
+os.kill(os.getpid(), signal.SIGUSR1)
+print('handled', handled)
+'''
+
+
+@needs['openvino']
+def test_signals_are_handled_after_models_are_gone_in_the_order_of_their_making(network, tmp_path, repo):
+    """As the end of a data loader's worker is, in a process that has measured OpenVINO before."""
+    path = runtimes.ExportedFiles(tmp_path).path(*network)
+    done = subprocess.run([sys.executable, '-X', 'faulthandler', '-c', SIGNALS, str(path)], cwd=repo, text=True,
+                          capture_output=True)
+    assert (done.returncode, done.stdout) == (0, 'handled [True]\n'), done.stderr
 
 
 @needs['openvino']
