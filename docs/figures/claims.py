@@ -18,6 +18,7 @@ import yaml
 from scipy.stats import t as students_t
 
 from mmlk._text import markdown_table
+from mmlk.evaluation.statistics import standard_error
 
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / 'claims.md'
@@ -71,11 +72,7 @@ def of_groups(groups: Mapping[str, Sequence[float]], weights: Mapping[str, float
     n = ' and '.join(map(str, sizes))
     if sizes[0] < 2:
         return Interval(mean, None, None, n)
-    parts = {name: weight**2 * statistics.variance(groups[name]) / len(groups[name])
-             for name, weight in weights.items()}
-    total = sum(parts.values())
-    freedom = total**2 / sum(part**2 / (len(groups[name]) - 1) for name, part in parts.items()) if total else 1
-    return interval(mean, math.sqrt(total), freedom, n)
+    return interval(mean, *standard_error([groups[name] for name in weights], list(weights.values())), n)
 
 
 def of_pairs(values: Sequence[float]) -> Interval:

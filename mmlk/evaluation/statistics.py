@@ -179,6 +179,20 @@ def kendall(first: Mapping[str, float], second: Mapping[str, float]) -> Optional
     return None if np.isnan(found.statistic) else Ranking(float(found.statistic), float(found.pvalue), len(names))
 
 
+def standard_error(groups: Sequence[Sequence[float]], weights: Sequence[float]) -> Tuple[float, float]:
+    """Returns the standard error of a weighted sum of the means of independent groups, and its degrees of freedom, as
+    Welch's t-test has them.
+
+    Args:
+        groups: Of at least two values each.
+        weights: One for each group.
+    """
+    parts = [weight**2 * np.var(values, ddof=1) / len(values) for values, weight in zip(groups, weights)]
+    total = float(sum(parts))
+    freedom = total**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, groups)) if total else 1.0
+    return float(np.sqrt(total)), float(freedom)
+
+
 def _difference_of_resamples(first: Accuracies, second: Accuracies) -> Optional[np.ndarray]:
     """Returns the difference in each resample in which both models have an accuracy; None if it is not known."""
     if first.resampled is None or second.resampled is None or first.images < FEWEST:
@@ -195,13 +209,12 @@ def _over_seeds(first: Accuracies, second: Accuracies) -> Optional[Tuple[float, 
     """
     if min(len(first.values), len(second.values)) < 2:
         return None
-    parts = np.array([np.var(one.values, ddof=1) / len(one.values) for one in (first, second)])
-    if not parts.sum():
+    error, freedom = standard_error([first.values, second.values], [-1, 1])
+    if not error:
         return None
-    freedom = parts.sum()**2 / sum(part**2 / (len(one.values) - 1) for part, one in zip(parts, (first, second)))
     both = first.resampled is not None and second.resampled is not None
     of_images = sum(map(_spread_by_images, (first, second))) if both else 0.0
-    return float(np.sqrt(max(0.0, parts.sum() - of_images))), float(freedom)
+    return float(np.sqrt(max(0.0, error**2 - of_images))), freedom
 
 
 def _spread_by_images(one: Accuracies) -> float:
