@@ -64,7 +64,7 @@ def same_detections(found: Sequence[Tensor], expected: Sequence[Tensor], pixels:
         For each expected detection the index of its partner.
     """
     (boxes, scores, labels), (their_boxes, their_scores, their_labels) = found, expected
-    assert len(boxes) == len(their_boxes)
+    assert len(boxes) == len(their_boxes) and torch.isfinite(boxes).all()
     torch.testing.assert_close(scores.sort().values, their_scores.sort().values, rtol=1e-4, atol=1e-5)
     apart = torch.cdist(their_boxes, boxes, p=float('inf'))
     alike = (their_labels[:, None] == labels) & ((their_scores[:, None] - scores).abs() <= 1e-4) & (apart < pixels)

@@ -87,7 +87,7 @@ def _segmentor() -> type:
             return self
 
         def extract_feat(self, inputs: Tensor) -> Sequence[Tensor]:
-            with torch.no_grad():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and inputs.requires_grad):  # of class activation maps
                 maps = self.cached_features(self.backbone, inputs) if self.cached_features else self.backbone(inputs)
             return self.neck(maps) if self.with_neck else maps
 

@@ -149,6 +149,18 @@ def test_the_map_of_a_segmentor(photograph):
 
 
 @needs_library
+def test_the_map_of_a_network_whose_backbone_is_frozen(photograph):
+    """It records no gradients otherwise."""
+    subject = config_subject('configs/probe/linear_efficientnet-lite0_demo.py')
+    sample = subject.sample(photograph)
+    choice, maps = cam.explain(subject, sample, [LAST_MAP])
+    region = torch.from_numpy(choice.region)
+    expected = expected_map(subject, sample, lambda output: output[choice.label][region].sum())
+    assert np.abs(maps[LAST_MAP] - expected).max() < 1e-3 and expected.std() > 0.01
+    assert not subject(sample.inputs).requires_grad
+
+
+@needs_library
 def test_the_map_of_a_detector(photograph):
     subject = config_subject(MASK_RCNN, threshold=0.0)
     assert subject.classes == ['disc', 'ring', 'square', 'bar', 'cross']
