@@ -24,6 +24,11 @@ def looks(names: Iterable[str]) -> Dict[str, Look]:
             for index, name in enumerate(dict.fromkeys(names))}
 
 
+def plain(text: str) -> str:
+    """Returns a text in which matplotlib sees no formula, and which it does not leave out of a legend."""
+    return (' ' if text.startswith('_') else '') + text.replace('$', r'\$')
+
+
 def add_panels(figure: 'Figure', number: int) -> List['Axes']:
     """Axes in rows of two, so that they are readable at the width of a page; a last one alone is as wide as two."""
     rows = -(-number // 2)

@@ -196,10 +196,12 @@ def write_report(args: argparse.Namespace) -> None:
         steps.check_files([run.entry for run in runs if not run.finished])
         steps.carry_out(runs)
         if args.plan:
-            steps.corrupt(runs, robustness.given_options(args), args.plan)
+            steps.corrupt(runs, robustness.given_options(args), args.plan, args.corruption_seed or 0)
     except (ValueError, compare.RunFailed) as error:
         fail(str(error))
 
+    for name in contents.PICTURES:
+        (args.out / name).unlink(missing_ok=True)  # of an earlier call, of other models perhaps
     title, caption, cites, references = contents.describe_all(entries, study, args)
     columns, cells = compare.accuracy(entries, runs, steps.MIM)
     accuracies = list(columns)

@@ -48,6 +48,8 @@ def plan(names: Sequence[str], severities: Sequence[int] = SEVERITIES,
     if wrong:
         raise ValueError(f"severities are 1 to 5, got {', '.join(map(str, wrong))}")
     chosen = {corruption for name in names for corruption in known[name]}
+    if noise_severities and not chosen & set(CATEGORIES['noise']):
+        raise ValueError('severities of the noise are given, and no noise is among the corruptions')
     return {name: sorted({*(noise_severities if noise_severities and name in CATEGORIES['noise'] else severities)})
             for name in CORRUPTIONS if name in chosen}
 
@@ -171,8 +173,9 @@ def robustness(results: Results, tested: Plan) -> List[Robustness]:
     clean = of(CLEAN)
     tests = {name: {severity: of(name, severity) for severity in severities} for name, severities in tested.items()}
     every = [clean, *(test for levels in tests.values() for test in levels.values())]
-    metrics = [name for name in clean if all(test.get(name, 0) not in (None, -1) for test in every)]
-    return [Robustness(metric, clean[metric], {
+    names = dict.fromkeys(name for test in every for name in test)
+    metrics = [name for name in names if all(test.get(name, 0) not in (None, -1) for test in every)]
+    return [Robustness(metric, clean.get(metric, 0), {
         name: {severity: test.get(metric, 0) for severity, test in levels.items()} for name, levels in tests.items()})
         for metric in metrics]
 
@@ -226,6 +229,8 @@ def write_report(folder: Union[str, Path], found: Sequence[Robustness], facts: M
                              for severity, value in levels.items())
             writer.writerows([[one.metric, 'mPC', '', one.mpc], [one.metric, 'rPC', '', one.rpc]])
     main = main_metrics(found)
+    if not main:
+        return paths[:2]
     _save(plot_all(main), paths[2])
     for name in main[0].performance:
         paths.append(folder / f'{name}.png')

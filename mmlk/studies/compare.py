@@ -362,11 +362,14 @@ class Run:
         """The folder of its tests on corrupted images."""
         return self.folder / 'robustness'
 
-    def corrupted(self, plan: Plan) -> bool:
-        """Whether the checkpoint that was tested was tested on these corruptions, too."""
-        return (self.state.get('corruptions') == plan
-                and self.state.get('corruptions_stamp') == self.state.get('tested_stamp')
+    def corrupted(self, plan: Plan, seed: int = 0) -> bool:
+        """Whether the checkpoint that was tested was tested on these corruptions with this seed, too."""
+        return (self.state.get('corruptions') == dict(plan=plan, of=self._corruptions_of(seed))
                 and (self.corruptions / 'robustness.json').is_file())
+
+    def _corruptions_of(self, seed: int) -> List[Any]:
+        """Returns what all results on corrupted images in a folder have in common."""
+        return [self.state.get('tested_stamp'), seed, mmlk.__version__]
 
     @property
     def no_report(self) -> str:
@@ -453,35 +456,36 @@ class Run:
             self._keep(metrics=figures, report=written, tested=self.checkpoint, tested_stamp=stamp,
                        test_seconds=round(seconds, 1), machine=machine(), versions=versions())
 
-    def corrupt(self, tools: Path, options: Sequence[str], plan: Plan, tick: Tick) -> None:
+    def corrupt(self, tools: Path, options: Sequence[str], plan: Plan, seed: int, tick: Tick) -> None:
         """Tests the checkpoint on corrupted images, as far as that was not done before.
 
         Args:
             tools: The folder of test.py.
             options: Its options, which make the plan.
             plan: The severities of each corruption.
+            seed: Of their random numbers.
             tick: Called to report progress, with 'test', the number of steps done and their total, for each test.
 
         Raises:
             RunFailed: The test ended with an error. Its results are kept, and the next call continues from there.
         """
-        stamp = self.state.get('tested_stamp')
-        if self.state.get('corruptions_stamp') != stamp:  # those of another checkpoint
+        of = self._corruptions_of(seed)
+        if self.state.get('corruptions_of') != of:  # results of another checkpoint, seed or version
             shutil.rmtree(self.corruptions, ignore_errors=True)
-            self._keep(corruptions_stamp=stamp)
+        self._keep(corruptions_of=of, corruptions=None)
         self._run([tools / 'test.py', self.config, self.checkpoint, '--work-dir', self.corruptions / 'test',
-                   *options, '--corruptions-dir', self.corruptions], 'test', tick)
-        self._keep(corruptions=plan)
+                   *options, '--corruptions-dir', self.corruptions], 'test', tick, log='corruptions')
+        self._keep(corruptions=dict(plan=plan, of=of))
 
     def _keep(self, **facts) -> None:
         self.state.update(facts)
         with whole(str(self.folder / 'run.json')) as temporary:
             Path(temporary).write_text(json.dumps(self.state, indent=1) + '\n')
 
-    def _run(self, arguments: Sequence, step: str, tick: Tick) -> float:
+    def _run(self, arguments: Sequence, step: str, tick: Tick, log: str = '') -> float:
         """Runs a tool, appends its output to a log file, and returns the seconds that it took."""
-        began, last, log = time.monotonic(), deque(maxlen=12), self.folder / f'{step}.log'
-        with log.open('a', buffering=1) as file, subprocess.Popen(
+        began, last, path = time.monotonic(), deque(maxlen=12), self.folder / f'{log or step}.log'
+        with path.open('a', buffering=1) as file, subprocess.Popen(
                 [sys.executable, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, text=True, errors='replace') as process:
             try:
@@ -496,8 +500,15 @@ class Run:
                 raise
         if process.returncode:
             raise RunFailed(f'{self.label}: {step}ing ended with exit code {process.returncode}. Its last lines, of '
-                            f"{log}:\n\n{''.join(last)}\nThe same command goes on from here once that is mended")
+                            f"{path}:\n\n{''.join(last)}\nThe same command goes on from here once that is mended")
         return time.monotonic() - began
+
+
+def with_weights(entries: Sequence[ComparedModel], runs: Sequence[Run]) -> List[Tuple[ComparedModel, str]]:
+    """Returns the models that have a checkpoint, each with that of its first run that has one."""
+    found = ((entry, next((run.checkpoint for run in runs if run.entry is entry and run.checkpoint), None))
+             for entry in entries)
+    return [(entry, checkpoint) for entry, checkpoint in found if checkpoint is not None]
 
 
 def progress_of(line: str, total: Optional[int], unit: Optional[str]) -> Optional[Tuple[int, int]]:

@@ -24,6 +24,11 @@ from mmlk.studies import compare, report
 from mmlk.studies.display import CONSOLE, progress, track
 from mmlk.studies.steps import MIM
 
+#: The pictures that a report may have, with their captions.
+PICTURES = {'results.png': 'Accuracy', 'robustness.png': 'Accuracy on corrupted images',
+            'predictions.png': 'Predictions', 'cam.png': 'Class activation maps',
+            'erf.png': 'Effective receptive fields'}
+
 
 def add_counts(lines: Sequence[report.StudyRow], columns: Dict[str, report.Column], counted: Mapping[str, Complexity],
                size: Tuple[int, int]) -> None:
@@ -115,8 +120,7 @@ def draw_predictions(entries: Sequence[compare.ComparedModel], runs: Sequence[co
         WeightsError: a checkpoint does not fit its model.
     """
     predictions, classes, palette = {}, None, None
-    some = [(entry, next((run.checkpoint for run in runs if run.entry is entry), None)) for entry in entries]
-    for entry, checkpoint in track([pair for pair in some if pair[1]], 'predictions'):
+    for entry, checkpoint in track(compare.with_weights(entries, runs), 'predictions'):
         predictions[entry.name], classes, palette = predict_some(entry.cfg, checkpoint, args.num, device=args.device)
     if not predictions:
         return ''
@@ -180,8 +184,7 @@ def write(made: report.StudyReport, study: Optional[compare.Study], references: 
     if accuracies:
         figure = report.plot_study(made, accuracies[0], ('parameters', 'macs', 'latency'))
         figure.savefig(args.out / 'results.png', dpi=110)
-    pictures = [name for name in ('results.png', 'robustness.png', 'predictions.png', 'cam.png', 'erf.png')
-                if (args.out / name).is_file()]
+    pictures = [name for name in PICTURES if (args.out / name).is_file()]
     before = [f'What the paper found: {study.finding} ({study.source})'] if study else []
     before.append('. '.join(sentence for sentence, _ in made.caption) + '.')
     tested = _run_rows(runs)
@@ -227,9 +230,8 @@ def _page(made: report.StudyReport, before: Sequence[str], tested: Sequence[Sequ
     if differences:
         parts += ['<h2>Differences</h2>', page.table(differences[0], differences[1:])]
     parts += [_paragraph(f'{remark}.') for remark in made.remarks()]
-    for name, caption in (('results.png', 'Accuracy'), ('robustness.png', 'Accuracy on corrupted images'),
-                          ('erf.png', 'Effective receptive fields'), ('cam.png', 'Class activation maps')):
-        if (folder / name).is_file():
+    for name, caption in PICTURES.items():
+        if name != 'predictions.png' and (folder / name).is_file():  # these are behind the slider
             parts.append(page.figure(folder / name, caption))
     if predictions:
         parts += ['<h2>Predictions</h2>', predictions]

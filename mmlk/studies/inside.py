@@ -5,16 +5,16 @@
 import json
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mmlk.analysis import cam
-from mmlk.analysis.palette import looks
+from mmlk.analysis.palette import looks, plain
 from mmlk.analysis.panels import test_files
 from mmlk.engine.network import build_network
-from mmlk.evaluation.robustness import CLEAN
+from mmlk.evaluation.robustness import CLEAN, Plan
 from mmlk.studies import compare, report
 from mmlk.studies.display import CONSOLE, track
-from mmlk.weights import load
+from mmlk.weights import WeightsError, load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,20 +34,24 @@ def add_robustness(lines: Sequence[report.StudyRow], columns: Dict[str, report.C
         runs: The finished runs.
         args: ``plan`` is what was tested, severities by corruption.
     """
-    severities = sorted({severity for levels in args.plan.values() for severity in levels})
-    how = (f"mean over {', '.join(args.plan)}, each of severity {', '.join(map(str, severities))}, "
-           f'by the weights of {{}}')
+    seed = args.corruption_seed or 0
+    how = f"mean over {_described(args.plan)}{f', random seed {seed}' if seed else ''}, by the weights of {{}}"
     found: Dict[str, Performance] = {}
     for line, entry in zip(lines, entries):
-        own = [run for run in runs if run.entry is entry and run.corrupted(args.plan)]
-        if not own:
-            continue
-        weights = f'checkpoint {entry.checkpoint}' if own[0].seed is None else (
-            f"seeds {', '.join(str(run.seed) for run in own)}" if len(own) > 1 else f'seed {own[0].seed}')
+        own = [run for run in runs if run.entry is entry and run.corrupted(args.plan, seed)]
         for metric, (key, factor) in compare.METRICS[entry.task].items():
-            tests = [_of_run(run, key, factor) for run in own]
-            if None in tests:
+            tests, seeds = [], []
+            for run in own:
+                one = _of_run(run, key, factor)
+                if one is None:
+                    CONSOLE.print(f'{run.label}: the tests on corrupted images have no {metric}')
+                    continue
+                tests.append(one)
+                seeds.append(str(run.seed))
+            if not tests:
                 continue
+            weights = (f'checkpoint {entry.checkpoint}' if own[0].seed is None else
+                       f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")
             columns[f'mPC of {metric}'] = report.Column(f'mPC of {metric} (%)', 2)
             columns[f'rPC of {metric}'] = report.Column(f'rPC of {metric} (%)', 1)
             means = [_mean([one[name] for name in args.plan]) for one in tests]
@@ -61,6 +65,15 @@ def add_robustness(lines: Sequence[report.StudyRow], columns: Dict[str, report.C
     if found:
         metric = next(iter(compare.METRICS[entries[0].task]))
         plot_robustness(found, f'{metric} (%)').savefig(args.out / 'robustness.png', dpi=110)
+
+
+def _described(plan: Plan) -> str:
+    """Returns the corruptions with their severities, as text."""
+    alike: Dict[Tuple[int, ...], List[str]] = {}
+    for name, severities in plan.items():
+        alike.setdefault(tuple(severities), []).append(name)
+    return '; '.join(f"{', '.join(names)} of severity {', '.join(map(str, severities))}"
+                     for severities, names in alike.items())
 
 
 def _of_run(run: compare.Run, key: str, factor: float) -> Optional[Dict[str, float]]:
@@ -88,12 +101,13 @@ def plot_robustness(found: Mapping[str, Performance], metric: str) -> 'Figure':
     names = list(next(iter(found.values())))
     figure = Figure(figsize=(8, 1.6 + len(names) * max(0.4, 0.13 * len(found))), layout='constrained')
     axes = figure.subplots()
-    step = 0.8 / len(found)
+    labels = [plain(model) for model in found]
+    step, handles = 0.8 / len(found), []
     for index, (model, look) in enumerate(looks(found).items()):
         places = [place + (index - (len(found) - 1) / 2) * step for place in range(len(names))]
         values = [found[model][name] for name in names]
         axes.hlines(places, list(map(min, values)), list(map(max, values)), color=look.colour, alpha=0.5)
-        axes.plot([_mean(runs) for runs in values], places, look.marker, color=look.colour, label=model)
+        handles += axes.plot([_mean(runs) for runs in values], places, look.marker, color=look.colour)
     for place in range(1, len(names)):
         axes.axhline(place - 0.5, color='grey', linewidth=0.5, alpha=0.5)
     axes.set_yticks(range(len(names)), names)
@@ -101,7 +115,8 @@ def plot_robustness(found: Mapping[str, Performance], metric: str) -> 'Figure':
     axes.set_xlim(left=0)
     axes.set_xlabel(f'{metric}, mean over severities')
     axes.grid(axis='x', alpha=0.3)
-    figure.legend(loc='outside upper center', ncols=min(3, len(found)), frameon=False)
+    columns = max(1, min(3, len(found), 84 // (max(map(len, labels)) + 6)))  # as many as there is room for
+    figure.legend(handles, labels, loc='outside upper center', ncols=columns, frameon=False)
     return figure
 
 
@@ -109,33 +124,35 @@ def draw_cams(entries: Sequence[compare.ComparedModel], runs: Sequence[compare.R
     """Write cam.png: class activation maps of the models that have weights, side by side on the same test images.
 
     Of each image, the class is explained that is most prominent by the first model that finds one. A model that does
-    not find the class has the bare image.
-
-    Raises:
-        WeightsError: A checkpoint does not fit its model.
+    not find the class has the bare image. What goes wrong is printed, and the others are drawn.
     """
-    some = [(entry, next((run.checkpoint for run in runs if run.entry is entry), None)) for entry in entries]
     targets: Dict[Path, str] = {}
     rows: Dict[Path, cam.CamRow] = {}
-    for entry, checkpoint in track([pair for pair in some if pair[1]], 'class activation maps'):
-        network = build_network(entry.cfg)
-        load(network, checkpoint)
-        subject = cam.subject_from_config(entry.cfg, network).to(args.device)
-        for path in test_files(entry.cfg, args.num):
-            sample = subject.sample(path)
-            label = subject.label(targets[path]) if path in targets else None
-            row = rows.setdefault(path, cam.CamRow(sample.image, path.name, {}))
-            row.overlays[entry.name] = sample.image
+    for entry, checkpoint in track(compare.with_weights(entries, runs), 'class activation maps'):
+        try:
+            network = build_network(entry.cfg)
+            load(network, checkpoint)
+            subject = cam.subject_from_config(entry.cfg, network).to(args.device)
+            paths = test_files(entry.cfg, args.num)
+        except (ValueError, WeightsError) as error:
+            CONSOLE.print(f'{entry.name}: no class activation maps: {error}')
+            continue
+        for path in paths:
             try:
+                sample = subject.sample(path)
+                row = rows.setdefault(path, cam.CamRow(sample.image, plain(path.name), {}))
+                row.overlays[plain(entry.name)] = sample.image
+                label = subject.label(targets[path]) if path in targets else None
                 explained = cam.explain(subject, sample, [subject.default_layer], label=label)
             except ValueError as error:
                 CONSOLE.print(f'{entry.name}: no class activation map of {path}: {error}')
                 continue
-            if explained is not None:
-                choice, maps = explained
-                targets.setdefault(path, subject.classes[choice.label])
-                row.overlays[entry.name] = cam.overlay_heat(sample, maps[subject.default_layer], choice)
+            if explained is None or explained[0].region is None and explained[0].boxes is None:
+                continue
+            choice, maps = explained
+            targets.setdefault(path, subject.classes[choice.label])
+            row.overlays[plain(entry.name)] = cam.overlay_heat(sample, maps[subject.default_layer], choice)
     if rows:
         for path, target in targets.items():
-            rows[path].title = f'{path.name}: {target}'
+            rows[path].title = plain(f'{path.name}: {target}')
         cam.grid(list(rows.values())).savefig(args.out / 'cam.png', dpi=110)

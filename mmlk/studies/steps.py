@@ -84,28 +84,31 @@ def carry_out(runs: Sequence[compare.Run]) -> None:
             CONSOLE.print(f"{run.label}: {took}tested in {run.state['test_seconds']:.0f} s: {', '.join(found)}")
 
 
-def corrupt(runs: Sequence[compare.Run], options: Sequence[str], plan: Plan) -> None:
+def corrupt(runs: Sequence[compare.Run], options: Sequence[str], plan: Plan, seed: int) -> None:
     """Test the runs on corrupted images, as far as they have not been.
 
     Args:
         runs: The finished runs. One whose checkpoint is gone is left out.
         options: Options of tools/test.py, which make the plan.
         plan: The severities of each corruption.
+        seed: Of their random numbers.
 
     Raises:
         compare.RunFailed: a test ended with an error.
     """
-    left = [run for run in runs if not run.corrupted(plan)]
+    left = []
+    for run in runs:
+        if run.checkpoint is None:
+            CONSOLE.print(f'{run.label}: not tested on corrupted images: its checkpoint is gone')
+        elif not run.corrupted(plan, seed):
+            left.append(run)
     number = 1 + sum(map(len, plan.values()))
     with progress(TextColumn('{task.completed}/{task.total}'), TimeRemainingColumn()) as bar:
         whole = bar.add_task('corrupted images', total=len(left), visible=bool(left))
         for run in left:
-            if run.checkpoint is None:
-                CONSOLE.print(f'{run.label}: not tested on corrupted images: its checkpoint is gone')
-                continue
             task = bar.add_task(run.label, total=None)
             CONSOLE.print(f'{run.label}: {number} tests on clean and on corrupted images')
-            run.corrupt(MIM / 'tools', options, plan, lambda step, done, total, task=task, run=run: bar.update(
+            run.corrupt(MIM / 'tools', options, plan, seed, lambda step, done, total, task=task, run=run: bar.update(
                 task, description=f'{run.label}: corrupted images', completed=done, total=total))
             bar.remove_task(task)
             bar.advance(whole)

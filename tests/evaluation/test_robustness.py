@@ -36,7 +36,8 @@ def test_corruptions_by_name_category_and_all():
     ((['rain', 'fog', 'hail'], ), "there is no corruption 'rain', 'hail'; there are all, noise, blur, weather, "
      'digital, gaussian_noise'),
     ((['fog'], [0, 6]), 'severities are 1 to 5, got 0, 6'),
-    ((['noise'], [1], [7]), 'severities are 1 to 5, got 7')])
+    ((['noise'], [1], [7]), 'severities are 1 to 5, got 7'),
+    ((['fog'], [1], [2]), 'severities of the noise are given, and no noise is among the corruptions')])
 def test_what_does_not_exist_is_refused(arguments, message):
     with pytest.raises(ValueError) as error:
         plan(*arguments)
@@ -75,6 +76,11 @@ def test_a_detector_that_finds_nothing_has_a_precision_of_0(tmp_path):
     one, = robustness(results, dict(fog=[1, 2]))
     assert (one.mpc, one.rpc) == (0.1, 0.25)
     assert Robustness('bbox_mAP', 0.0, dict(fog={1: 0.0})).rpc is None
+    results.add(dict(), CLEAN)
+    one, = robustness(results, dict(fog=[1, 2]))
+    assert (one.clean, one.mpc, one.rpc) == (0, 0.1, None)
+    assert robustness(results, dict(fog=[2])) == []
+    assert [path.name for path in write_report(tmp_path, [], {})] == ['robustness.json', 'robustness.csv']
     with pytest.raises(ValueError, match='has no test of fog 5'):
         robustness(results, dict(fog=[5]))
 
@@ -155,7 +161,8 @@ def run(work, tmp_path, monkeypatch, pytestconfig):
 
 def test_a_second_call_goes_on(run, work, tmp_path, monkeypatch):
     """The model is merged in the first test alone; workers that run on would not see the next corruption."""
-    options = ['--merge', '--severities', '5', '--noise-severities', '1', '--corruption-seed', '3']
+    alone = ['--merge', '--severities', '5', '--corruption-seed', '3']
+    options = [*alone, '--noise-severities', '1']
     workers = ['test_dataloader.num_workers=1', 'test_dataloader.persistent_workers=True']
     merge, merged = hooks.merge, []
     monkeypatch.setattr(hooks, 'merge', lambda model, inplace: merged.append(merge(model, inplace=inplace)))
@@ -174,7 +181,7 @@ def test_a_second_call_goes_on(run, work, tmp_path, monkeypatch):
         image = corrupt(cv2.imread(str(path))[..., ::-1], 'frost', 5, 3)
         cv2.imwrite(str(path.with_suffix('.png')), image[..., ::-1])
     pictures = 'test_dataloader.dataset.img_suffix=.png'
-    other, _ = run(*options, '--corruptions', 'pixelate', settings=[pictures], folder='other')
+    other, _ = run(*alone, '--corruptions', 'pixelate', settings=[pictures], folder='other')
     assert other[CLEAN] == first['frost 5']
 
 

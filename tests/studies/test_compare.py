@@ -1,4 +1,5 @@
 """Comparisons: statistics against numpy, what is done is kept, and every number says where it comes from."""
+import argparse
 import json
 import re
 from pathlib import Path
@@ -7,13 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from mmengine.config import Config
 from PIL import Image
 
+import mmlk
 from mmlk.analysis import zoo
 from mmlk.analysis.drawing import draw_annotation
 from mmlk.analysis.panels import Instances, PredictedScene, side_by_side
-from mmlk.cli import main
+from mmlk.cli import main, robustness
 from mmlk.datasets.layouts import DemoPlan, write_demo
 from mmlk.engine.network import build_network
 from mmlk.evaluation import statistics
@@ -392,30 +395,82 @@ def figures(right, path=None):
     return made
 
 
-def test_corrupted_images_are_tested_once_for_each_checkpoint_and_plan(tools, tmp_path):
+def test_corrupted_images_are_tested_once_for_each_checkpoint_plan_and_seed(tools, tmp_path):
+    def run_with(plan, seed=0):
+        """Test as a new call does; what results.json has then."""
+        run = open_run(tmp_path / 'run')
+        assert not run.corrupted(plan, seed)
+        options = ['--corruptions', *plan, '--severities', '1']
+        run.corrupt(tools, options, plan, seed, lambda *_: None)
+        assert calls(tools)[-1] == ' '.join(options)
+        run = open_run(tmp_path / 'run')
+        assert run.corrupted(plan, seed) and not run.corrupted(plan, seed + 1)
+        return (run.corruptions / 'results.json').read_text()
+
     run = open_run(tmp_path / 'run')
     run.carry_out(tools, lambda *_: None)
     (tools / 'test.py').write_text(CORRUPTED)
-    plan = dict(fog=[1, 2])
-    options = ['--corruptions', 'fog', '--severities', '1', '2']
+    fog, snow = dict(fog=[1]), dict(snow=[1])
     (tools / 'broken').touch()
-    with pytest.raises(compare.RunFailed, match='out of memory, say'):
-        run.corrupt(tools, options, plan, lambda *_: None)
-    assert not open_run(tmp_path / 'run').corrupted(plan) and (run.corruptions / 'results.json').is_file()
+    with pytest.raises(compare.RunFailed, match=r'(?s)corruptions\.log.*out of memory, say'):
+        run.corrupt(tools, ['--corruptions', 'fog'], fog, 0, lambda *_: None)
+    assert (run.corruptions / 'results.json').is_file()
     (tools / 'broken').unlink()
+    assert run_with(fog) == 'first second', 'the second call goes on'
+    (tools / 'broken').touch()
     run = open_run(tmp_path / 'run')
-    run.corrupt(tools, options, plan, lambda *_: None)
-    assert (run.corruptions / 'results.json').read_text() == 'first second', 'the second call goes on'
-    assert calls(tools)[-1] == ' '.join(options)
-    run = open_run(tmp_path / 'run')
-    assert run.corrupted(plan) and not run.corrupted(dict(fog=[1]))
-    Path(run.checkpoint).write_text('another one')
+    with pytest.raises(compare.RunFailed):  # after robustness.json is written, which is that of another plan now
+        (run.corruptions / 'robustness.json').write_text('of snow')
+        run.corrupt(tools, ['--corruptions', 'snow'], snow, 0, lambda *_: None)
+    (tools / 'broken').unlink()
+    assert not open_run(tmp_path / 'run').corrupted(fog)
+    assert run_with(snow) == 'first second', 'another plan takes what is there'
+    assert run_with(snow, seed=3) == 'first', 'another seed takes nothing'
+    (open_run(tmp_path / 'run').corruptions / 'robustness.json').unlink()
+    assert run_with(snow, seed=3) == 'first second'
+    Path(open_run(tmp_path / 'run').checkpoint).write_text('another one')
     (tools / 'test.py').write_text(TEST)
-    run.carry_out(tools, lambda *_: None)
-    assert not run.corrupted(plan), 'of the checkpoint that was overwritten'
+    open_run(tmp_path / 'run').carry_out(tools, lambda *_: None)
     (tools / 'test.py').write_text(CORRUPTED)
-    run.corrupt(tools, options, plan, lambda *_: None)
-    assert run.corrupted(plan) and (run.corruptions / 'results.json').read_text() == 'first'
+    assert run_with(snow, seed=3) == 'first', 'of the checkpoint that was overwritten'
+
+
+def test_what_is_measured_on_corrupted_images_is_of_the_runs_that_have_it(tmp_path, capsys):
+    """A detector's metric is a share; a seed without the metric, or without robustness.json, is left out."""
+    found, plan = entry(DETECTOR, 'detector'), {'gaussian_noise': [2], 'shot_noise': [2], 'fog': [1, 3]}
+    runs, metric = [], 'coco/bbox_mAP'
+    for seed, (clean, noise, fog) in enumerate([(0.5, 0.2, 0.4), (0.4, 0.3, 0.2), (0.0, 0.0, 0.0), (None, 0, 0)]):
+        run = compare.Run(found, seed, tmp_path / str(seed), dict(tested_stamp=[1, 2]))
+        run.state['corruptions'] = dict(plan=plan, of=[[1, 2], 7, mmlk.__version__])
+        run.corruptions.mkdir(parents=True)
+        summary = {} if clean is None else {metric: dict(clean=clean, corruptions=dict(
+            gaussian_noise=noise, shot_noise=noise, fog=fog))}
+        (run.corruptions / 'robustness.json').write_text(json.dumps(dict(summary=summary)))
+        runs.append(run)
+    line, columns = StudyRow('detector', 'x.py'), {}
+    args = SimpleNamespace(plan=plan, corruption_seed=7, out=tmp_path)
+    inside.add_robustness([line], columns, [found], [*runs[:2], runs[3]], args)
+    assert line.cells['mPC of box AP'].values == pytest.approx([100 * 0.8 / 3, 100 * 0.8 / 3])
+    assert line.cells['rPC of box AP'].values == pytest.approx([100 * 0.8 / 3 / 0.5, 100 * 0.8 / 3 / 0.4])
+    assert line.cells['mPC of box AP'].detail == (
+        'mean over gaussian_noise, shot_noise of severity 2; fog of severity 1, 3, random seed 7, by the weights of '
+        'seeds 0, 1')
+    assert 'detector, seed 3: the tests on corrupted images have no box AP' in capsys.readouterr().out
+    assert 'mPC of mask AP' not in columns and (tmp_path / 'robustness.png').is_file()
+    again = StudyRow('detector', 'x.py')
+    inside.add_robustness([again], columns, [found], runs[1:3], args)
+    assert 'rPC of box AP' not in again.cells and again.cells['mPC of box AP'].values[1] == 0
+    nothing = StudyRow('detector', 'x.py')
+    inside.add_robustness([nothing], columns, [found], runs, SimpleNamespace(**{**vars(args), 'corruption_seed': 8}))
+    assert not nothing.cells
+
+
+def test_options_of_corruptions_are_passed_on():
+    parser = argparse.ArgumentParser()
+    robustness.add_arguments(parser, folder=False)
+    text = '--corruptions noise fog --severities 1 3 --noise-severities 2 --corruption-seed 4'.split()
+    assert robustness.given_options(parser.parse_args(text)) == text
+    assert robustness.given_options(parser.parse_args([])) == []
 
 
 def test_a_run_from_before_there_were_reports_is_tested_again_and_never_trained(tools, tmp_path):
@@ -756,6 +811,8 @@ def test_from_configs_to_a_report_and_again(data, tmp_path, monkeypatch, capsys)
     for name in ('results', 'robustness', 'predictions', 'erf'):
         assert f'![{name}.png]({name}.png)' in (out / 'report.md').read_text()
         assert np.asarray(Image.open(out / f'{name}.png').convert('L')).std() > 5
+    main(['compare', *map(str, command[:command.index('--corruptions')]), '--skip', 'latency', 'erf', 'predictions'])
+    assert re.findall(r'!\[(\w+)', (out / 'report.md').read_text()) == ['results'], 'pictures of this call only'
 
 
 def robust_figures_are_those_of_the_tests(out):
@@ -767,7 +824,7 @@ def robust_figures_are_those_of_the_tests(out):
         found = {key: model['cells'][f'{key} of mIoU'] for key in ('mPC', 'rPC')}
         assert found['mPC']['values'] == pytest.approx([mean], rel=1e-9)
         assert found['rPC']['values'] == pytest.approx([100 * mean / tests['clean']['mIoU']], rel=1e-9)
-        assert 'mean over fog, contrast, each of severity 1, 5, by the weights of seed 0' in found['mPC']['detail']
+        assert 'mean over fog, contrast of severity 1, 5, by the weights of seed 0' in found['mPC']['detail']
         assert tests['clean']['mIoU'] == model['cells']['mIoU, demo scenes, trained here']['mean']
 
 
@@ -803,8 +860,9 @@ def test_activation_maps_of_all_models_are_of_one_class(cfg, data, tmp_path, mon
     assert [list(row.overlays) for row in drawn] == [['one', 'other']] * 2
     for row, (_, explained) in zip(drawn, calls):
         assert explained[0].label == 1 and (row.overlays['one'] != row.image).mean() > 0.1
-    for row, (_, explained) in zip(drawn, calls[2:]):  # a detector that does not find it has the bare image
-        assert (explained is None) == (layout == 'coco') == (row.overlays['other'] == row.image).all()
+    for row, (_, explained) in zip(drawn, calls[2:]):  # the other does not find it, and has the bare image
+        assert (row.overlays['other'] == row.image).all()
+        assert explained is None if layout == 'coco' else explained[0].region is None
     assert (tmp_path / 'cam.png').is_file()
 
 
@@ -812,8 +870,18 @@ def test_robustness_is_drawn_over_runs():
     figure = inside.plot_robustness(dict(a={'clean': [50.0, 60.0], 'fog': [20.0, 40.0]},
                                          b={'clean': [70.0], 'fog': [10.0]}), 'mIoU (%)')
     (axes, ) = figure.axes
-    points = {line.get_label(): list(line.get_xdata()) for line in axes.lines if line.get_label() in 'ab'}
-    assert points == dict(a=[55.0, 30.0], b=[70.0, 10.0])
+    assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[55.0, 30.0], [70.0, 10.0]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['a', 'b']
     assert [label.get_text() for label in axes.get_yticklabels()] == ['clean', 'fog']
     spans = [[segment[:, 0].tolist() for segment in lines.get_segments()] for lines in axes.collections]
     assert spans == [[[50.0, 60.0], [20.0, 40.0]], [[70.0, 70.0], [10.0, 10.0]]]
+
+
+def test_names_of_models_fit_into_the_picture_of_robustness():
+    names = ['cascade_mask_rcnn_replknet31b_coco', 'mask_rcnn_unireplknet-s_coco', '_private', 'cost $_^ x$']
+    figure = inside.plot_robustness({name: {'clean': [50.0], 'fog': [20.0]} for name in names}, 'mIoU (%)')
+    FigureCanvasAgg(figure).draw()
+    (legend, ) = figure.legends
+    assert [text.get_text().strip().replace('\\$', '$') for text in legend.get_texts()] == names
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 and box.x1 <= figure.bbox.x1
