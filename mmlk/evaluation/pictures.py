@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from mmlk.analysis.drawing import draw_annotation, legend
-from mmlk.analysis.palette import COLOURS
+from mmlk._text import one_line
+from mmlk.analysis.drawing import draw_annotation, font_of_size, legend
+from mmlk.analysis.palette import COLOURS, plain
 from mmlk.analysis.panels import LEGEND_ENTRIES, Instances, Palette, PredictedScene, distinct_palette, labels_in
 from mmlk.datasets.images import as_loaded
 
@@ -43,8 +44,8 @@ def draw_confusion(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[st
     axes.set(xlabel=f'predicted{suffix}', ylabel=f'true{suffix}')
     if named:
         font = 9 if max(matrix.shape) <= 30 else 6
-        axes.set_xticks(range(len(columns)), [_plain(name) for name in columns], rotation=90, fontsize=font)
-        axes.set_yticks(range(len(rows)), [_plain(name) for name in rows], fontsize=font)
+        axes.set_xticks(range(len(columns)), [plain(name) for name in columns], rotation=90, fontsize=font)
+        axes.set_yticks(range(len(rows)), [plain(name) for name in rows], fontsize=font)
     if max(matrix.shape) <= _WRITTEN:
         for (row, column), value in np.ndenumerate(fractions):
             if not np.isnan(value):
@@ -103,9 +104,10 @@ def draw_examples(examples: Sequence[Example], classes: Sequence[str], palette: 
 def _row(scene: PredictedScene, classes: Sequence[str], palette: Palette) -> np.ndarray:
     """Returns the picture of a scene, 3 * _TILE + 4 * _GAP pixels wide, with titles above it."""
     height, width = scene.image.shape[:2]
-    size = _TILE, max(1, round(height * _TILE / width))
-    font = ImageFont.load_default(_TILE // 26)
-    top = 2 * font.size
+    scale = min(_TILE / width, 3 * _TILE / height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    font = font_of_size(_TILE // 26)
+    top = int(2 * font.size)
     row = Image.new('RGB', (3 * _TILE + 4 * _GAP, top + size[1]), 'white')
     draw = ImageDraw.Draw(row)
     named = [(scene.title, None), ('ground truth', scene.truth), ('prediction', scene.prediction)]
@@ -115,14 +117,16 @@ def _row(scene: PredictedScene, classes: Sequence[str], palette: Palette) -> np.
             title = 'no ground truth'
         else:
             tile = scene.image if annotation is None else draw_annotation(scene.image, annotation, classes, palette)
-            row.paste(Image.fromarray(tile).resize(size, Image.Resampling.BILINEAR), (left, top))
+            small = Image.fromarray(tile).resize(size, Image.Resampling.BILINEAR)
+            row.paste(small, (left + (_TILE - size[0]) // 2, top))
+        while len(title) > 8 and font.getlength(title) > _TILE:
+            title = f'...{title[4:]}'
         draw.text((left + _TILE // 2, top // 2), title, 'black', font, 'mm')
     return np.asarray(row)
 
 
 def _scene(example: Example, score: str) -> PredictedScene:
-    name = osp.basename(example.path)
-    title = f'{name if len(name) <= 32 else "..." + name[-29:]}, {score} {100 * example.score:.1f} %'
+    title = one_line(f'{osp.basename(example.path)}, {score} {100 * example.score:.1f} %')
     try:
         image: Any = as_loaded(Path(example.path))
     except (OSError, ValueError):  # it is not on this disk, or of a format that only the pipeline reads
@@ -146,8 +150,3 @@ def _annotation(part: Any, size: Tuple[int, int]) -> Any:
     boxes = part.boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
     return Instances(boxes, part.labels, masks, part.scores)
-
-
-def _plain(text: str) -> str:
-    """Returns a text in which matplotlib sees no formula."""
-    return text.replace('$', r'\$')

@@ -11,11 +11,11 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mmlk.analysis.drawing import draw_annotation
+from mmlk.analysis.drawing import draw_annotation, legend
 from mmlk.cli import main
 from mmlk.cli.test import apply_options
 from mmlk.evaluation import page
-from mmlk.evaluation.detection import DetectionMetric, Objects
+from mmlk.evaluation.detection import DetectionMetric, Found, Objects
 from mmlk.evaluation.examples import Example
 from mmlk.evaluation.folder import FILES, of_detection, of_segmentation, write
 from mmlk.evaluation.per_image import DetectionFigures, SegmentationFigures
@@ -223,3 +223,38 @@ def test_examples_are_image_truth_and_prediction_side_by_side(tmp_path):
     bare = draw_examples([Example('gone.png', 0.5, truth.shape, None, predicted)], ['sky', 'sea'], None, 'IoU')
     line = bare[tops[0] + 50]
     assert (line[gap:gap + width] == 224).all() and (line[width + 2 * gap:-width - gap] == 255).all()
+
+
+def detected(classes, boxes=((40, 20, 100, 60), )):
+    """One row of a detector's prediction: boxes are left, top, width, height."""
+    found = Found(np.array(boxes, float), np.zeros(len(boxes), int), None, np.full(len(boxes), 0.5))
+    empty = Found(np.zeros((0, 4)), np.zeros(0, int), None)
+    return draw_examples([Example('gone.png', 0.5, (220, 440), empty, found)], classes, [(255, 0, 0)] * len(classes),
+                         'F-score')
+
+
+def test_boxes_of_examples_are_where_they_are_and_named():
+    drawn = detected(['disc'])
+    prediction = drawn[32:252, 8 + 2 * 448:8 + 2 * 448 + 440]
+    red = (prediction == (255, 0, 0)).all(2)
+    rows, columns = np.flatnonzero(red[:, 60]), np.flatnonzero(red[60])
+    assert (columns == [40, 140]).all() and rows[-1] == 80 and {20, 80} <= set(rows)
+    assert (drawn[32:252, 8 + 448:8 + 448 + 440] == 224).all(), 'nothing in the ground truth'
+
+
+@pytest.mark.parametrize('name', ['two\nlines', 7, '$x_^'])
+def test_any_name_of_a_class_can_be_drawn(name):
+    assert detected([name]).shape[1] == 3 * 440 + 4 * 8
+
+
+def test_letters_that_are_not_latin_are_drawn():
+    """Each letter that a font lacks looks the same: a box."""
+    first, second = (legend([0], [name], [(0, 0, 0)], 300) for name in ('\u0434\u0430', '\u043d\u0435'))
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize('size', [(6000, 20), (20, 6000)])
+def test_tall_and_wide_images_are_drawn_whole_and_not_larger_than_needed(size):
+    labels = np.zeros(size, np.uint8)
+    drawn = draw_examples([Example('gone.png', 0.5, size, labels, labels)] * 4, ['sky'], None, 'IoU')
+    assert drawn.shape[1] == 3 * 440 + 4 * 8 and drawn.shape[0] <= 4 * (3 * 440 + 40) + 60
