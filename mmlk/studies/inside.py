@@ -3,6 +3,7 @@
 ``args`` are the options of ``mmlk compare`` everywhere.
 """
 import json
+import statistics
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -54,7 +55,7 @@ def add_robustness(lines: Sequence[report.StudyRow], columns: Dict[str, report.C
                        f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")
             columns[f'mPC of {metric}'] = report.Column(f'mPC of {metric} (%)', 2)
             columns[f'rPC of {metric}'] = report.Column(f'rPC of {metric} (%)', 1)
-            means = [_mean([one[name] for name in args.plan]) for one in tests]
+            means = [statistics.fmean([one[name] for name in args.plan]) for one in tests]
             line.cells[f'mPC of {metric}'] = report.Cell(tuple(means), 'measured here', how.format(weights))
             if all(one[CLEAN] > 0 for one in tests):
                 line.cells[f'rPC of {metric}'] = report.Cell(
@@ -85,10 +86,6 @@ def _of_run(run: compare.Run, key: str, factor: float) -> Optional[Dict[str, flo
     return {name: value * factor for name, value in {CLEAN: summary['clean'], **summary['corruptions']}.items()}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def plot_robustness(found: Mapping[str, Performance], metric: str) -> 'Figure':
     """Draws the performance of each model on clean images and on each corruption: a marker for the mean over the runs,
     and a line from the lowest to the highest of them.
@@ -107,7 +104,7 @@ def plot_robustness(found: Mapping[str, Performance], metric: str) -> 'Figure':
         places = [place + (index - (len(found) - 1) / 2) * step for place in range(len(names))]
         values = [found[model][name] for name in names]
         axes.hlines(places, list(map(min, values)), list(map(max, values)), color=look.colour, alpha=0.5)
-        handles += axes.plot([_mean(runs) for runs in values], places, look.marker, color=look.colour)
+        handles += axes.plot([statistics.fmean(runs) for runs in values], places, look.marker, color=look.colour)
     for place in range(1, len(names)):
         axes.axhline(place - 0.5, color='grey', linewidth=0.5, alpha=0.5)
     axes.set_yticks(range(len(names)), names)
