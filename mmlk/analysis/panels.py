@@ -88,10 +88,12 @@ def overlay(image: np.ndarray, annotation: Annotation, palette: Palette, opacity
         labels = annotation
         _same_size(labels, image)
     coloured = (labels >= 0) & (labels < len(palette))
-    colours = np.asarray(palette, np.float64).reshape(-1, 3)[labels[coloured]]
-    grey = image[coloured].mean(axis=1, keepdims=True)  # colours of the image would change the hues of the labels
+    colours = (opacity * np.asarray(palette, np.float64).reshape(-1, 3))[labels[coloured]]
+    # colours of the image would change the hues of the labels; three planes are added faster than the last axis
+    grey = np.add.reduce([image[..., channel] for channel in range(3)], dtype=np.uint16)[coloured] / 3
+    colours += (1 - opacity) * grey[:, None]
     result = image.copy()
-    result[coloured] = np.rint((1 - opacity) * grey + opacity * colours)
+    result[coloured] = np.rint(colours, out=colours)
     return result
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 BINS = 15
 _ELEMENTS = 2 ** 20  # scores at a time: as many as fit into the caches of a processor, which halves the time
+_SMALLEST = 1e-30  # exponentials above it are normal numbers of float32
 
 
 def _zeros() -> np.ndarray:
@@ -97,7 +98,19 @@ class PixelProbabilities:
             found = scores.gather(0, labels)[0].sigmoid()
         else:
             rows = max(1, _ELEMENTS // (scores.shape[0] * scores.shape[2]))
-            top = scores.gather(0, labels)  # the largest, so that no exponential is too large
-            found = torch.cat([1 / (scores[:, row:row + rows].float() - top[:, row:row + rows]).exp_().sum(0)
-                               for row in range(0, scores.shape[1], rows)])
+            found = torch.cat([_greatest_probability(part) for part in scores.split(rows, 1)])
         return found.float().cpu().numpy()
+
+
+def _greatest_probability(scores: Tensor) -> Tensor:
+    """Returns the greatest value of the softmax over the classes, (H, W), of logits (C, H, W).
+
+    The exponentials are computed of the logits as they are, which saves the time of a subtraction. Only logits that are
+    far from 0 need it, because their exponentials, or a sum of these, are not normal numbers of float32.
+    """
+    scores = scores.float()
+    exponentials = scores.exp()
+    greatest, total = exponentials.amax(0), exponentials.sum(0)
+    if not (_SMALLEST < float(greatest.min()) and float(total.max()) < float('inf')):
+        return 1 / (scores - scores.amax(0)).exp_().sum(0)
+    return greatest / total

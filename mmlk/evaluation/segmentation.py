@@ -135,7 +135,8 @@ class SegmentationMetric(SummingMetric):
         truth = sample['gt_sem_seg']['data'].cpu().numpy()
         truth = truth.reshape(truth.shape[-2:])
         predicted = sample['pred_sem_seg']['data'].cpu().numpy().reshape(truth.shape)
-        small = (np.where((labels < 0) | (labels >= number), number, labels).astype(kind)
+        # of an unsigned number, a negative label is greater than all classes
+        small = (np.minimum(labels.astype(np.int64, copy=False).view(np.uint64), number).astype(kind)
                  for labels in (truth, predicted))
         return *small, truth != self.ignored
 

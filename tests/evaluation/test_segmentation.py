@@ -231,6 +231,9 @@ def test_probabilities_of_each_kind_of_head(monkeypatch):
     many = image(3, 9, 3)
     np.testing.assert_allclose(PixelProbabilities(head())(many.bfloat16(), many.bfloat16().argmax(0)),
                                many.bfloat16().float().softmax(0).amax(0), rtol=1e-6)
+    for shift in (60, -60, 88.5, -88.5, 1e4, -1e4):  # exponentials too large or too small for float32
+        far = 4 * many + shift * (torch.arange(9) % 3)[:, None]
+        np.testing.assert_allclose(PixelProbabilities(head())(far, far.argmax(0)), far.softmax(0).amax(0), rtol=1e-6)
     both = [dict(type='CrossEntropyLoss', loss_name='loss_ce'), dict(type='DiceLoss', loss_name='loss_dice')]
     np.testing.assert_allclose(PixelProbabilities(head(loss_decode=both))(logits, labels),
                                logits.softmax(0).amax(0), rtol=1e-6)
