@@ -140,10 +140,11 @@ def build_runner(cfg: Config):
     import mmlk
     from mmlk.engine import ResumableRunner
     from mmlk.engine.resuming import safe_hook
-    scope, checks = cfg.get('default_scope'), ['CheckSamplesHook', *([] if is_detection(cfg) else ['CheckLabelsHook'])]
+    scope = cfg.get('default_scope')
+    added = ['CheckSamplesHook', 'BusyMachineHook', *([] if is_detection(cfg) else ['CheckLabelsHook'])]
     hooks = cfg.get('custom_hooks') or []
-    cfg.custom_hooks = [*hooks, *(dict(type=f'mmlk.{check}') for check in checks
-                                  if not any(is_a(hook, check, 'HOOKS', scope) for hook in hooks))]
+    cfg.custom_hooks = [*hooks, *(dict(type=f'mmlk.{name}') for name in added
+                                  if not any(is_a(hook, name, 'HOOKS', scope) for hook in hooks))]
     if not is_resumable(cfg):  # that one does so by itself
         default = dict(checkpoint=dict(type='CheckpointHook', interval=1))  # as mmengine has it
         default.update(cfg.get('default_hooks') or {})

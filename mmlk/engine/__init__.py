@@ -1,5 +1,6 @@
 from .distributed import CPUDistributedDataParallel, FSDPStrategy
-from .hooks import BatchSizeHook, CheckLabelsHook, CheckSamplesHook, MemoryFormatHook, MergeBranchesHook
+from .hooks import (BatchSizeHook, BusyMachineHook, CheckLabelsHook, CheckSamplesHook, MemoryFormatHook,
+                    MergeBranchesHook)
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .precision import BFloat16OptimWrapper
 from .probe import FeatureCacheHook, ProbeReportHook
@@ -7,7 +8,7 @@ from .resuming import CheckpointError, CheckpointHook
 from .runner import ResumableRunner
 from .sparsity import DynamicSparsityHook
 
-__all__ = ['BFloat16OptimWrapper', 'BatchSizeHook', 'CPUDistributedDataParallel', 'CheckLabelsHook', 'CheckpointError',
-           'CheckSamplesHook', 'CheckpointHook', 'DynamicSparsityHook', 'FSDPStrategy', 'FeatureCacheHook',
-           'LayerDecayOptimWrapperConstructor', 'MemoryFormatHook', 'MergeBranchesHook', 'ProbeReportHook',
-           'ResumableRunner']
+__all__ = ['BFloat16OptimWrapper', 'BatchSizeHook', 'BusyMachineHook', 'CPUDistributedDataParallel',
+           'CheckLabelsHook', 'CheckSamplesHook', 'CheckpointError', 'CheckpointHook', 'DynamicSparsityHook',
+           'FSDPStrategy', 'FeatureCacheHook', 'LayerDecayOptimWrapperConstructor', 'MemoryFormatHook',
+           'MergeBranchesHook', 'ProbeReportHook', 'ResumableRunner']

@@ -1,7 +1,9 @@
 """Hooks of mmengine's runner."""
 import logging
-from typing import Optional, Set
+import time
+from typing import Any, Optional, Set
 
+import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
@@ -15,6 +17,7 @@ from mmlk.engine.loading import DataError
 from mmlk.engine.network import network_of
 from mmlk.engine.resuming import CheckpointError
 from mmlk.ops import set_memory_format
+from mmlk.ops.backends.workers import BUSY_RATE, involuntary_switches
 from mmlk.registry import HOOKS
 from mmlk.reparam import merge
 
@@ -146,6 +149,50 @@ class CheckSamplesHook(Hook):
             why = fault(dataset, use_of(runner.cfg, split))
             if why:
                 raise DataError(f'{split}_dataloader.dataset: {why}')
+
+
+@HOOKS.register_module()
+class BusyMachineHook(Hook):
+    """Logs one warning if other processes take the cores of the machine from a run on the CPU.
+
+    At the end of each operator, all threads of PyTorch wait for the slowest one. If a thread has to share its core,
+    every operator takes as long as on that core, and the waiting threads use their own cores in vain. On two cores, the
+    demo of SegFormer's head took 98 ms for an iteration with two threads and 119 ms with one. Beside one busy process
+    it took 410 and 112 ms, and beside two of them about 900 and 190 ms. The number of threads is not changed by itself,
+    because the results of a run with a seed would then depend on what else runs.
+
+    The tools add this hook to every run.
+    """
+
+    window = 10.0  #: Seconds over which the context switches are counted.
+
+    def before_run(self, runner: Runner) -> None:
+        """Begins to count at the first iteration, with the run's number of threads."""
+        on_cpu = all(parameter.device.type == 'cpu' for parameter in runner.model.parameters())
+        self._threads = torch.get_num_threads() if on_cpu else 1  # one thread does not wait for another
+        self._begun: Optional[float] = None
+        self._switches = 0
+
+    def _after_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if self._threads < 2:
+            return
+        now, switches = time.monotonic(), involuntary_switches()
+        if self._begun is not None:
+            seconds = now - self._begun
+            if seconds < self.window:
+                return
+            rate = (switches - self._switches) / seconds
+            if rate >= BUSY_RATE / 2 * self._threads:  # that rate is of two threads
+                self._warn(rate)
+        self._begun, self._switches = now, switches
+
+    def _warn(self, rate: float) -> None:
+        print_log(f"other processes, or this run's own data loaders, use the cores of this machine: PyTorch's "
+                  f'{self._threads} threads lost theirs {rate:.0f} times a second, and each operator waits for the '
+                  'slowest thread. With fewer threads the run may be several times as fast: set the environment '
+                  f'variable OMP_NUM_THREADS to {max(1, self._threads // 2)}, for example. A training that was stopped '
+                  'is continued with --resume', logger='current', level=logging.WARNING)
+        self._threads = 1
 
 
 @HOOKS.register_module()

@@ -9,7 +9,7 @@ from mmengine.structures import BaseDataElement, PixelData
 from torch import nn
 
 from mmlk.engine import hooks as our_hooks
-from mmlk.engine.hooks import CheckLabelsHook
+from mmlk.engine.hooks import BusyMachineHook, CheckLabelsHook
 from mmlk.engine.network import network_of
 from mmlk.ops import set_memory_format
 from mmlk.registry import HOOKS
@@ -177,3 +177,31 @@ def test_a_run_on_one_class_and_the_ignored_label_is_warned_once(maps, classes, 
     if told is not None:
         assert re.search(f'the first {min(iterations, 20)} iterations {told}', messages[0]), messages
         assert 'save 255 as 1' in messages[0] and 'tools/check_data.py' in messages[0]
+
+
+@pytest.mark.parametrize('rates, threads, device, warned', [
+    ([50, 50, 50], 2, 'cpu', []),
+    ([190], 2, 'cpu', [190]),
+    ([50, 50, 190, 190, 190], 2, 'cpu', [190]),  # another program begins later; one warning is enough
+    ([300], 8, 'cpu', []), ([400], 8, 'cpu', [400]),  # eight threads are interrupted more often than two
+    ([190], 1, 'cpu', []), ([190], 2, 'meta', []),
+])
+@pytest.mark.parametrize('mode', ['train', 'val', 'test'])
+def test_a_run_beside_other_processes_is_warned_once(rates, threads, device, warned, mode, monkeypatch):
+    """``rates``: involuntary context switches per second, in windows of ten seconds of two iterations each."""
+    messages, now, taken = [], [5.0], [1000.0]  # what happened before the first iteration does not count
+    monkeypatch.setattr(our_hooks, 'print_log', lambda message, **kwargs: messages.append(message))
+    monkeypatch.setattr(our_hooks, 'involuntary_switches', lambda: round(taken[0]))
+    monkeypatch.setattr(our_hooks.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    hook = HOOKS.build(dict(type='mmlk.BusyMachineHook'))
+    hook.before_run(SimpleNamespace(model=nn.Linear(2, 2, device=device)))
+    getattr(hook, f'after_{mode}_iter')(None, 0, None)
+    for rate in rates:
+        for _ in range(2):
+            now[0] += BusyMachineHook.window / 2
+            taken[0] += rate * BusyMachineHook.window / 2
+            getattr(hook, f'after_{mode}_iter')(None, 0, None)
+    assert [int(re.search(r'lost theirs (\d+) times a second', message).group(1)) for message in messages] == warned
+    for message in messages:
+        assert f'OMP_NUM_THREADS to {threads // 2},' in message

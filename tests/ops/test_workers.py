@@ -25,7 +25,7 @@ def two_threads_on_a_busy_machine(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     switches, seconds = itertools.count(0, 10), itertools.count(0, 1e-6)
-    monkeypatch.setattr(workers, '_switches', lambda: next(switches))
+    monkeypatch.setattr(workers, 'involuntary_switches', lambda: next(switches))
     monkeypatch.setattr(workers, '_now', lambda: next(seconds))
     monkeypatch.setattr(workers, '_machine', workers._Machine())
     workers._machine.busy = True
@@ -125,7 +125,7 @@ def test_on_one_thread_and_on_many_the_caller_does_it(threads):
 def test_only_while_cores_are_often_taken_away(monkeypatch):
     """Decided anew after each window of calls, whose seconds are those of a false clock."""
     taken, passed = [0], [0.0]
-    monkeypatch.setattr(workers, '_switches', lambda: taken[0])
+    monkeypatch.setattr(workers, 'involuntary_switches', lambda: taken[0])
     monkeypatch.setattr(workers, '_now', lambda: passed[0])
     workers._machine.busy = False
 
@@ -138,7 +138,7 @@ def test_only_while_cores_are_often_taken_away(monkeypatch):
         return threading.get_ident() not in workers.each(CPU, call, range(4))
 
     window = workers._WINDOW
-    few, many = (round(workers._BUSY_RATE * window * factor) for factor in (0.5, 2))
+    few, many = (round(workers.BUSY_RATE * window * factor) for factor in (0.5, 2))
     assert not dealt(few, window) and not dealt(many, window / 2)  # the second is half a window
     assert not dealt(0, 2 * window)  # in two and a half windows they are too few
     for _ in range(2):  # busy for a while, then it is counted again

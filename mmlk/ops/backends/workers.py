@@ -35,7 +35,7 @@ except ImportError:  # not available on Windows, where everything runs in the ca
 _MAX_THREADS = 8  # maximum number of threads; more would often wait for Python's global interpreter lock
 _WINDOW = 0.1  # seconds of calls over which context switches are counted
 _BUSY_SECONDS = 2.0  # seconds of calls for which the machine counts as busy before they are counted again
-_BUSY_RATE = 90.0  # involuntary context switches per second from which on the machine counts as busy
+BUSY_RATE = 90.0  #: Involuntary context switches per second from which on the machine counts as busy.
 
 _now = time.perf_counter
 
@@ -54,14 +54,14 @@ class _Machine:
         self.switches += switches
         self.seconds += seconds
         if self.seconds >= (_BUSY_SECONDS if self.busy else _WINDOW):
-            self.busy = not self.busy and self.switches >= _BUSY_RATE * self.seconds
+            self.busy = not self.busy and self.switches >= BUSY_RATE * self.seconds
             self.switches, self.seconds = 0, 0.0
 
 
 _machine = _Machine()
 
 
-def _switches() -> int:
+def involuntary_switches() -> int:
     """Returns how often the operating system has taken a core away from a running thread of this process."""
     return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
@@ -121,12 +121,12 @@ def each(device: torch.device, function: Callable[..., Any], *columns: Iterable[
              or modes_active())  # a mode, for example a FLOP counter, only sees the operators of its own thread
     if alone:
         return [function(*task) for task in tasks]
-    before, started = _switches(), _now()
+    before, started = involuntary_switches(), _now()
     try:
         pool = _pool(count) if _machine.busy else None
         return _in_parallel(pool, count, function, tasks) if pool else [function(*task) for task in tasks]
     finally:
-        _machine.note(_switches() - before, _now() - started)
+        _machine.note(involuntary_switches() - before, _now() - started)
 
 
 def _in_parallel(pool: ThreadPoolExecutor, count: int, function: Callable[..., Any], tasks: List[Tuple[Any, ...]]
