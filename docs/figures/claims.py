@@ -27,7 +27,10 @@ HOW = {
     'networks': 'docs/figures/measure_claims.py networks',
     'receptive_fields': 'docs/figures/measure_claims.py receptive_fields',
     'pretraining': 'tools/compare.py configs/studies/pretraining.yml --data-root DIR --budget 700 --seeds 0 1 2',
+    'pretraining_coco': 'tools/compare.py configs/studies/pretraining.yml --data-root DIR --budget 700 --seeds 0 1 2',
     'camvid700': 'tools/compare.py configs/studies/backbones.yml --data-root DIR --budget 700 --seeds 0 1 2 3 4',
+    'camvid2100': 'tools/compare.py configs/studies/upernet_replknet-{tiny,tiny-3}_camvid.py --data-root DIR --budget '
+                  '2100 --seeds 0 1 2',
 }
 INTRODUCTION = """\
 # Claims, and what is measured here
