@@ -154,6 +154,7 @@ def test_heads_are_found_in_wrappers_and_the_class_is_asked():
 
 def test_configs_here_have_no_conflict(repo, monkeypatch):
     """Every config, whose datasets are not there: the class's own metainfo stands for them."""
+    from importlib.util import find_spec
     from types import SimpleNamespace
 
     from mmengine.registry import DATASETS
@@ -168,5 +169,7 @@ def test_configs_here_have_no_conflict(repo, monkeypatch):
 
     monkeypatch.setattr(settings, 'build_dataset', build)
     paths = sorted((repo / 'configs').glob('*.py')) + sorted((repo / 'configs' / 'demo').glob('*.py'))
+    if find_spec('mmpretrain') is None:  # it has the data set of classifiers
+        paths = [path for path in paths if not path.name.endswith('_imagenet.py')]
     found = {path.name: conflicts(Config.fromfile(str(path))) for path in paths[::8] + paths[-4:]}
     assert len(found) > 10 and not any(found.values()), found
