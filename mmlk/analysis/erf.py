@@ -29,6 +29,8 @@ from mmlk._text import markdown_table
 from mmlk.engine.network import build_network, in_channels
 from mmlk.preprocessors import Normalization
 
+from .palette import plain
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -317,6 +319,6 @@ def heat_maps(fields: Dict[str, ReceptiveField], decades: Optional[float] = None
             if side - labelled > 0.09 * height:  # or the labels would lie on each other
                 axes.text(left, top, f'{threshold:.0%}', fontsize=8, verticalalignment='bottom')
                 labelled = side
-        axes.set_title(name, fontsize=10)
+        axes.set_title(plain(name), fontsize=10)
     figure.colorbar(drawn, ax=grid, label='log10(score + 1) / largest')
     return figure

@@ -47,6 +47,8 @@ from mmlk.engine.network import build_network, check_backbone, in_channels
 from mmlk.ops import benchmark
 from mmlk.reparam import MergeableBranches, merge
 
+from .palette import Point, add_panels, looks, name_points, plain
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -555,7 +557,6 @@ def plot_latency(rows: Sequence[LatencyRow], results: Mapping[str, KnownResult],
     """
     from matplotlib.figure import Figure
 
-    from mmlk.analysis.palette import Point, add_panels, looks, name_points
     rows = [row for row in rows if not row.failed]
     modes = [mode for mode in MODES if any(row.mode == mode for row in rows)]
     shown = {row.name for row in rows if row.mode == 'inference'}
@@ -576,7 +577,7 @@ def plot_latency(rows: Sequence[LatencyRow], results: Mapping[str, KnownResult],
             if row.difference and row.variant != 'fp32':
                 text += f', differs by {row.difference.relative:.0e}'
             axis.text(row.quartiles[1] * 1e3, place, text, verticalalignment='center', fontsize=8)
-        axis.set_yticks(range(len(bars)), [row.label for row in bars], fontsize=9)
+        axis.set_yticks(range(len(bars)), [plain(row.label) for row in bars], fontsize=9)
         axis.set(xlabel='ms', title=f'{mode}, batch of {bars[0].batch}')
         axis.margins(x=0.18)
         axis.grid(axis='x', alpha=0.3)
@@ -594,6 +595,6 @@ def plot_latency(rows: Sequence[LatencyRow], results: Mapping[str, KnownResult],
         axis.set(xlabel='ms', ylabel=f'{metric}, {kinds}', title='accuracy against latency of inference')
         axis.grid(alpha=0.3)
         axis.margins(0.15)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(plain(title), fontsize=9)
     name_points(figure, named)
     return figure

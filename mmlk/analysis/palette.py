@@ -68,7 +68,7 @@ def name_points(figure: 'Figure', named: Dict['Axes', List[Point]]) -> None:
         for point in points:
             candidates = []
             for right, up in _OFFSETS:
-                text = axes.annotate(point.name, (point.x, point.y), (right, up), textcoords='offset points',
+                text = axes.annotate(plain(point.name), (point.x, point.y), (right, up), textcoords='offset points',
                                      color=point.colour, fontsize=9, ha='left' if right > 0 else 'right',
                                      va='bottom' if up > 0 else 'top')
                 text.set_in_layout(False)

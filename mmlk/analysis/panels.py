@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, List, Mapping, Optional, Sequence, Sized, Tupl
 
 import numpy as np
 
+from .palette import plain
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -159,12 +161,12 @@ def side_by_side(predictions: Mapping[str, Sequence[PredictedScene]], classes: S
             if title == 'ground truth' and annotation is None:
                 axes.set_title('no ground truth', fontsize=9)
                 continue
-            axes.set_title(title, fontsize=9)
+            axes.set_title(plain(title), fontsize=9)
             axes.imshow(scene.image if annotation is None else overlay(scene.image, annotation, palette))
             if isinstance(annotation, Instances):
                 _draw_boxes(axes, annotation, classes, palette)
     every = [scene for theirs in predictions.values() for scene in theirs]
-    handles = [Patch(color=np.asarray(palette[label]) / 255, label=classes[label])
+    handles = [Patch(color=np.asarray(palette[label]) / 255, label=plain(classes[label]))
                for label in labels_in(every, len(classes))[:LEGEND_ENTRIES]]
     if handles:
         figure.legend(handles=handles, loc='outside lower center', ncols=min(2 * columns, len(handles)), fontsize=8)
@@ -176,7 +178,7 @@ def _draw_boxes(axes, instances: Instances, classes: Sequence[str], palette: Pal
     for index, ((left, top, right, bottom), label) in enumerate(zip(instances.boxes, instances.labels)):
         colour = np.asarray(palette[label]) / 255
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour))
-        text = classes[label]
+        text = plain(classes[label])
         if instances.scores is not None:
             text += f' {instances.scores[index]:.2f}'
         axes.text(left, top, text, fontsize=6, color='white', verticalalignment='bottom', clip_on=True,

@@ -21,6 +21,7 @@ from mmlk._text import markdown_table
 from mmlk.datasets.images import SUFFIXES, open_image, to_tensor
 
 from .classifiers import CLASSES, Classifier
+from .palette import looks, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -200,8 +201,6 @@ def plot_shape_bias(tallies: Dict[str, Tally]) -> 'Figure':
         ValueError: There is no tally.
     """
     from matplotlib.figure import Figure
-
-    from mmlk.analysis.palette import looks
     if not tallies:
         raise ValueError('there is nothing to plot')
     order = sorted(CATEGORIES, key=lambda name: -HUMANS[name].bias)
@@ -215,7 +214,7 @@ def plot_shape_bias(tallies: Dict[str, Tally]) -> 'Figure':
         marks = [(counts[category].bias, row) for row, category in enumerate(order)
                  if counts[category].bias is not None]
         axes.scatter(*zip(*marks) if marks else ([], []), marker=marker, s=60, color=colour, edgecolors='black',
-                     linewidths=0.5, zorder=3, clip_on=False, label=f'{name}: {_number(mean)}')
+                     linewidths=0.5, zorder=3, clip_on=False, label=f'{plain(name)}: {_number(mean)}')
         if mean is not None:
             axes.axvline(mean, color=colour, linewidth=1.5)
     axes.set(xlim=(1, 0), ylim=(-0.5, len(order) - 0.5), xlabel="fraction of 'shape' decisions",

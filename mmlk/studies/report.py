@@ -4,18 +4,18 @@ import re
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import yaml
 
 from mmlk._text import markdown_table
+from mmlk.analysis.palette import Look, Point, add_panels, looks, name_points, plain
 from mmlk.weights.catalog import read_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from mmlk.analysis.palette import Look
 
 EMPTY = '–'
 SIGNIFICANT = 0.05
@@ -238,7 +238,7 @@ class StudyReport:
         said = []
         if self.differences:
             number = len({one.model for one in self.differences})
-            said.append(f'Every model is compared with {self.differences[0].reference}, which makes '
+            said.append(f'Every model is compared with "{self.differences[0].reference}", which makes '
                         f'{_counted(number)}')
             said.append(INTERVALS.format(number=_counted(number), level=SIGNIFICANT))
             notes: Dict[str, List[str]] = {}
@@ -360,7 +360,6 @@ def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figu
     """
     from matplotlib.figure import Figure
 
-    from mmlk.analysis.palette import Point, add_panels, looks, name_points
     lines = [line for line in report.lines if accuracy in line.cells]
     axes = [key for key in axes if any(key in line.cells for line in lines)]
     column = report.columns[accuracy]
@@ -378,7 +377,7 @@ def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figu
                        color=colour)
         if len(values) > 1:
             first.scatter(values, [place] * len(values), marker='|', s=160, color=colour, alpha=0.6)
-    first.set_yticks(range(len(lines)), [line.name for line in lines])
+    first.set_yticks(range(len(lines)), [plain(line.name) for line in lines])
     first.invert_yaxis()
     first.margins(0.15)
     for label, line in zip(first.get_yticklabels(), lines):
@@ -399,12 +398,12 @@ def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figu
         axis.margins(0.15)
         axis.set_xlim(0, axis.get_xlim()[1])
         axis.grid(alpha=0.3)
-    figure.suptitle(report.title, fontsize=10)
+    figure.suptitle(plain(report.title), fontsize=10)
     name_points(figure, named)
     return figure
 
 
-def _plot_differences(axes: 'Axes', differences: Sequence[Difference], look: Dict[str, 'Look']) -> None:
+def _plot_differences(axes: 'Axes', differences: Sequence[Difference], look: Dict[str, Look]) -> None:
     """Draws each difference with its interval, and the line of no difference."""
     names = []
     for place, one in enumerate(differences):
@@ -412,11 +411,12 @@ def _plot_differences(axes: 'Axes', differences: Sequence[Difference], look: Dic
         unclear = one.verdict == 'not distinguishable'
         axes.plot(one.interval, [place, place], '|-', color=colour, markersize=8)
         axes.plot(one.value, place, marker, color=colour, markerfacecolor='white' if unclear else colour)
-        names.append(f'{one.model}\nnot distinguishable' if unclear else one.model)
+        names.append(f'{plain(one.model)}\nnot distinguishable' if unclear else plain(one.model))
     axes.axvline(0, color='grey', linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     for label, one in zip(axes.get_yticklabels(), differences):
         label.set_color(look[one.model].colour)
-    axes.set_xlabel(f'{differences[0].metric} (%): difference to {differences[0].reference}\n95 % interval')
+    against = fill(plain(f'compared with {differences[0].reference}'), 44)  # as wide as the axes
+    axes.set_xlabel(f'{differences[0].metric} (%): difference, 95 % interval\n{against}')
     axes.grid(axis='x', alpha=0.3)

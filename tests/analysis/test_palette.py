@@ -1,10 +1,17 @@
 """Looks of models, and names beside points."""
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from mmlk.analysis.erf import ReceptiveField, heat_maps
+from mmlk.analysis.latency import KnownResult, LatencyRow, plot_latency
 from mmlk.analysis.palette import COLOURS, Point, add_panels, looks, name_points
+from mmlk.analysis.panels import Instances, PredictedScene, side_by_side
+from mmlk.analysis.shape_bias import HUMANS, plot_shape_bias
+from mmlk.studies.report import Cell, Column, Difference, StudyReport, StudyRow, plot_study
 
 
 def test_each_name_has_a_look_of_its_own():
@@ -40,3 +47,46 @@ def test_names_lie_on_nothing_and_inside():
     assert not [1 for box in boxes for x, y in places if box.contains(x, y)]
     for box in boxes:
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+
+
+FORMULA = 'cost $_^ x$'  # as a formula, matplotlib refuses to draw it
+
+
+def of_fields():
+    return heat_maps({FORMULA: ReceptiveField(np.ones((8, 8)), 1)})
+
+
+def of_shape_bias():
+    return plot_shape_bias({FORMULA: HUMANS})
+
+
+def of_latency():
+    row = LatencyRow(FORMULA, 'fp32', 'inference', 1, 10, False, [1.0, 2.0])
+    return plot_latency([row], {FORMULA: KnownResult('mIoU', 50.0, 'published', '', '')}, FORMULA)
+
+
+def of_predictions():
+    found = Instances(np.array([[0., 0., 4., 4.]]), np.array([0]), scores=np.array([0.5]))
+    scene = PredictedScene(np.zeros((8, 8, 3), np.uint8), None, found, FORMULA)
+    return side_by_side({FORMULA: [scene]}, [FORMULA])
+
+
+def of_study():
+    cells = dict(accuracy=Cell((40.0, 42.0), 'trained here', ''), size=Cell((1.0, ), 'counted here', ''))
+    made = StudyReport(FORMULA, [StudyRow(FORMULA, 'a.py', cells), StudyRow('b', 'b.py', cells)],
+                       dict(accuracy=Column('mIoU (%)', 2), size=Column('Params (M)', 2)), [], {})
+    made.differences = [Difference('mIoU', 'b', f'{FORMULA} of a model whose name is longer than a panel is wide', 1.0,
+                                   (0.5, 1.5), 0.01, 50)]
+    return plot_study(made, 'accuracy', ['size'])
+
+
+@pytest.mark.parametrize('picture', [of_fields, of_shape_bias, of_latency, of_predictions, of_study])
+def test_names_with_formulas_are_drawn_as_they_are_within_the_picture(picture):
+    figure = picture()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    named = [text for text in figure.findobj(Text) if FORMULA in text.get_text().replace('\\$', '$')]
+    assert named
+    for text in named:
+        box = text.get_window_extent(renderer)
+        assert -1 <= box.x0 and box.x1 <= figure.bbox.x1 + 1, text.get_text()
