@@ -161,6 +161,8 @@ def environment(stage, tmp_path):
     """A virtual environment whose python is a stand-in, with nothing in it; returns its folder."""
     (tmp_path / 'packages').touch()
     stage.add('python', PYTHON.format(state=tmp_path, python=sys.executable))
+    (tmp_path / 'free').write_text('6200')
+    stage.add('df', f'echo Available; echo "disk 9 9 $(cat {tmp_path}/free)"')
     return tmp_path
 
 
@@ -173,6 +175,7 @@ def pip_calls(stage):
     return [call[call.index('install') + 1:] for call in calls]
 
 
+TORCH = ['--no-compile', '-c', 'requirements.txt', 'torch==2.12.1', 'torchvision==0.27.1']
 OURS = ['python', '-m', 'mmlk._mmcv_file']
 UNITED = ['-v', '--no-build-isolation', '--force-reinstall', '--no-deps']
 PLAIN = ['-v', '--no-build-isolation', '--no-cache-dir', '--force-reinstall', '--no-deps', 'onedl-mmcv==2.3.6']
@@ -182,10 +185,37 @@ WITHOUT = ['--no-cache-dir', '--force-reinstall', '--no-deps', 'onedl-mmcv==2.3.
 def test_install_compiles_nothing_unless_it_is_asked_to(stage, environment):
     done = install(stage, environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert pip_calls(stage) == [['--upgrade', 'pip'], ['--no-compile', '-r', 'requirements.txt', '-e', '.']]
+    assert pip_calls(stage) == [['--upgrade', 'pip'], TORCH, ['--no-compile', '-r', 'requirements.txt', '-e', '.']]
     assert OURS in stage.calls and stage.calls[-1] == ['python', 'tools/doctor.py']
     assert "torchvision's kernels in place of mmcv's" in done.stdout and 'installed and proved' in done.stdout
     assert not (environment / 'mmlk-mmcv-torch.txt').exists()
+
+
+@pytest.mark.parametrize('apart', [False, True])
+def test_a_full_disk_is_named_before_anything_is_installed(stage, environment, apart):
+    """The downloads may be on the disk of the environment, or on one of their own."""
+    if apart:
+        stage.add('stat', 'echo $RANDOM$RANDOM')
+    (environment / 'free').write_text('1399')
+    done = install(stage, environment)
+    needed = 5800 if apart else 6200
+    assert done.returncode == 1 and not pip_calls(stage)
+    assert f'the disk of {environment} has 1399 MiB free, and the installation needs {needed} MiB' in done.stderr
+    assert 'python3 -m venv DIR && source DIR/bin/activate && bash' in done.stderr
+    (environment / 'free').write_text(str(needed))
+    assert install(stage, environment).returncode == 0
+    # what is installed takes no more room
+    (environment / 'free').write_text('0')
+    assert install(stage, environment).returncode == 0
+
+
+def test_a_full_disk_of_downloads_is_named(stage, environment, tmp_path):
+    stage.add('stat', 'echo $RANDOM$RANDOM')
+    stage.add('df', 'echo Available; [ "$2" = /tmp ] && echo "disk 9 9 1399" || echo "disk 9 9 5800"')
+    done = install(stage, environment)
+    assert done.returncode == 1 and not pip_calls(stage)
+    assert "the disk of /tmp has 1399 MiB free, and pip's downloads need 1400 MiB" in done.stderr
+    assert 'TMPDIR=DIR bash' in done.stderr
 
 
 def test_an_unknown_argument_is_named_before_anything_is_done(stage, environment):
@@ -315,9 +345,9 @@ def test_compiled_operators_that_fit_are_kept(stage, environment):
     (environment / 'operators').write_text('compiled\n')
     done = install(stage, environment)
     assert done.returncode == 0 and 'are kept' in done.stdout
-    assert OURS not in stage.calls and len(pip_calls(stage)) == 2
+    assert OURS not in stage.calls and len(pip_calls(stage)) == 3
     done = install(stage, environment, 'install.sh', '--compiled-ops')
-    assert done.returncode == 0 and len(pip_calls(stage)) == 4  # nor are they compiled again
+    assert done.returncode == 0 and len(pip_calls(stage)) == 6  # nor are they compiled again
 
 
 @pytest.mark.parametrize('compiled', [False, True])
@@ -331,7 +361,7 @@ def test_compiled_operators_that_do_not_fit_torch_are_removed(stage, environment
         done = install(stage, environment, 'install.sh', *['--compiled-ops'] * compiled)
         assert done.returncode == 0 and 'do not fit torch 2.12.1' in done.stdout
         calls = pip_calls(stage)
-        assert calls[2] == WITHOUT and (calls[-1] == PLAIN) == compiled
+        assert calls[3] == WITHOUT and (calls[-1] == PLAIN) == compiled
         assert (environment / 'mmlk-mmcv-torch.txt').exists() == compiled
 
 

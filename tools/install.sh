@@ -97,6 +97,23 @@ The lines above are the end of $log"
     echo "    done in $((SECONDS - started)) s"
 }
 
+free_space() { df -Pm "$1" | awk 'END {print $4}'; }
+
+# Fails if the disks of the environment and of pip's downloads cannot hold an installation from nothing (all in MiB):
+# pip ends after a minute then, and does not say which disk was full.
+need_space() {
+    local packages=5800 downloads=1400 temporary=${TMPDIR:-/tmp}
+    if [ "$(stat -c %d "$ENV_DIR")" = "$(stat -c %d "$temporary")" ]; then
+        packages=6200 downloads=0  # most downloads are deleted before the last packages are written
+    fi
+    [ "$(free_space "$ENV_DIR")" -ge "$packages" ] || fail \
+"the disk of $ENV_DIR has $(free_space "$ENV_DIR") MiB free, and the installation needs $packages MiB.
+To install on another disk:  python3 -m venv DIR && source DIR/bin/activate && bash $0"
+    [ "$(free_space "$temporary")" -ge "$downloads" ] || fail \
+"the disk of $temporary has $(free_space "$temporary") MiB free, and pip's downloads need $downloads MiB.
+To download to another disk:  TMPDIR=DIR bash $0"
+}
+
 # One job per core, where there are 2 GiB of free memory for each.
 compile_jobs() {
     local jobs memory limit
@@ -127,8 +144,10 @@ pip_apart() { PIP_BUILD_CONSTRAINT=$requirements pip "$@"; }
 
 # In pip's own build environment there is no torch, and mmcv's build then leaves its operators out. Python compiles what
 # it imports when it does; compiling all of torch's files takes half a minute.
+# torch and what it needs are most of the download. Installed first, their files are deleted before the others come.
 install_packages() {
-    pip install --upgrade pip && pip_apart install --no-compile -r "$requirements" -e . || return
+    pip install --upgrade pip && pip_apart install --no-compile -c "$requirements" "$(pin torch)" "$(pin torchvision)" &&
+        pip_apart install --no-compile -r "$requirements" -e . || return
     # Both builds of OpenCV write the same files. The plain one wants the system's libGL; without it, the other's turn.
     python -c 'import cv2' || pip install --force-reinstall --no-deps "$(pin opencv-python-headless)"
 }
@@ -221,7 +240,8 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
 fi
 
 steps=$((2 + ${compiled_ops:-0} + ${pretrain:-0}))
-step "1/$steps torch, mmcv, mmdet, mmseg and the rest (5 GB on disk; about 2 minutes on a fast line)" install_packages
+[ "$torch_before" ] || need_space
+step "1/$steps torch, mmcv, mmdet, mmseg and the rest (5.5 GB on disk; about 2 minutes on a fast line)" install_packages
 torch=$(version_of torch)
 kind=$(operators)
 if [ "$kind" = compiled ] && { [ "$built_for" != "$torch" ] || ! works cpu; }; then
