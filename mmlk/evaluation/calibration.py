@@ -87,6 +87,9 @@ class PixelProbabilities:
     def __call__(self, scores: Tensor, labels: Tensor) -> np.ndarray:
         """Returns the probabilities of the predicted classes, (H, W), float32.
 
+        Of the softmax over several classes this is the greatest probability, without a look at ``labels``: mmseg's
+        segmentors predict the class with the greatest score.
+
         Args:
             scores: ``seg_logits`` of a sample of mmseg, (C, H, W): logits, or with C = 1 the probability of label 1.
             labels: Predicted labels, (H, W) or (1, H, W).
