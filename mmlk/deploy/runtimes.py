@@ -3,6 +3,7 @@
 ONNX Runtime and OpenVINO run the same file, on the CPU, on as many threads as PyTorch. They are optional packages:
 ``pip install mmlk[runtimes]``.
 """
+import threading
 from functools import cache, partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import openvino
 
 Call = Callable[[], Sequence[Tensor]]
+
+_core_lock = threading.Lock()  # cache does not keep a second thread from calling the function too
 
 _WRITER = ('onnx', 'onnx_ir', 'onnxscript')
 PACKAGES: Dict[str, Tuple[str, ...]] = {
@@ -113,7 +116,8 @@ def open_openvino(path: Path, bf16: bool = False) -> 'openvino.CompiledModel':
     Raises:
         ValueError: OpenVINO does not compute in bfloat16 on this processor.
     """
-    core = _core()
+    with _core_lock:
+        core = _core()
     if bf16 and 'BF16' not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
         raise ValueError('OpenVINO does not compute in bfloat16 on this processor')
     settings: Dict[str, Any] = dict(

@@ -2,6 +2,9 @@
 import importlib.util
 import subprocess
 import sys
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -79,6 +82,27 @@ def test_signals_are_handled_after_models_are_gone_in_the_order_of_their_making(
     done = subprocess.run([sys.executable, '-X', 'faulthandler', '-c', SIGNALS, str(path)], cwd=repo, text=True,
                           capture_output=True)
     assert (done.returncode, done.stdout) == (0, 'handled [True]\n'), done.stderr
+
+
+def test_threads_that_open_models_at_the_same_time_share_one_core(monkeypatch):
+    made = []
+
+    class Core:
+        def __init__(self):
+            made.append(self)
+            time.sleep(0.2)
+
+        def compile_model(self, *args):
+            return self
+
+    monkeypatch.setitem(sys.modules, 'openvino', types.SimpleNamespace(Core=Core))
+    runtimes._core.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            models = list(pool.map(runtimes.open_openvino, ['a.onnx'] * 4))
+    finally:
+        runtimes._core.cache_clear()
+    assert models == made * 4
 
 
 @needs['openvino']
