@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 #: without the yellow, which is faint on white.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 MARKERS = 'osD^vP*X'
-_OFFSETS = [(right, up) for distance in (4, 14, 26, 38, 50) for up in (distance, -distance) for right in (9, -9)]
+_OFFSETS = [(right, up) for distance in (4, 14, 26, 38, 50, 65, 80, 95) for up in (distance, -distance)
+            for right in (9, -9)]
 
 
 class Look(NamedTuple):
@@ -48,7 +49,8 @@ class Point(NamedTuple):
 
 
 def name_points(figure: 'Figure', named: Dict['Axes', List[Point]]) -> None:
-    """Write names beside points, inside the axes and off points, whiskers and other names if there is such a place.
+    """Write names beside points, inside the axes if they fit there, and off points, whiskers and other names if there
+    is such a place.
 
     Args:
         figure: A figure in which everything else is drawn already.
@@ -66,17 +68,17 @@ def name_points(figure: 'Figure', named: Dict['Axes', List[Point]]) -> None:
             taken.append(Bbox.from_extents(x - 6, low - 6, x + 6, high + 6))
         frame = axes.get_window_extent(renderer)
         for point in points:
-            candidates = []
+            candidates, name = [], plain(point.name)
             for right, up in _OFFSETS:
-                text = axes.annotate(plain(point.name), (point.x, point.y), (right, up), textcoords='offset points',
+                text = axes.annotate(name, (point.x, point.y), (right, up), textcoords='offset points',
                                      color=point.colour, fontsize=9, ha='left' if right > 0 else 'right',
                                      va='bottom' if up > 0 else 'top')
                 text.set_in_layout(False)
                 box = text.get_window_extent(renderer)
                 outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
-                candidates.append((2 * outside + sum(box.overlaps(other) for other in taken), text, box))
-            _, best, box = min(candidates, key=lambda candidate: candidate[0])
+                candidates.append((outside, sum(box.overlaps(other) for other in taken), text, box))
+            _, _, best, box = min(candidates, key=lambda candidate: candidate[:2])
             taken.append(box)
-            for _, text, _ in candidates:
+            for _, _, text, _ in candidates:
                 if text is not best:
                     text.remove()

@@ -396,7 +396,7 @@ def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figu
                     Point(line.name, x, cell.mean / column.scale, colour, cell.deviation / column.scale))
         axis.set(xlabel=other.title, ylabel=column.title)
         axis.margins(0.15)
-        axis.set_xlim(0, axis.get_xlim()[1])
+        axis.set_xlim(0, 1.15 * max(point.x for point in named[axis]))
         axis.grid(alpha=0.3)
     figure.suptitle(plain(report.title), fontsize=10)
     name_points(figure, named)

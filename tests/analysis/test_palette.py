@@ -49,6 +49,21 @@ def test_names_lie_on_nothing_and_inside():
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
 
 
+def test_a_name_stays_inside_where_others_leave_no_room():
+    """Three points on the right with long whiskers, as of networks of nearly one size over seeds."""
+    figure = Figure(figsize=(3.3, 3), dpi=100)
+    axes, = add_panels(figure, 1)
+    axes.set(xlim=(0, 2.7), ylim=(60, 79))
+    points = [Point('3x3', 2.05, 67.5, 'k', 5.4), Point('7x7 in the last stage', 2.19, 69.0, 'r', 6.2),
+              Point('13x13 in the last stage', 2.6, 70.0, 'g', 7.0)]
+    name_points(figure, {axes: points})
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    frame = axes.get_window_extent(renderer)
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
+    assert not [1 for one in boxes for other in boxes if one is not other and one.overlaps(other)]
+
+
 FORMULA = 'cost $_^ x$'  # as a formula, matplotlib refuses to draw it
 
 
