@@ -11,6 +11,7 @@ COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#0
 MARKERS = 'osD^vP*X'
 _OFFSETS = [(right, up) for distance in (4, 14, 26, 38, 50, 65, 80, 95) for up in (distance, -distance)
             for right in (9, -9)]
+_NEAR = 14  # a name that is farther up or down has a line to its point
 
 
 class Look(NamedTuple):
@@ -57,6 +58,7 @@ def name_points(figure: 'Figure', named: Dict['Axes', List[Point]]) -> None:
         named: The points of some of its axes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()  # sets the layout, on which the places in pixels depend
@@ -70,11 +72,14 @@ def name_points(figure: 'Figure', named: Dict['Axes', List[Point]]) -> None:
         for point in points:
             candidates, name = [], plain(point.name)
             for right, up in _OFFSETS:
+                line = dict(arrowstyle='-', color=point.colour, linewidth=0.5, shrinkA=0, shrinkB=4,
+                            relpos=(0 if right > 0 else 1, 0.5))
                 text = axes.annotate(name, (point.x, point.y), (right, up), textcoords='offset points',
                                      color=point.colour, fontsize=9, ha='left' if right > 0 else 'right',
-                                     va='bottom' if up > 0 else 'top')
+                                     va='bottom' if up > 0 else 'top', arrowprops=line if abs(up) > _NEAR else None)
                 text.set_in_layout(False)
-                box = text.get_window_extent(renderer)
+                text.update_positions(renderer)
+                box = Text.get_window_extent(text, renderer)  # without the line
                 outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
                 candidates.append((outside, sum(box.overlaps(other) for other in taken), text, box))
             _, _, best, box = min(candidates, key=lambda candidate: candidate[:2])

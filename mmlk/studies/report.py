@@ -378,8 +378,8 @@ def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figu
         if len(values) > 1:
             first.scatter(values, [place] * len(values), marker='|', s=160, color=colour, alpha=0.6)
     first.set_yticks(range(len(lines)), [plain(line.name) for line in lines])
-    first.invert_yaxis()
-    first.margins(0.15)
+    first.margins(x=0.15)
+    first.set_ylim(len(lines) - 0.4, -0.6)
     for label, line in zip(first.get_yticklabels(), lines):
         label.set_color(look[line.name].colour)
     first.set_xlabel(column.title)

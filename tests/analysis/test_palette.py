@@ -39,9 +39,10 @@ def test_names_lie_on_nothing_and_inside():
               Point('in its way', 0.58, 0.53, 'g')]
     name_points(figure, {axes: points})
     renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
     frame = axes.get_window_extent(renderer)
     assert [text.get_text() for text in axes.texts] == [point.name for point in points]
-    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]
     assert not [1 for one in boxes for other in boxes if one is not other and one.overlaps(other)]
     places = axes.transData.transform([(point.x, point.y) for point in points])
     assert not [1 for box in boxes for x, y in places if box.contains(x, y)]
@@ -58,8 +59,9 @@ def test_a_name_stays_inside_where_others_leave_no_room():
               Point('13x13 in the last stage', 2.6, 70.0, 'g', 7.0)]
     name_points(figure, {axes: points})
     renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
     frame = axes.get_window_extent(renderer)
-    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
     assert not [1 for one in boxes for other in boxes if one is not other and one.overlaps(other)]
 
