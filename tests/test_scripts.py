@@ -194,8 +194,7 @@ def test_install_compiles_nothing_unless_it_is_asked_to(stage, environment):
 @pytest.mark.parametrize('apart', [False, True])
 def test_a_full_disk_is_named_before_anything_is_installed(stage, environment, apart):
     """The downloads may be on the disk of the environment, or on one of their own."""
-    if apart:
-        stage.add('stat', 'echo $RANDOM$RANDOM')
+    stage.add('stat', 'echo $RANDOM$RANDOM' if apart else 'echo 1')
     (environment / 'free').write_text('1399')
     done = install(stage, environment)
     needed = 5800 if apart else 6200
@@ -209,7 +208,7 @@ def test_a_full_disk_is_named_before_anything_is_installed(stage, environment, a
     assert install(stage, environment).returncode == 0
 
 
-def test_a_full_disk_of_downloads_is_named(stage, environment, tmp_path):
+def test_a_full_disk_of_downloads_is_named(stage, environment):
     stage.add('stat', 'echo $RANDOM$RANDOM')
     stage.add('df', 'echo Available; [ "$2" = /tmp ] && echo "disk 9 9 1399" || echo "disk 9 9 5800"')
     done = install(stage, environment)

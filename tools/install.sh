@@ -241,7 +241,7 @@ fi
 
 steps=$((2 + ${compiled_ops:-0} + ${pretrain:-0}))
 [ "$torch_before" ] || need_space
-step "1/$steps torch, mmcv, mmdet, mmseg and the rest (5.5 GB on disk; about 2 minutes on a fast line)" install_packages
+step "1/$steps torch, mmcv, mmdet, mmseg and the rest (5.6 GB on disk; about 2 minutes on a fast line)" install_packages
 torch=$(version_of torch)
 kind=$(operators)
 if [ "$kind" = compiled ] && { [ "$built_for" != "$torch" ] || ! works cpu; }; then

@@ -31,6 +31,13 @@ def test_panels_fill_the_width(number):
     assert len({round(box.y0, 6) for box in boxes}) == (number + 1) // 2
 
 
+def drawn(figure, axes):
+    """The boxes, in pixels, of the axes and of each of its texts, without the line that a name may have."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    return axes.get_window_extent(renderer), [Text.get_window_extent(text, renderer) for text in axes.texts]
+
+
 def test_names_lie_on_nothing_and_inside():
     figure = Figure(figsize=(6, 4), dpi=100)
     axes, = add_panels(figure, 1)
@@ -38,11 +45,8 @@ def test_names_lie_on_nothing_and_inside():
     points = [Point('one', 0.5, 0.5, 'k', 0.1), Point('two', 0.5, 0.5, 'r'), Point('at the edge', 1.0, 1.0, 'b'),
               Point('in its way', 0.58, 0.53, 'g')]
     name_points(figure, {axes: points})
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)
-    frame = axes.get_window_extent(renderer)
+    frame, boxes = drawn(figure, axes)
     assert [text.get_text() for text in axes.texts] == [point.name for point in points]
-    boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]
     assert not [1 for one in boxes for other in boxes if one is not other and one.overlaps(other)]
     places = axes.transData.transform([(point.x, point.y) for point in points])
     assert not [1 for box in boxes for x, y in places if box.contains(x, y)]
@@ -58,10 +62,7 @@ def test_a_name_stays_inside_where_others_leave_no_room():
     points = [Point('3x3', 2.05, 67.5, 'k', 5.4), Point('7x7 in the last stage', 2.19, 69.0, 'r', 6.2),
               Point('13x13 in the last stage', 2.6, 70.0, 'g', 7.0)]
     name_points(figure, {axes: points})
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)
-    frame = axes.get_window_extent(renderer)
-    boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]
+    frame, boxes = drawn(figure, axes)
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
     assert not [1 for one in boxes for other in boxes if one is not other and one.overlaps(other)]
 
