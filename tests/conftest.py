@@ -93,6 +93,26 @@ def _process_command_lines():
             pass
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == 'call':
+        item.passed = report.passed
+    return report
+
+
+@pytest.fixture
+def tmp_path(tmp_path, request):
+    """pytest's folder of one test. Once the test has passed, its files of more than 1 MB are deleted: those of all
+    tests would fill 4 GB. The small ones stay, because mmengine goes on writing to the folder of an earlier test."""
+    yield tmp_path
+    if getattr(request.node, 'passed', False):
+        for folder, _, names in os.walk(tmp_path):
+            for path in (Path(folder) / name for name in names):
+                if not path.is_symlink() and path.stat().st_size > 1e6:
+                    path.unlink()
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -217,12 +217,46 @@ def test_a_full_disk_of_downloads_is_named(stage, environment):
     assert 'TMPDIR=DIR bash' in done.stderr
 
 
+@pytest.mark.parametrize('answer', ['exit 1', 'echo Available; echo "disk - - -"'])
+def test_an_unknown_disk_is_not_called_full(stage, environment, answer):
+    stage.add('df', answer)
+    assert install(stage, environment).returncode == 0
+
+
 def test_an_unknown_argument_is_named_before_anything_is_done(stage, environment):
     done = install(stage, environment, 'install.sh', '--compile')
     assert done.returncode == 2 and '[--with pretrain], got: --compile' in done.stderr and not stage.calls
     for arguments in (['--with'], ['--with', 'mmpretrain'], ['--compiled-ops', '--with']):
         done = install(stage, environment, 'install.sh', *arguments)
         assert done.returncode == 2 and f"got: {' '.join(arguments)}" in done.stderr and not stage.calls
+
+
+def test_large_files_of_tests_that_passed_are_deleted(tmp_path):
+    """Small ones, those of a test that failed, and those that are linked to stay."""
+    tests = tmp_path / 'tests'
+    tests.mkdir()
+    (tests / 'conftest.py').write_text((TOOLS.parent / 'tests' / 'conftest.py').read_text())
+    (tests / 'linked').write_bytes(bytes(2_000_000))
+    (tests / 'test_files.py').write_text(f"""
+import pytest
+
+@pytest.mark.parametrize('right', [True, False])
+def test_files(tmp_path, right):
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder' / 'weights.pth').write_bytes(bytes(2_000_000))
+    (tmp_path / 'figures.json').write_bytes(bytes(900))
+    (tmp_path / 'link').symlink_to({str(tests / 'linked')!r})
+    (tmp_path / 'broken link').symlink_to('nothing')
+    (tmp_path / 'folder of links').symlink_to({str(tests)!r})
+    assert right
+""")
+    done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--basetemp',
+                           tmp_path / 'kept', tests], cwd=tmp_path, capture_output=True, text=True)
+    assert '1 failed, 1 passed' in done.stdout, done.stdout + done.stderr
+    kept = {path.relative_to(tmp_path / 'kept').as_posix() for path in (tmp_path / 'kept').glob('*0/*/*.pth')}
+    assert kept == {'test_files_False_0/folder/weights.pth'}
+    assert len(list((tmp_path / 'kept').glob('*0/figures.json'))) == 2
+    assert (tests / 'linked').stat().st_size == 2_000_000
 
 
 @pytest.fixture

@@ -97,7 +97,8 @@ The lines above are the end of $log"
     echo "    done in $((SECONDS - started)) s"
 }
 
-free_space() { df -Pm "$1" | awk 'END {print $4}'; }
+# MiB that are free on the disk of a folder; a large number where df cannot say.
+free_space() { df -Pm "$1" 2>/dev/null | awk '$4 ~ /^[0-9]+$/ {free = $4} END {print free == "" ? 999999999 : free}' || true; }
 
 # Fails if the disks of the environment and of pip's downloads cannot hold an installation from nothing (all in MiB):
 # pip ends after a minute then, and does not say which disk was full.
@@ -241,7 +242,7 @@ fi
 
 steps=$((2 + ${compiled_ops:-0} + ${pretrain:-0}))
 [ "$torch_before" ] || need_space
-step "1/$steps torch, mmcv, mmdet, mmseg and the rest (5.6 GB on disk; about 2 minutes on a fast line)" install_packages
+step "1/$steps torch, mmcv, mmdet, mmseg and the rest (6.0 GB on disk; about 2 minutes on a fast line)" install_packages
 torch=$(version_of torch)
 kind=$(operators)
 if [ "$kind" = compiled ] && { [ "$built_for" != "$torch" ] || ! works cpu; }; then
