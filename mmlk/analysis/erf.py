@@ -320,5 +320,5 @@ def heat_maps(fields: Dict[str, ReceptiveField], decades: Optional[float] = None
                 axes.text(left, top, f'{threshold:.0%}', fontsize=8, verticalalignment='bottom')
                 labelled = side
         axes.set_title(plain(name), fontsize=10)
-    figure.colorbar(drawn, ax=grid, label='log10(score + 1) / largest')
+    figure.colorbar(drawn, ax=grid, shrink=min(1, 2 / rows), label='log10(score + 1) / largest')
     return figure

@@ -1,6 +1,8 @@
 """One colour and one marker for each model, the same in every panel of a picture, and names beside points."""
 from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -58,7 +60,6 @@ def name_points(figure: 'Figure', named: Dict['Axes', List[Point]]) -> None:
         named: The points of some of its axes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()  # sets the layout, on which the places in pixels depend
@@ -70,20 +71,22 @@ def name_points(figure: 'Figure', named: Dict['Axes', List[Point]]) -> None:
             taken.append(Bbox.from_extents(x - 6, low - 6, x + 6, high + 6))
         frame = axes.get_window_extent(renderer)
         for point in points:
-            candidates, name = [], plain(point.name)
+            name = plain(point.name)
+            text = axes.text(0, 0, name, fontsize=9)
+            size = text.get_window_extent(renderer).size
+            text.remove()
+            at = axes.transData.transform((point.x, point.y))
+            candidates = []
             for right, up in _OFFSETS:
-                line = dict(arrowstyle='-', color=point.colour, linewidth=0.5, shrinkA=0, shrinkB=4,
-                            relpos=(0 if right > 0 else 1, 0.5))
-                text = axes.annotate(name, (point.x, point.y), (right, up), textcoords='offset points',
-                                     color=point.colour, fontsize=9, ha='left' if right > 0 else 'right',
-                                     va='bottom' if up > 0 else 'top', arrowprops=line if abs(up) > _NEAR else None)
-                text.set_in_layout(False)
-                text.update_positions(renderer)
-                box = Text.get_window_extent(text, renderer)  # without the line
+                corner = at + figure.dpi / 72 * np.array([right, up]) - size * (right < 0, up < 0)
+                box = Bbox.from_bounds(*corner, *size)
                 outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
-                candidates.append((outside, sum(box.overlaps(other) for other in taken), text, box))
-            _, _, best, box = min(candidates, key=lambda candidate: candidate[:2])
+                candidates.append((outside, sum(box.overlaps(other) for other in taken), right, up, box))
+            _, _, right, up, box = min(candidates, key=lambda candidate: candidate[:2])
             taken.append(box)
-            for _, _, text, _ in candidates:
-                if text is not best:
-                    text.remove()
+            line = dict(arrowstyle='-', color=point.colour, linewidth=0.5, shrinkA=0, shrinkB=4,
+                        relpos=(0 if right > 0 else 1, 0.5))
+            text = axes.annotate(name, (point.x, point.y), (right, up), textcoords='offset points', fontsize=9,
+                                 color=point.colour, ha='left' if right > 0 else 'right',
+                                 va='bottom' if up > 0 else 'top', arrowprops=line if abs(up) > _NEAR else None)
+            text.set_in_layout(False)
