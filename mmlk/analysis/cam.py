@@ -28,6 +28,7 @@ from mmlk.datasets.images import as_loaded, open_image, to_tensor, viewable
 from mmlk.engine.heads import classes_of, labels_of, names_by_label
 
 from .classifiers import CLASSES, Classifier, class_names
+from .palette import most_lines, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -444,12 +445,13 @@ def grid(rows: Sequence[CamRow]) -> 'Figure':
         raise ValueError('there is nothing to draw')
     layers = list(rows[0].overlays)
     heights = [3 * row.image.shape[0] / row.image.shape[1] for row in rows]
-    figure = Figure(figsize=(3 * (1 + len(layers)), sum(heights) + 0.3 * len(rows)), layout='constrained')
+    titles = [[wrapped(title, 40) for title in (row.title, *row.overlays)] for row in rows]
+    size = 3 * (1 + len(layers)), sum(heights) + 0.15 * sum(2 + most_lines(names) for names in titles)
+    figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots(len(rows), 1 + len(layers), squeeze=False, height_ratios=heights)
-    for line, row in zip(axes, rows):
-        pictures = {row.title: row.image, **row.overlays}
-        for ax, (title, picture) in zip(line, pictures.items()):
+    for line, row, names in zip(axes, rows, titles):
+        for ax, title, picture in zip(line, names, (row.image, *row.overlays.values())):
             ax.set_axis_off()
             ax.imshow(picture)
-            ax.set_title(title, fontsize=8, wrap=True)
+            ax.set_title(title, fontsize=8)
     return figure

@@ -29,7 +29,7 @@ from mmlk._text import markdown_table
 from mmlk.engine.network import build_network, in_channels
 from mmlk.preprocessors import Normalization
 
-from .palette import plain
+from .palette import most_lines, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -304,11 +304,12 @@ def heat_maps(fields: Dict[str, ReceptiveField], decades: Optional[float] = None
     norm = LogNorm(10**-decades, 1, clip=True) if decades else Normalize(0, 1)
     columns = min(COLUMNS, len(fields))
     rows = -(-len(fields) // columns)
-    figure = Figure(figsize=(3 * columns + 0.8, 3.2 * rows), layout='compressed')
+    names = [wrapped(name, 34) for name in fields]
+    figure = Figure(figsize=(3 * columns + 0.8, (3 + 0.2 * most_lines(names)) * rows), layout='compressed')
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, (name, field) in zip(grid.flat, fields.items()):
+    for axes, name, field in zip(grid.flat, names, fields.values()):
         height, width = field.scores.shape
         drawn = axes.imshow(field.shown, cmap='YlGn', norm=norm)
         labelled = 0
@@ -319,6 +320,6 @@ def heat_maps(fields: Dict[str, ReceptiveField], decades: Optional[float] = None
             if side - labelled > 0.09 * height:  # or the labels would lie on each other
                 axes.text(left, top, f'{threshold:.0%}', fontsize=8, verticalalignment='bottom')
                 labelled = side
-        axes.set_title(plain(name), fontsize=10)
+        axes.set_title(name, fontsize=10)
     figure.colorbar(drawn, ax=grid, shrink=min(1, 2 / rows), label='log10(score + 1) / largest')
     return figure

@@ -47,7 +47,7 @@ from mmlk.engine.network import build_network, check_backbone, in_channels
 from mmlk.ops import benchmark
 from mmlk.reparam import MergeableBranches, merge
 
-from .palette import Point, add_panels, looks, name_points, plain
+from .palette import Point, add_panels, looks, name_points, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -562,9 +562,10 @@ def plot_latency(rows: Sequence[LatencyRow], results: Mapping[str, KnownResult],
     shown = {row.name for row in rows if row.mode == 'inference'}
     metrics = list(dict.fromkeys(result.metric for name, result in results.items() if name in shown))
     look = looks(row.name for row in rows)
-    most = max(sum(row.mode == mode for row in rows) for mode in modes)
+    labels = {mode: [wrapped(row.label, 24) for row in rows if row.mode == mode][::-1] for mode in modes}
+    most = max(sum(0.34 + 0.17 * label.count('\n') for label in theirs) for theirs in labels.values())
     panels = len(modes) + len(metrics)
-    figure = Figure(figsize=(10.4, (1 + panels) // 2 * max(3.4, 1.4 + 0.34 * most)), layout='constrained')
+    figure = Figure(figsize=(10.4, (1 + panels) // 2 * max(3.4, 1.4 + most)), layout='constrained')
     axes = add_panels(figure, panels)
     for axis, mode in zip(axes, modes):
         bars = [row for row in rows if row.mode == mode][::-1]  # the first at the top
@@ -577,7 +578,7 @@ def plot_latency(rows: Sequence[LatencyRow], results: Mapping[str, KnownResult],
             if row.difference and row.variant != 'fp32':
                 text += f', differs by {row.difference.relative:.0e}'
             axis.text(row.quartiles[1] * 1e3, place, text, verticalalignment='center', fontsize=8)
-        axis.set_yticks(range(len(bars)), [plain(row.label) for row in bars], fontsize=9)
+        axis.set_yticks(range(len(bars)), labels[mode], fontsize=9)
         axis.set(xlabel='ms', title=f'{mode}, batch of {bars[0].batch}')
         axis.margins(x=0.18)
         axis.grid(axis='x', alpha=0.3)
@@ -595,6 +596,6 @@ def plot_latency(rows: Sequence[LatencyRow], results: Mapping[str, KnownResult],
         axis.set(xlabel='ms', ylabel=f'{metric}, {kinds}', title='accuracy against latency of inference')
         axis.grid(alpha=0.3)
         axis.margins(0.15)
-    figure.suptitle(plain(title), fontsize=9)
+    figure.suptitle(wrapped(title, 120), fontsize=9)
     name_points(figure, named)
     return figure

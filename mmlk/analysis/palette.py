@@ -1,5 +1,6 @@
 """One colour and one marker for each model, the same in every panel of a picture, and names beside points."""
-from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple
+import re
+from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple, Sequence
 
 import numpy as np
 
@@ -33,13 +34,34 @@ def plain(text: str) -> str:
     return (' ' if text.startswith('_') else '') + text.replace('$', r'\$')
 
 
+def wrapped(name: str, width: int) -> str:
+    """Returns :func:`plain` text in lines of at most ``width`` letters, which end after ``-``, ``_``, ``/`` or a space
+    where there is one."""
+    lines = ['']
+    for part in re.findall(rf'[^-_/\s]{{1,{width - 1}}}[-_/\s]?|[-_/\s]', name):
+        if len(lines[-1] + part.rstrip()) > width:
+            lines.append('')
+        lines[-1] += part
+    return '\n'.join(plain(line.strip()) for line in lines)
+
+
+def most_lines(texts: Iterable[str]) -> int:
+    """Returns the number of lines of the text that has most."""
+    return 1 + max(text.count('\n') for text in texts)
+
+
+def legend_columns(labels: Sequence[str], letters: int, most: int) -> int:
+    """Returns how many columns of a legend, at most ``most``, there is room for in a line of so many letters."""
+    longest = max(len(line) for label in labels for line in label.split('\n')) + 6  # and its marker
+    return max(1, min(most, len(labels), letters // longest))
+
+
 def add_panels(figure: 'Figure', number: int) -> List['Axes']:
-    """Axes in rows of two, so that they are readable at the width of a page; a last one alone is as wide as two."""
-    rows = -(-number // 2)
-    grid = figure.add_gridspec(rows, min(2, number))
-    places = [grid[index // 2, index % 2 if index + 1 < number or number % 2 == 0 else slice(None)]
-              for index in range(number)]
-    return [figure.add_subplot(place) for place in places]
+    """Axes in rows of two, so that they are readable at the width of a page; a last one alone is as wide as two. Long
+    labels of one row take no width from the others."""
+    rows = figure.subfigures(-(-number // 2), 1, squeeze=False)[:, 0]
+    return [axes for index, row in enumerate(rows)
+            for axes in row.subplots(1, min(2, number - 2 * index), squeeze=False)[0]]
 
 
 class Point(NamedTuple):
@@ -64,14 +86,14 @@ def name_points(figure: 'Figure', named: Dict['Axes', List[Point]]) -> None:
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()  # sets the layout, on which the places in pixels depend
     for axes, points in named.items():
-        taken = []
+        taken, written = [], []
         for point in points:
             (x, low), (_, high) = axes.transData.transform([(point.x, point.y - point.spread),
                                                             (point.x, point.y + point.spread)])
             taken.append(Bbox.from_extents(x - 6, low - 6, x + 6, high + 6))
         frame = axes.get_window_extent(renderer)
         for point in points:
-            name = plain(point.name)
+            name = wrapped(point.name, 20)
             text = axes.text(0, 0, name, fontsize=9)
             size = text.get_window_extent(renderer).size
             text.remove()
@@ -81,9 +103,10 @@ def name_points(figure: 'Figure', named: Dict['Axes', List[Point]]) -> None:
                 corner = at + figure.dpi / 72 * np.array([right, up]) - size * (right < 0, up < 0)
                 box = Bbox.from_bounds(*corner, *size)
                 outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
-                candidates.append((outside, sum(box.overlaps(other) for other in taken), right, up, box))
+                covered = sum(map(box.overlaps, taken)) + 3 * sum(map(box.overlaps, written))
+                candidates.append((outside, covered, right, up, box))
             _, _, right, up, box = min(candidates, key=lambda candidate: candidate[:2])
-            taken.append(box)
+            written.append(box)
             line = dict(arrowstyle='-', color=point.colour, linewidth=0.5, shrinkA=0, shrinkB=4,
                         relpos=(0 if right > 0 else 1, 0.5))
             text = axes.annotate(name, (point.x, point.y), (right, up), textcoords='offset points', fontsize=9,

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, List, Mapping, Optional, Sequence, Sized, Tupl
 
 import numpy as np
 
-from .palette import plain
+from .palette import most_lines, plain, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEGEND_ENTRIES = 24  # maximum number of classes in the legend
+_TITLE = 42  # letters in a line of a title above an image
 
 Palette = Sequence[Tuple[int, int, int]]
 
@@ -148,20 +149,22 @@ def side_by_side(predictions: Mapping[str, Sequence[PredictedScene]], classes: S
         palette = distinct_palette(len(classes))
     columns = 2 + len(predictions)
     heights = [3.2 * scene.image.shape[0] / scene.image.shape[1] for scene in scenes]
-    size = 10 / 3 * columns, sum(heights) + 0.3 * len(scenes) + 0.8
+    names = [wrapped(name, _TITLE) for name in predictions]
+    lines = [1 + most_lines([wrapped(scene.title, _TITLE), *names]) for scene in scenes]
+    size = 10 / 3 * columns, sum(heights) + 0.15 * sum(lines) + 0.8
     figure = Figure(figsize=size, layout='constrained')
     grid = figure.subplots(len(scenes), columns, squeeze=False, height_ratios=heights)
     for row, *shown in zip(grid, *predictions.values()):
         scene = shown[0]
-        named = [(scene.title, None), ('ground truth', scene.truth)]
-        named += [(name, theirs.prediction) for name, theirs in zip(predictions, shown)]
+        named = [(wrapped(scene.title, _TITLE), None), ('ground truth', scene.truth)]
+        named += [(name, theirs.prediction) for name, theirs in zip(names, shown)]
         for axes, (title, annotation) in zip(row, named):
             axes.set_axis_off()
             axes.set(xticks=[], yticks=[])  # ticks that are not shown take most of the time of the layout
             if title == 'ground truth' and annotation is None:
                 axes.set_title('no ground truth', fontsize=9)
                 continue
-            axes.set_title(plain(title), fontsize=9)
+            axes.set_title(title, fontsize=9)
             axes.imshow(scene.image if annotation is None else overlay(scene.image, annotation, palette))
             if isinstance(annotation, Instances):
                 _draw_boxes(axes, annotation, classes, palette)

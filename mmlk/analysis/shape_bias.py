@@ -21,7 +21,7 @@ from mmlk._text import markdown_table
 from mmlk.datasets.images import SUFFIXES, open_image, to_tensor
 
 from .classifiers import CLASSES, Classifier
-from .palette import looks, plain
+from .palette import legend_columns, looks, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -214,7 +214,7 @@ def plot_shape_bias(tallies: Dict[str, Tally]) -> 'Figure':
         marks = [(counts[category].bias, row) for row, category in enumerate(order)
                  if counts[category].bias is not None]
         axes.scatter(*zip(*marks) if marks else ([], []), marker=marker, s=60, color=colour, edgecolors='black',
-                     linewidths=0.5, zorder=3, clip_on=False, label=f'{plain(name)}: {_number(mean)}')
+                     linewidths=0.5, zorder=3, clip_on=False, label=wrapped(f'{name}: {_number(mean)}', 80))
         if mean is not None:
             axes.axvline(mean, color=colour, linewidth=1.5)
     axes.set(xlim=(1, 0), ylim=(-0.5, len(order) - 0.5), xlabel="fraction of 'shape' decisions",
@@ -228,5 +228,6 @@ def plot_shape_bias(tallies: Dict[str, Tally]) -> 'Figure':
     top = axes.secondary_xaxis('top', functions=(lambda x: 1 - x, lambda x: 1 - x))
     top.set_ticks(ticks)
     top.set_xlabel("fraction of 'texture' decisions")
-    figure.legend(loc='outside lower center', ncols=min(4, len(series)), fontsize=9, frameon=False)
+    labels = [marks.get_label() for marks in axes.collections]
+    figure.legend(loc='outside lower center', ncols=legend_columns(labels, 92, 4), fontsize=9, frameon=False)
     return figure

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mmlk.analysis import cam
-from mmlk.analysis.palette import looks, plain
+from mmlk.analysis.palette import legend_columns, looks, most_lines, wrapped
 from mmlk.analysis.panels import test_files
 from mmlk.engine.network import build_network
 from mmlk.evaluation.robustness import CLEAN, Plan
@@ -96,9 +96,11 @@ def plot_robustness(found: Mapping[str, Performance], metric: str) -> 'Figure':
     """
     from matplotlib.figure import Figure
     names = list(next(iter(found.values())))
-    figure = Figure(figsize=(8, 1.6 + len(names) * max(0.4, 0.13 * len(found))), layout='constrained')
+    labels = [wrapped(model, 40) for model in found]
+    columns = legend_columns(labels, 84, 3)
+    height = 1 + 0.2 * most_lines(labels) * -(-len(labels) // columns) + len(names) * max(0.4, 0.13 * len(found))
+    figure = Figure(figsize=(8, height), layout='constrained')
     axes = figure.subplots()
-    labels = [plain(model) for model in found]
     step, handles = 0.8 / len(found), []
     for index, (model, look) in enumerate(looks(found).items()):
         places = [place + (index - (len(found) - 1) / 2) * step for place in range(len(names))]
@@ -112,7 +114,6 @@ def plot_robustness(found: Mapping[str, Performance], metric: str) -> 'Figure':
     axes.set_xlim(left=0)
     axes.set_xlabel(f'{metric}, mean over severities')
     axes.grid(axis='x', alpha=0.3)
-    columns = max(1, min(3, len(found), 84 // (max(map(len, labels)) + 6)))  # as many as there is room for
     figure.legend(handles, labels, loc='outside upper center', ncols=columns, frameon=False)
     return figure
 
@@ -137,8 +138,8 @@ def draw_cams(entries: Sequence[compare.ComparedModel], runs: Sequence[compare.R
         for path in paths:
             try:
                 sample = subject.sample(path)
-                row = rows.setdefault(path, cam.CamRow(sample.image, plain(path.name), {}))
-                row.overlays[plain(entry.name)] = sample.image
+                row = rows.setdefault(path, cam.CamRow(sample.image, path.name, {}))
+                row.overlays[entry.name] = sample.image
                 label = subject.label(targets[path]) if path in targets else None
                 explained = cam.explain(subject, sample, [subject.default_layer], label=label)
             except ValueError as error:
@@ -148,8 +149,8 @@ def draw_cams(entries: Sequence[compare.ComparedModel], runs: Sequence[compare.R
                 continue
             choice, maps = explained
             targets.setdefault(path, subject.classes[choice.label])
-            row.overlays[plain(entry.name)] = cam.overlay_heat(sample, maps[subject.default_layer], choice)
+            row.overlays[entry.name] = cam.overlay_heat(sample, maps[subject.default_layer], choice)
     if rows:
         for path, target in targets.items():
-            rows[path].title = plain(f'{path.name}: {target}')
+            rows[path].title = f'{path.name}: {target}'
         cam.grid(list(rows.values())).savefig(args.out / 'cam.png', dpi=110)

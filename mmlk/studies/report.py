@@ -4,13 +4,12 @@ import re
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import yaml
 
 from mmlk._text import markdown_table
-from mmlk.analysis.palette import Look, Point, add_panels, looks, name_points, plain
+from mmlk.analysis.palette import Look, Point, add_panels, looks, name_points, wrapped
 from mmlk.weights.catalog import read_records
 
 if TYPE_CHECKING:
@@ -349,6 +348,9 @@ class References:
         return '\n'.join(self.entries[key]['bibtex'] for key in keys)
 
 
+_NAME = 24  # letters in a line of a model's name beside the axes
+
+
 def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figure':
     """Accuracy of each model with all its seeds, its difference to another model, and accuracy against each of some
     other columns. A difference that is not distinguishable from none is drawn hollow, and named.
@@ -366,7 +368,9 @@ def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figu
     differences = [one for one in report.differences if column.title.startswith(one.metric) and one.interval]
     look = looks(itertools.chain((line.name for line in lines), (one.model for one in differences)))
     number = 1 + bool(differences) + len(axes)
-    figure = Figure(figsize=(9.6, (1 + number) // 2 * max(3.4, 1.5 + 0.34 * len(lines))), layout='constrained')
+    names = [wrapped(line.name, _NAME) for line in lines]
+    height = max(3.4, 1.5 + sum(0.34 + 0.17 * name.count('\n') for name in names))
+    figure = Figure(figsize=(9.6, (1 + number) // 2 * height), layout='constrained')
     first, *others = add_panels(figure, number)
     if differences:
         _plot_differences(others.pop(0), differences, look)
@@ -377,7 +381,7 @@ def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figu
                        color=colour)
         if len(values) > 1:
             first.scatter(values, [place] * len(values), marker='|', s=160, color=colour, alpha=0.6)
-    first.set_yticks(range(len(lines)), [plain(line.name) for line in lines])
+    first.set_yticks(range(len(lines)), names)
     first.margins(x=0.15)
     first.set_ylim(len(lines) - 0.4, -0.6)
     for label, line in zip(first.get_yticklabels(), lines):
@@ -398,7 +402,7 @@ def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figu
         axis.margins(0.15)
         axis.set_xlim(0, 1.15 * max(point.x for point in named[axis]))
         axis.grid(alpha=0.3)
-    figure.suptitle(plain(report.title), fontsize=10)
+    figure.suptitle(wrapped(report.title, 100), fontsize=10)
     name_points(figure, named)
     return figure
 
@@ -411,12 +415,12 @@ def _plot_differences(axes: 'Axes', differences: Sequence[Difference], look: Dic
         unclear = one.verdict == 'not distinguishable'
         axes.plot(one.interval, [place, place], '|-', color=colour, markersize=8)
         axes.plot(one.value, place, marker, color=colour, markerfacecolor='white' if unclear else colour)
-        names.append(f'{plain(one.model)}\nnot distinguishable' if unclear else plain(one.model))
+        names.append(wrapped(one.model, _NAME) + '\nnot distinguishable' * unclear)
     axes.axvline(0, color='grey', linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     for label, one in zip(axes.get_yticklabels(), differences):
         label.set_color(look[one.model].colour)
-    against = fill(plain(f'compared with {differences[0].reference}'), 44)  # as wide as the axes
+    against = wrapped(f'compared with {differences[0].reference}', 34)  # as wide as the axes
     axes.set_xlabel(f'{differences[0].metric} (%): difference, 95 % interval\n{against}')
     axes.grid(axis='x', alpha=0.3)

@@ -1,4 +1,6 @@
 """Looks of models, and names beside points."""
+import re
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -6,11 +8,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from mmlk.analysis.cam import CamRow, grid
 from mmlk.analysis.erf import ReceptiveField, heat_maps
 from mmlk.analysis.latency import KnownResult, LatencyRow, plot_latency
 from mmlk.analysis.palette import COLOURS, Point, add_panels, looks, name_points
 from mmlk.analysis.panels import Instances, PredictedScene, side_by_side
 from mmlk.analysis.shape_bias import HUMANS, plot_shape_bias
+from mmlk.studies.inside import plot_robustness
 from mmlk.studies.report import Cell, Column, Difference, StudyReport, StudyRow, plot_study
 
 
@@ -26,7 +30,8 @@ def test_panels_fill_the_width(number):
     figure = Figure(figsize=(6, 3))
     axes = add_panels(figure, number)
     assert len(axes) == number
-    boxes = [panel.get_position() for panel in axes]
+    figure.draw_without_rendering()
+    boxes = [panel.get_window_extent() for panel in axes]
     assert max(box.x1 for box in boxes) == pytest.approx(boxes[-1].x1)
     assert len({round(box.y0, 6) for box in boxes}) == (number + 1) // 2
 
@@ -98,7 +103,11 @@ def of_study():
     return plot_study(made, 'accuracy', ['size'])
 
 
-@pytest.mark.parametrize('picture', [of_fields, of_shape_bias, of_latency, of_predictions, of_study])
+def of_activations():
+    return grid([CamRow(np.zeros((8, 8, 3), np.uint8), FORMULA, {FORMULA: np.zeros((8, 8, 3), np.uint8)})])
+
+
+@pytest.mark.parametrize('picture', [of_activations, of_fields, of_shape_bias, of_latency, of_predictions, of_study])
 def test_names_with_formulas_are_drawn_as_they_are_within_the_picture(picture):
     figure = picture()
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -108,3 +117,65 @@ def test_names_with_formulas_are_drawn_as_they_are_within_the_picture(picture):
     for text in named:
         box = text.get_window_extent(renderer)
         assert -1 <= box.x0 and box.x1 <= figure.bbox.x1 + 1, text.get_text()
+
+
+LONG = [f'cascade-mask-rcnn_unireplknet-{size}_with-kernels-of-{side}x{side}_fpn_coco-and-photographs' for size, side in
+        (('s', 13), ('b', 31), ('l', 51))]
+LONG += ['a_name_that_is_short', 'NameWithoutAnyPlaceToBreakItWhichIsLongerThanALineMayBe']
+IMAGE = np.zeros((8, 12, 3), np.uint8)
+
+
+def long_fields():
+    return heat_maps({name: ReceptiveField(np.ones((8, 8)), 1) for name in LONG})
+
+
+def long_shape_bias():
+    return plot_shape_bias(dict.fromkeys(LONG, HUMANS))
+
+
+def long_latency():
+    rows = [LatencyRow(name, 'fp32', mode, 1, 10, False, [1.0, 2.0 + place]) for mode in ('inference', 'training')
+            for place, name in enumerate(LONG)]
+    return plot_latency(rows, {name: KnownResult('mIoU', 50.0 + place, 'published', '', '')
+                               for place, name in enumerate(LONG)}, 'machine')
+
+
+def long_predictions():
+    scenes = [PredictedScene(IMAGE, np.zeros((8, 12), int), np.zeros((8, 12), int), LONG[0] + '.jpg')]
+    return side_by_side(dict.fromkeys(LONG, scenes), ['one'])
+
+
+def long_activations():
+    return grid([CamRow(IMAGE, LONG[0] + '.jpg: one', dict.fromkeys(LONG[1:], IMAGE))])
+
+
+def long_robustness():
+    return plot_robustness({name: {'clean': [50.0, 60.0], 'fog': [10.0, 20.0]} for name in LONG}, 'mIoU (%)')
+
+
+def long_study():
+    lines = [StudyRow(name, 'a.py', dict(accuracy=Cell((40.0 + place, 42.0 + place), 'trained here', ''),
+                                         size=Cell((1.0 + place, ), 'counted here', '')))
+             for place, name in enumerate(LONG)]
+    columns = dict(accuracy=Column('mIoU (%)', 2), size=Column('Params (M)', 2))
+    made = StudyReport(' and '.join(LONG), lines, columns, [], {})
+    made.differences = [Difference('mIoU', name, LONG[0], 1.0, (-0.5, 1.5), 0.4, 50) for name in LONG[1:]]
+    return plot_study(made, 'accuracy', ['size'])
+
+
+@pytest.mark.parametrize('picture', [long_activations, long_fields, long_latency, long_predictions, long_robustness,
+                                     long_shape_bias, long_study])
+def test_long_names_are_whole_and_lie_on_no_other_text(picture):
+    figure = picture()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and re.search('[a-z]', text.get_text())]
+    drawn = ''.join(text.get_text().replace('\n', '') for text in texts)
+    assert all(name in drawn for name in LONG)
+    boxes = [Text.get_window_extent(text, renderer) for text in texts]
+    for text, box in zip(texts, boxes):
+        assert -1 <= box.x0 and box.x1 <= figure.bbox.x1 + 1, text.get_text()
+        assert -1 <= box.y0 and box.y1 <= figure.bbox.y1 + 1, text.get_text()
+    over = [(one.get_text(), other.get_text()) for index, (one, box) in enumerate(zip(texts, boxes))
+            for other, theirs in zip(texts[:index], boxes) if box.padded(-2).overlaps(theirs)]
+    assert not over
