@@ -22,23 +22,15 @@ from mmlk.evaluation.statistics import standard_error
 
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / 'claims.md'
-HOW = {
-    'depthwise': 'docs/figures/measure_claims.py depthwise', 'fast_parc': 'docs/figures/measure_claims.py fast_parc',
-    'networks': 'docs/figures/measure_claims.py networks',
-    'receptive_fields': 'docs/figures/measure_claims.py receptive_fields',
-    'pretraining': 'tools/compare.py configs/studies/pretraining.yml --data-root DIR --budget 700 --seeds 0 1 2',
-    'pretraining_coco': 'tools/compare.py configs/studies/pretraining.yml --data-root DIR --budget 700 --seeds 0 1 2',
-    'camvid700': 'tools/compare.py configs/studies/backbones.yml --data-root DIR --budget 700 --seeds 0 1 2 3 4',
-    'camvid2100': 'tools/compare.py configs/studies/upernet_replknet-{tiny,tiny-3}_camvid.py --data-root DIR --budget '
-                  '2100 --seeds 0 1 2',
-}
+HOW = {'studies': 'tools/compare.py configs/studies/{}.yml --train --seeds 0 1 2',
+       'records': 'docs/figures/measure_claims.py {}'}
 INTRODUCTION = """\
 # Claims, and what is measured here
 
 Each line is a claim of a paper on large kernels: what was published, and what was measured with this toolbox. The
-measurements are small: networks trained from scratch for minutes, on drawn scenes or on the 367 photographs of CamVid,
-and speed on the machine that is named at the end. What does not show here may hold at the papers' scale, and the other
-way round.
+measurements are small: networks trained for minutes, most of them from scratch, on drawn scenes or on a few hundred
+photographs, and speed on the machine that is named at the end. What does not show here may hold at the papers' scale,
+and the other way round.
 
 - **Measured here** is the mean, its 95 % interval in brackets, and n. Over trainings, n is the number of seeds of each
   network, and the interval of the difference is that of Welch's t-test. Over turns or images, which are measured side
@@ -176,11 +168,11 @@ def names_of(claims: Mapping, kind: str) -> List[str]:
                               if kind in claim['measured']))
 
 
-def origin(name: str, content: Optional[dict]) -> str:
-    """What a study or a record was made by, or how to make it."""
+def origin(kind: str, name: str) -> str:
+    """What one of the studies or records was made by, or how to make it."""
+    content = read(kind, name)
     if content is None:
-        how = HOW.get(name, f'tools/compare.py configs/studies/{name}.yml --train --seeds 0 1 2')
-        return f'- `{name}`, not yet run: `python {how}`'
+        return f'- `{name}`, not yet run: `python {HOW[kind].format(name)}`'
     facts = [f"`{content['command']}`", f"commit {content['commit']}", content['machine'],
              ', '.join(f'{package} {version}' for package, version in content['versions'].items())]
     if 'date' in content:
@@ -201,16 +193,17 @@ def page() -> str:
         parts += [markdown_table(['claim', 'published', 'measured here', 'verdict'], rows), '']
     parts += ['## What the figures are from', '', 'All values of each study, all samples of the other measurements, and'
               ' the claims themselves are in `docs/figures`.', '']
-    parts += [origin(name, read('studies', name)) for name in names_of(claims, 'study')]
-    parts += [origin(name, read('records', name)) for name in names_of(claims, 'record')]
+    parts += [origin('studies', name) for name in names_of(claims, 'study')]
+    parts += [origin('records', name) for name in names_of(claims, 'record')]
     parts += ['', 'Papers; tables of RepLKNet are numbered as in the first version of its manuscript:', '']
     parts += [f"- {key}: [{source['text']}]({source['url']})" for key, source in claims['sources'].items()]
     return '\n'.join(parts) + '\n'
 
 
 def without_paths(command: str) -> str:
-    """A command without the folder of its results, and with DIR for other folders of a machine."""
-    return re.sub(r'(?<=\s)/\S+', 'DIR', re.sub(r'\s+--out\s+\S+', '', command))
+    """A command without the folder of its results, and with DIR and FILE for other paths of a machine."""
+    command = re.sub(r'\s+--out\s+\S+', '', command)
+    return re.sub(r'(?<=\s)/\S+', lambda path: 'FILE' if Path(path[0]).suffix else 'DIR', command)
 
 
 def add_study(name: str, report: dict, commit: str) -> dict:
