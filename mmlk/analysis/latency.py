@@ -47,7 +47,7 @@ from mmlk.engine.network import build_network, check_backbone, in_channels
 from mmlk.ops import benchmark
 from mmlk.reparam import MergeableBranches, merge
 
-from .palette import Point, add_panels, looks, name_points, wrapped
+from .palette import LABEL, Point, add_panels, looks, name_points, rows_height, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -562,13 +562,13 @@ def plot_latency(rows: Sequence[LatencyRow], results: Mapping[str, KnownResult],
     shown = {row.name for row in rows if row.mode == 'inference'}
     metrics = list(dict.fromkeys(result.metric for name, result in results.items() if name in shown))
     look = looks(row.name for row in rows)
-    labels = {mode: [wrapped(row.label, 24) for row in rows if row.mode == mode][::-1] for mode in modes}
-    most = max(sum(0.34 + 0.17 * label.count('\n') for label in theirs) for theirs in labels.values())
+    bars_of = {mode: [row for row in rows if row.mode == mode][::-1] for mode in modes}  # the first at the top
+    labels = {mode: [wrapped(row.label, LABEL) for row in bars] for mode, bars in bars_of.items()}
     panels = len(modes) + len(metrics)
-    figure = Figure(figsize=(10.4, (1 + panels) // 2 * max(3.4, 1.4 + most)), layout='constrained')
+    height = max(3.4, 1.4 + max(map(rows_height, labels.values())))
+    figure = Figure(figsize=(10.4, (1 + panels) // 2 * height), layout='constrained')
     axes = add_panels(figure, panels)
-    for axis, mode in zip(axes, modes):
-        bars = [row for row in rows if row.mode == mode][::-1]  # the first at the top
+    for axis, (mode, bars) in zip(axes, bars_of.items()):
         middle = [row.median * 1e3 for row in bars]
         spread = [[abs(row.quartiles[side] - row.median) * 1e3 for row in bars] for side in (0, 1)]
         axis.barh(range(len(bars)), middle, xerr=spread, color=[look[row.name].colour for row in bars], alpha=0.85,

@@ -14,6 +14,7 @@ COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#0
 MARKERS = 'osD^vP*X'
 _OFFSETS = [(right, up) for distance in (4, 14, 26, 38, 50, 65, 80, 95) for up in (distance, -distance)
             for right in (9, -9)]
+LABEL = 24  #: Letters in a line of a name beside the axes.
 _NEAR = 14  # a name that is farther up or down has a line to its point
 
 
@@ -48,6 +49,11 @@ def wrapped(name: str, width: int) -> str:
 def most_lines(texts: Iterable[str]) -> int:
     """Returns the number of lines of the text that has most."""
     return 1 + max(text.count('\n') for text in texts)
+
+
+def rows_height(labels: Iterable[str]) -> float:
+    """Returns the height, in inches, that rows with these labels beside the axes need."""
+    return sum(0.34 + 0.17 * label.count('\n') for label in labels)
 
 
 def legend_columns(labels: Sequence[str], letters: int, most: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Dict, Iterable, List, NamedTuple, Optional, Se
 import yaml
 
 from mmlk._text import markdown_table
-from mmlk.analysis.palette import Look, Point, add_panels, looks, name_points, wrapped
+from mmlk.analysis.palette import LABEL, Look, Point, add_panels, looks, name_points, rows_height, wrapped
 from mmlk.weights.catalog import read_records
 
 if TYPE_CHECKING:
@@ -348,9 +348,6 @@ class References:
         return '\n'.join(self.entries[key]['bibtex'] for key in keys)
 
 
-_NAME = 24  # letters in a line of a model's name beside the axes
-
-
 def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figure':
     """Accuracy of each model with all its seeds, its difference to another model, and accuracy against each of some
     other columns. A difference that is not distinguishable from none is drawn hollow, and named.
@@ -368,9 +365,8 @@ def plot_study(report: StudyReport, accuracy: str, axes: Sequence[str]) -> 'Figu
     differences = [one for one in report.differences if column.title.startswith(one.metric) and one.interval]
     look = looks(itertools.chain((line.name for line in lines), (one.model for one in differences)))
     number = 1 + bool(differences) + len(axes)
-    names = [wrapped(line.name, _NAME) for line in lines]
-    height = max(3.4, 1.5 + sum(0.34 + 0.17 * name.count('\n') for name in names))
-    figure = Figure(figsize=(9.6, (1 + number) // 2 * height), layout='constrained')
+    names = [wrapped(line.name, LABEL) for line in lines]
+    figure = Figure(figsize=(9.6, (1 + number) // 2 * max(3.4, 1.5 + rows_height(names))), layout='constrained')
     first, *others = add_panels(figure, number)
     if differences:
         _plot_differences(others.pop(0), differences, look)
@@ -415,7 +411,7 @@ def _plot_differences(axes: 'Axes', differences: Sequence[Difference], look: Dic
         unclear = one.verdict == 'not distinguishable'
         axes.plot(one.interval, [place, place], '|-', color=colour, markersize=8)
         axes.plot(one.value, place, marker, color=colour, markerfacecolor='white' if unclear else colour)
-        names.append(wrapped(one.model, _NAME) + '\nnot distinguishable' * unclear)
+        names.append(wrapped(one.model, LABEL) + '\nnot distinguishable' * unclear)
     axes.axvline(0, color='grey', linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
